@@ -1,0 +1,174 @@
+"""The whole configuration: one typed, frozen tree, given by the ``args:`` of the application file.
+
+Unknown keys are refused by name, bad values with what would be right. Derived values are properties. A checkpoint's own
+settings come from its files through ``Checkpoint``; nothing else in Prism reads the environment or those files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DEMO_CHECKPOINT = Path(__file__).parent / "demo" / "checkpoint"
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Frozen(BaseModel):
+    """A node of the tree: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProcessorSettings(Frozen):
+    """How a checkpoint wants its pictures: read from its ``preprocessor_config.json``, never from the YAML."""
+
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Path) -> ProcessorSettings:
+        """Reads ``preprocessor_config.json``; both the older ``min_pixels`` and the newer ``size`` spellings count."""
+        raw: dict[str, Any] = json.loads((checkpoint / "preprocessor_config.json").read_text())
+        size = raw.get("size") or {}
+        raw.setdefault("min_pixels", size.get("shortest_edge") or size.get("min_pixels"))
+        raw.setdefault("max_pixels", size.get("longest_edge") or size.get("max_pixels"))
+        return cls(**{key: raw[key] for key in cls.model_fields if raw.get(key) is not None})
+
+
+class ModelConfig(Frozen):
+    """Which model is served, and as what.
+
+    ``checkpoint`` is ``demo`` (the small one that comes with Prism), a directory, or a name on the Hugging Face Hub.
+    """
+
+    checkpoint: str = "demo"
+    served_name: str = "prism-demo"
+    max_model_len: int = Field(default=4096, ge=1)
+    dtype: Dtype = "bfloat16"
+
+    @cached_property
+    def path(self) -> Path:
+        """The checkpoint's directory on this machine; a Hub name is fetched on first use (into the Hub's cache)."""
+        if self.checkpoint == "demo":
+            return DEMO_CHECKPOINT
+        if (local := Path(self.checkpoint)).is_dir():
+            return local
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(self.checkpoint))
+
+    @cached_property
+    def processor(self) -> ProcessorSettings:
+        return ProcessorSettings.from_checkpoint(self.path)
+
+    @cached_property
+    def revision(self) -> str:
+        """A fingerprint of the encoder: the checkpoint's settings and the sizes of its weight files, as 16 hex digits."""
+        fingerprint = hashlib.sha256(self.dtype.encode())
+        for name in ("config.json", "preprocessor_config.json"):
+            fingerprint.update((self.path / name).read_bytes())
+        for weights in sorted(self.path.glob("*.safetensors")):
+            fingerprint.update(f"{weights.name}:{weights.stat().st_size}".encode())
+        return fingerprint.hexdigest()[:16]
+
+
+class MediaConfig(Frozen):
+    """What a picture may be, and where it may be fetched from."""
+
+    max_pictures: int = Field(default=16, ge=0)
+    max_picture_bytes: int = Field(default=20 * 2**20, ge=1)
+    max_picture_pixels: int = Field(default=50_000_000, ge=1, le=178_956_970)
+    """Pixels of the stored picture; Pillow decodes no more than the upper bound, whatever is configured."""
+    fetch_timeout_s: float = Field(default=10.0, gt=0)
+    max_redirects: int = Field(default=3, ge=0)
+    trusted_hosts: frozenset[str] = frozenset()
+    """Host names that may resolve to private addresses, such as an object store inside the cluster."""
+    ca_file: str | None = None
+    """A PEM file of certificate authorities to trust besides the system's."""
+
+
+class Resources(Frozen):
+    """What Ray reserves for one replica, and on which nodes."""
+
+    num_cpus: float = Field(default=1.0, ge=0)
+    num_gpus: float = Field(default=0.0, ge=0)
+    memory_bytes: int | None = Field(default=None, ge=1)
+    pool_label: str | None = None
+    """Prefer nodes whose Ray label ``pool`` has this value; with ``pool_label_required``, use no others."""
+    pool_label_required: bool = False
+
+
+class PoolConfig(Frozen):
+    """What every pool has."""
+
+    num_replicas: int = Field(default=1, ge=1)
+    max_ongoing_requests: int = Field(default=64, ge=1)
+    """Serve's limit per replica: the last wall, behind the Router's own admission."""
+    resources: Resources = Resources()
+
+
+class RouterConfig(PoolConfig):
+    max_ongoing_requests: int = Field(default=1024, ge=1)
+    max_in_flight: int = Field(default=256, ge=1)
+    """Requests that one Router replica works on at a time; more are refused with 429."""
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1)
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """The longest that a request may take; a client may ask for less with ``prism.timeout_s``."""
+
+
+class PreprocessorConfig(PoolConfig):
+    """The CPU pool: each replica is one process that works on one picture at a time."""
+
+
+class EncoderConfig(PoolConfig):
+    device: Literal["cpu", "cuda"] = "cpu"
+    num_threads: int = Field(default=1, ge=1)
+    """CPU threads that the vision tower computes with; of no effect on a GPU."""
+
+
+class DecoderConfig(PoolConfig):
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
+    max_num_seqs: int = Field(default=64, ge=1)
+    kv_cache_gib: int = Field(default=1, ge=1)
+    """KV cache per worker on CPU; vLLM takes whole GiB there. On a GPU, ``gpu_memory_utilization`` decides."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    enforce_eager: bool = False
+    bind_cores: str | None = None
+    """CPU cores of the engine's workers as vLLM writes them: ``0|1`` gives each of two workers a core."""
+    tool_call_parser: str | None = None
+    """vLLM's parser for tools that the model calls by itself (``tool_choice: auto``), such as ``hermes``."""
+
+    @model_validator(mode="after")
+    def _tensor_parallel_on_cpu_binds_cores(self) -> Self:
+        if self.device == "cpu" and self.tensor_parallel_size > 1 and self.bind_cores is None:
+            example = "|".join(str(core) for core in range(self.tensor_parallel_size))
+            raise ValueError(f"tensor_parallel_size > 1 on CPU needs bind_cores, one entry per worker: {example!r}")
+        return self
+
+
+class PrismConfig(Frozen):
+    """The root: one model, the rules for its pictures, and the four pools.
+
+    ``encode`` says where pictures are encoded. Today every model runs ``split``; ``colocated`` and ``auto`` are named in the
+    design for models whose vLLM class takes no outside embeddings, and are refused until they exist.
+    """
+
+    model: ModelConfig = ModelConfig()
+    encode: Literal["split"] = "split"
+    media: MediaConfig = MediaConfig()
+    router: RouterConfig = RouterConfig()
+    preprocessor: PreprocessorConfig = PreprocessorConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()

@@ -1,0 +1,136 @@
+"""Starts vLLM's engine and the serving objects of its OpenAI layer, as vLLM's own launcher does, without an HTTP server."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from starlette.datastructures import State
+
+from cluster.messages import Call, Embedding, picture_part
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from cluster.config import PrismConfig
+    from cluster.decode.embeddings import EmbeddingShape
+    from cluster.messages import Digest
+
+
+class Engine:
+    """A running vLLM engine. Make one with ``await Engine.start(config)``; it dies with its process."""
+
+    def __init__(self, llm: AsyncLLM, state: State, shape: EmbeddingShape) -> None:
+        self.serving = state
+        self.embedding_shape = shape
+        self._llm = llm
+
+    @classmethod
+    async def start(cls, config: PrismConfig) -> Self:
+        """Loads the language model and waits until it can generate.
+
+        Raises:
+            RuntimeError: vLLM could not start; its log says why.
+        """
+        _set_environment(config)
+        # Only now: vLLM reads its environment when it is imported.
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from cluster.decode.embeddings import EmbeddingShape
+
+        args = make_arg_parser(FlexibleArgumentParser()).parse_args(engine_flags(config))
+        validate_parsed_serve_args(args)
+        vllm_config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+        llm = AsyncLLM.from_vllm_config(vllm_config)
+        state = State()
+        await init_app_state(llm, state, args, await llm.get_supported_tasks())
+        shape = EmbeddingShape(
+            hidden_size=vllm_config.model_config.get_inputs_embeds_size(),
+            merge_size=config.model.processor.merge_size,
+            dtype=str(vllm_config.model_config.dtype).removeprefix("torch."),
+        )
+        engine = cls(llm, state, shape)
+        await engine._warm_up()
+        return engine
+
+    async def _warm_up(self) -> None:
+        """Runs one picture through, so that no client waits for what vLLM does on first use."""
+        shape = self.embedding_shape
+        rows = np.zeros((1, shape.hidden_size * getattr(torch, shape.dtype).itemsize), dtype=np.uint8)
+        blank = Embedding("0" * 64, rows, shape.dtype, (1, shape.merge_size, shape.merge_size))
+        message = {"role": "user", "content": [picture_part(blank.digest), {"type": "text", "text": "?"}]}
+        async for _ in self.answer(Call("chat", "warm-up", {"messages": [message], "max_tokens": 2}), {blank.digest: blank}):
+            pass
+
+    def answer(self, call: Call, embeddings: Mapping[Digest, Embedding]) -> AsyncIterator[str]:
+        """Runs one call; see ``cluster.decode.answer``."""
+        from cluster.decode.answer import answer
+
+        return answer(self, call, embeddings)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that the engine holds now, waiting or running."""
+        return int(self._llm.get_num_unfinished_requests())
+
+    async def check_health(self) -> None:
+        """Raises:
+        EngineDeadError: The engine's process is gone; only a new replica helps.
+        """
+        await self._llm.check_health()
+
+    async def parameter_names(self) -> list[list[str]]:
+        """The name of every weight, worker by worker: none of a vision tower, or the split is not one."""
+        return list(await self._llm.collective_rpc("parameter_names"))
+
+    def stop(self) -> None:
+        """Ends the engine's processes."""
+        self._llm.shutdown()
+
+
+def engine_flags(config: PrismConfig) -> list[str]:
+    """The engine's settings as flags of ``vllm serve``, so that a flag's meaning is looked up in one place: vLLM's manual."""
+    decoder, model = config.decoder, config.model
+    flags: dict[str, Any] = {
+        "model": model.path,
+        "served-model-name": model.served_name,
+        "max-model-len": model.max_model_len,
+        "dtype": model.dtype,
+        "tensor-parallel-size": decoder.tensor_parallel_size,
+        "max-num-seqs": decoder.max_num_seqs,
+        "limit-mm-per-prompt": json.dumps({"image": 0, "video": 0}),
+        "mm-processor-cache-gb": 0,
+        "worker-extension-cls": "cluster.decode.worker.WorkerExtension",
+    }
+    switches = ["--enable-mm-embeds"]
+    if decoder.device == "cuda":
+        flags["gpu-memory-utilization"] = decoder.gpu_memory_utilization
+        flags["distributed-executor-backend"] = "ray" if decoder.tensor_parallel_size > 1 else "mp"
+    elif decoder.tensor_parallel_size > 1:
+        flags["distributed-executor-backend"] = "mp"
+    if decoder.enforce_eager:
+        switches.append("--enforce-eager")
+    if decoder.tool_call_parser:
+        flags["tool-call-parser"] = decoder.tool_call_parser
+        switches.append("--enable-auto-tool-choice")
+    return [*switches, *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def _set_environment(config: PrismConfig) -> None:
+    from cluster.decode.embeddings import CONNECTOR
+
+    os.environ["VLLM_MEDIA_CONNECTOR"] = CONNECTOR
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    if config.decoder.device == "cpu":
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.decoder.kv_cache_gib)
+        if config.decoder.bind_cores is not None:
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.decoder.bind_cores

@@ -1,0 +1,121 @@
+"""What the model can tell apart: the closed list of answers for each kind of question."""
+
+from __future__ import annotations
+
+from typing import Final
+
+COLOURS: Final = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
+SHAPES: Final = ("circle", "square", "rectangle", "triangle", "star", "heart", "cross", "diamond")
+COUNTS: Final = ("1", "2", "3", "4", "5", "6")
+DIGITS: Final = tuple("0123456789")
+WORDS: Final = tuple(
+    [
+        "on",
+        "go",
+        "me",
+        "no",
+        "we",
+        "yes",
+        "cat",
+        "dog",
+        "sun",
+        "car",
+        "red",
+        "box",
+        "bus",
+        "cup",
+        "egg",
+        "fox",
+        "hat",
+        "ice",
+        "key",
+        "map",
+        "pen",
+        "pig",
+        "run",
+        "sky",
+        "sea",
+        "tea",
+        "tree",
+        "top",
+        "van",
+        "win",
+        "book",
+        "blue",
+        "bird",
+        "cake",
+        "door",
+        "fish",
+        "girl",
+        "hand",
+        "home",
+        "king",
+        "lamp",
+        "love",
+        "milk",
+        "moon",
+        "nose",
+        "open",
+        "park",
+        "rain",
+        "ring",
+        "road",
+        "ship",
+        "shop",
+        "snow",
+        "stop",
+        "time",
+        "apple",
+        "bread",
+        "chair",
+        "horse",
+        "house",
+        "light",
+        "music",
+        "queen",
+        "river",
+        "smile",
+        "table",
+        "train",
+        "water",
+        "world",
+    ]
+)
+PHOTOS: Final = (
+    "astronaut",
+    "bricks",
+    "photographer",
+    "cat",
+    "coffee",
+    "coins",
+    "grass",
+    "gravel",
+    "moon",
+    "motorcycle",
+    "rocket",
+    "temple",
+    "flower",
+    "galaxies",
+    "retina",
+    "tissue",
+    "horse",
+    "officer",
+    "page",
+)
+
+CLASSES: Final[dict[str, tuple[str, ...]]] = {
+    "colour": COLOURS,
+    "shape": SHAPES,
+    "count": COUNTS,
+    "digit": DIGITS,
+    "word": WORDS,
+    "photo": PHOTOS,
+}
+"""By kind of question, in the order that the classification heads of the first training stage use."""
+
+KINDS: Final = tuple(CLASSES)
+
+ADVERTISED: Final = KINDS
+"""The kinds that the model answers right at least 19 times in 20; the evaluation fails if one of them does not."""
+
+ANSWERS: Final = tuple(dict.fromkeys(answer for answers in CLASSES.values() for answer in answers))

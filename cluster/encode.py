@@ -1,0 +1,112 @@
+"""Encode stage: runs the vision tower, and nothing else of the model.
+
+In: ``Pixels`` (uint8 patches). Out: ``Embedding`` (one row per token that the language model will read). Needs torch and
+transformers alone, so that it also runs on a GPU machine without Ray or vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+from safetensors import safe_open
+from transformers import Qwen2_5_VLConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+from cluster.messages import Embedding, Pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from cluster.config import Dtype, ProcessorSettings
+
+TOWER_PREFIXES = ("visual.", "model.visual.")
+"""Where a checkpoint keeps the vision tower: as published by Qwen, and as transformers 5 saves it."""
+
+
+class VisionEncoder:
+    """The Qwen2.5-VL vision tower with the normalisation of its processor.
+
+    Source: Qwen2.5-VL technical report (arXiv 2502.13923), section 2.1.1; the module is transformers' own.
+    """
+
+    def __init__(self, tower: Qwen2_5_VisionTransformerPretrainedModel, settings: ProcessorSettings) -> None:
+        self._tower = tower.eval()
+        self._merge_unit = settings.merge_size**2
+        # Per channel, as the processor does it: one fused step on the 0..255 scale.
+        self._mean = (torch.tensor(settings.image_mean) * 255)[:, None].to(tower.device)
+        self._std = (torch.tensor(settings.image_std) * 255)[:, None].to(tower.device)
+
+    @classmethod
+    def load(cls, checkpoint: Path, settings: ProcessorSettings, *, dtype: Dtype, device: str = "cpu") -> Self:
+        """Reads the tower's weights alone from a checkpoint's safetensors files.
+
+        Raises:
+            FileNotFoundError: The checkpoint has no weights.
+            RuntimeError: The weights do not fit the configuration.
+        """
+        config = Qwen2_5_VLConfig.from_pretrained(checkpoint).vision_config
+        with torch.device("meta"):
+            tower = Qwen2_5_VisionTransformerPretrainedModel._from_config(config, dtype=getattr(torch, dtype))
+        tower = tower.to_empty(device=device)
+        with torch.device(device):
+            tower.rotary_pos_emb = type(tower.rotary_pos_emb)(config)
+        weights = {name: tensor.to(device, tower.dtype) for name, tensor in read_tower_weights(checkpoint)}
+        tower.load_state_dict(weights)
+        return cls(tower, settings)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self._tower.parameters())
+
+    @property
+    def parameter_names(self) -> list[str]:
+        return [name for name, _ in self._tower.named_parameters()]
+
+    @torch.inference_mode()
+    def encode(self, batch: Sequence[Pixels]) -> list[Embedding]:
+        """Encodes pictures together in one pass.
+
+        Returns:
+            One embedding per picture: [num_patches / merge², out_hidden_size] in the tower's dtype.
+        """
+        patches = torch.cat([self.normalise(pixels) for pixels in batch])
+        grids = torch.tensor([pixels.grid for pixels in batch], device=patches.device)
+        rows: Tensor = self._tower(patches, grid_thw=grids).pooler_output
+        sizes = [pixels.num_patches // self._merge_unit for pixels in batch]
+        return [self._embedding(pixels, part) for pixels, part in zip(batch, torch.split(rows, sizes), strict=True)]
+
+    def normalise(self, pixels: Pixels) -> Tensor:
+        """[num_patches, 3 · temporal · patch · patch] uint8 → the same shape in the tower's dtype."""
+        raw = torch.from_numpy(pixels.patches.copy()).to(self._mean.device)
+        channels = raw.view(pixels.num_patches, 3, -1).float()
+        return ((channels - self._mean) / self._std).flatten(1).to(self._tower.dtype)
+
+    def _embedding(self, pixels: Pixels, rows: Tensor) -> Embedding:
+        raw = rows.contiguous().cpu().view(torch.uint8).numpy()
+        return Embedding(pixels.digest, raw, str(rows.dtype).removeprefix("torch."), pixels.grid)
+
+
+def read_tower_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields the vision tower's tensors by their name inside the tower; no other tensor is read from disk.
+
+    Raises:
+        FileNotFoundError: The directory holds no safetensors files.
+    """
+    index = checkpoint / "model.safetensors.index.json"
+    if index.exists():
+        names: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        files = sorted({checkpoint / file for name, file in names.items() if name.startswith(TOWER_PREFIXES)})
+    else:
+        files = sorted(checkpoint.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no vision weights (*.safetensors) in {checkpoint}")
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 -- safe_open offers keys(), not iteration
+                if name.startswith(TOWER_PREFIXES):
+                    yield name.split("visual.", 1)[1], tensors.get_tensor(name)

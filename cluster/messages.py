@@ -1,0 +1,99 @@
+"""What travels along each edge of the path: one frozen message per edge.
+
+    Router ──Picture──> VisionEncoder ──Picture──> Preprocessor
+    Preprocessor ──Pixels──> VisionEncoder ──Embedding──> Decoder
+    Router ──Call──> Decoder
+
+Arrays are numpy: Ray's object store hands them on without a copy, which it cannot do for torch tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Digest = str
+"""Names a picture everywhere: 64 hex digits over its bytes, the processor's settings and the encoder's revision."""
+
+Grid = tuple[int, int, int]
+"""A picture's patches as (time, height, width); time is 1 for pictures."""
+
+Endpoint = Literal["chat", "completions", "tokenize", "detokenize"]
+
+PICTURE_FORMATS: Final = "PNG, JPEG, WebP, GIF, BMP or TIFF"
+"""What a picture may be, in words for a client."""
+
+MAX_ASPECT_RATIO: Final = 200
+"""Longer side by shorter: Qwen's processor refuses pictures that are more elongated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as the client sent it: bounded bytes, its header read, nothing decoded.
+
+    ``width`` and ``height`` are pixels as stored, before EXIF orientation. ``param`` is the field of the request that
+    it came from, so that an error found later still names it.
+    """
+
+    digest: Digest
+    data: bytes = field(repr=False)
+    width: int
+    height: int
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """A picture ready for the vision tower: ``patches`` is [num_patches, 3 · 2 · 14 · 14] uint8, not normalised."""
+
+    digest: Digest
+    patches: NDArray[np.uint8] = field(repr=False)
+    grid: Grid
+
+    @property
+    def num_patches(self) -> int:
+        return len(self.patches)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """What the vision tower made of a picture.
+
+    ``rows`` holds [num_tokens, hidden_size · itemsize] uint8: the raw bytes of the tensor, because numpy has no bfloat16;
+    ``dtype`` is the torch name of the numbers within.
+    """
+
+    digest: Digest
+    rows: NDArray[np.uint8] = field(repr=False)
+    dtype: str
+    grid: Grid
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to a decoder.
+
+    ``body`` is the client's JSON with every picture part replaced by ``picture_part(digest)``; all else is as the
+    client wrote it. ``request_id`` is ours, never the client's.
+    """
+
+    endpoint: Endpoint
+    request_id: str
+    body: dict[str, Any] = field(repr=False)
+
+
+PICTURE_PART: Final = "prism_picture"
+
+
+def picture_part(digest: Digest) -> dict[str, str]:
+    """The content part that stands for a picture between Router and Decoder."""
+    return {"type": PICTURE_PART, "digest": digest}
+
+
+def is_picture(part: object) -> bool:
+    """Whether a content part is one made by ``picture_part``."""
+    return isinstance(part, dict) and part.get("type") == PICTURE_PART

@@ -1,0 +1,50 @@
+"""The Router's own metrics, and the joining of every process's metrics into one Prometheus text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+REQUESTS: Final = Counter("prism_requests", "Requests that ended, by endpoint and HTTP status.", ["endpoint", "status"])
+IN_FLIGHT: Final = Gauge("prism_requests_in_flight", "Requests that this Router replica works on now.")
+ENGINE_REQUESTS: Final = Gauge(
+    "prism_engine_requests", "Requests that the decoder's engine holds now; vLLM's own gauge stands still while it is idle."
+)
+FIRST_PIECE_S: Final = Histogram(
+    "prism_time_to_first_token_seconds",
+    "From the last byte of a streamed request to its first SSE event.",
+    ["endpoint"],
+    buckets=(0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 20, 60),
+)
+
+
+def merge(texts: Iterable[tuple[Mapping[str, str], bytes]]) -> bytes:
+    """Joins Prometheus texts into one, each text's samples labelled with where they come from.
+
+    Args:
+        texts: Pairs of the labels to add (``pool``, ``replica``) and a process's own text.
+    """
+    families: dict[str, Metric] = {}
+    for labels, text in texts:
+        for family in text_string_to_metric_families(text.decode()):
+            joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            for sample in family.samples:
+                joined.add_sample(sample.name, {**sample.labels, **labels}, sample.value, sample.timestamp)
+    registry = CollectorRegistry()
+    registry.register(_Families(families.values()))
+    return generate_latest(registry)
+
+
+class _Families(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families

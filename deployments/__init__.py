@@ -1,0 +1,12 @@
+"""Where things run: one thin Ray Serve deployment per pool, over the logic in ``cluster``.
+
+app.py           builds the application from the YAML's ``args:``
+api.py           the HTTP surface of the Router: routes, admission, errors
+router.py        the ingress: one request from body to last byte
+preprocessor.py  pool of CPU processes
+encoder.py       pool of vision towers
+decoder.py       pool of vLLM engines
+calls.py         calls between pools: what Ray raises becomes one of Prism's errors
+launch.py        starts and ends a cluster on this machine
+cli.py           the ``prism`` command
+"""

@@ -1,0 +1,221 @@
+"""The Router's HTTP surface: routes, admission, and errors in the OpenAI API's shape."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from cluster.errors import (
+    BodyTooLarge,
+    InternalError,
+    MethodNotAllowed,
+    ModelNotFound,
+    Overloaded,
+    PrismError,
+    RouteNotFound,
+)
+from cluster.metrics import FIRST_PIECE_S, IN_FLIGHT, REQUESTS
+from cluster.stream import relay
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from starlette.types import Receive, Scope, Send
+
+    from cluster.messages import Endpoint
+    from deployments.router import Router
+
+log: Final = logging.getLogger("ray.serve")
+
+ENDPOINTS: Final[dict[str, Endpoint]] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/tokenize": "tokenize",
+    "/detokenize": "detokenize",
+}
+RETRY_AFTER_S: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A request's first piece, and what follows it: SSE text for a stream, nothing after the first piece otherwise."""
+
+    first: str
+    rest: AsyncIterator[str]
+    stream: bool
+
+
+def build_api(router: Router) -> FastAPI:
+    """The application that Serve runs in each Router replica."""
+    api = FastAPI(title="Prism", openapi_url=None)
+    desk = Desk(router)
+    for path, endpoint in ENDPOINTS.items():
+        api.add_api_route(path, desk.endpoint(endpoint), methods=["POST"])
+    api.add_api_route("/v1/models", desk.models)
+    api.add_api_route("/v1/models/{name:path}", desk.model)
+    api.add_api_route("/health", desk.health)
+    api.add_api_route("/status", desk.status)
+    api.add_api_route("/version", desk.version)
+    api.add_api_route("/metrics", desk.metrics)
+    api.add_exception_handler(PrismError, _prism_error)
+    api.add_exception_handler(HTTPException, _http_error)
+    api.add_exception_handler(Exception, _defect)
+    return api
+
+
+class Desk:
+    """What each route does. Admission is counted here: a request holds its place until its last byte is out."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._limit = router.config.router.max_in_flight
+        self._in_flight = 0
+        self._started_s = int(time.time())
+
+    def endpoint(self, endpoint: Endpoint) -> Callable[[Request], Any]:
+        """The handler for one of vLLM's endpoints."""
+
+        async def handle(http: Request) -> Response:
+            place = self._take_place(endpoint)
+            try:
+                raw = await self._read_body(http)
+                started_s = time.perf_counter()
+                answer = await self._router.answer(endpoint, raw)
+            except BaseException as error:
+                place.leave(error.status if isinstance(error, PrismError) else 500)
+                raise
+            if not answer.stream:
+                place.leave(200)
+                return Response(answer.first, media_type="application/json")
+            FIRST_PIECE_S.labels(endpoint).observe(time.perf_counter() - started_s)
+            return HeldStream(relay(answer.first, answer.rest), place)
+
+        return handle
+
+    async def models(self) -> dict[str, Any]:
+        """The OpenAI list of models: the one that is served."""
+        return {"object": "list", "data": [self._card()]}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """The OpenAI card of one model."""
+        if name != self._router.config.model.served_name:
+            raise ModelNotFound(f"The model {name!r} is not served here.", param="model")
+        return self._card()
+
+    async def health(self) -> Response:
+        """200 only when every pool can serve."""
+        await self._router.check_ready()
+        return Response(status_code=200)
+
+    async def status(self) -> dict[str, Any]:
+        """Every pool with its replicas, for ``prism status``."""
+        return {"model": self._router.config.model.served_name, "pools": await self._router.pool_states()}
+
+    async def version(self) -> dict[str, str]:
+        """Prism's version and that of what it stands on."""
+        return {"version": version("prism-serve"), "ray": version("ray"), "transformers": version("transformers")}
+
+    async def metrics(self) -> Response:
+        """The whole cluster's metrics as Prometheus text."""
+        return Response(await self._router.cluster_metrics(), media_type="text/plain; version=0.0.4")
+
+    def _take_place(self, endpoint: Endpoint) -> Place:
+        if self._in_flight >= self._limit:
+            REQUESTS.labels(endpoint, 429).inc()
+            message = f"{self._in_flight} requests are in flight here, which is the limit; send the request again shortly."
+            raise Overloaded(message, in_flight=self._in_flight, limit=self._limit)
+        self._in_flight += 1
+        IN_FLIGHT.set(self._in_flight)
+        return Place(self, endpoint)
+
+    def leave(self) -> None:
+        """Called by a place that is left."""
+        self._in_flight -= 1
+        IN_FLIGHT.set(self._in_flight)
+
+    async def _read_body(self, http: Request) -> bytes:
+        limit = self._router.config.router.max_body_bytes
+        body = bytearray()
+        announced = http.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            raise _body_too_large(int(announced), limit)
+        async for chunk in http.stream():
+            body += chunk
+            if len(body) > limit:
+                raise _body_too_large(len(body), limit)
+        return bytes(body)
+
+    def _card(self) -> dict[str, Any]:
+        model = self._router.config.model
+        return {
+            "id": model.served_name,
+            "object": "model",
+            "created": self._started_s,
+            "owned_by": "prism",
+            "root": model.checkpoint,
+            "max_model_len": model.max_model_len,
+        }
+
+
+class Place:
+    """One request's place among those in flight; leaving twice counts once."""
+
+    def __init__(self, desk: Desk, endpoint: Endpoint) -> None:
+        self._desk: Desk | None = desk
+        self._endpoint = endpoint
+
+    def leave(self, status: int) -> None:
+        """Gives the place back and counts the request by its HTTP status."""
+        if self._desk is not None:
+            self._desk.leave()
+            self._desk = None
+            REQUESTS.labels(self._endpoint, status).inc()
+
+
+class HeldStream(StreamingResponse):
+    """An SSE response that holds its place until the last byte is out or the client is gone."""
+
+    def __init__(self, content: AsyncIterator[bytes], place: Place) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._place.leave(200)
+
+
+def _body_too_large(size: int, limit: int) -> BodyTooLarge:
+    message = f"The request's body has {size} bytes or more; at most {limit} are read. Send pictures as https: URLs, or fewer."
+    return BodyTooLarge(message, asked_bytes=size, limit_bytes=limit)
+
+
+def _prism_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, PrismError)
+    headers = {"retry-after": str(RETRY_AFTER_S)} if error.status in (429, 503) else None
+    return JSONResponse(error.to_openai(), status_code=error.status, headers=headers)
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return _prism_error(request, RouteNotFound(f"{request.url.path} is not served here; the API lives under /v1."))
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        response = _prism_error(request, MethodNotAllowed(f"{request.url.path} takes {allowed}, not {request.method}."))
+        response.headers["allow"] = allowed
+        return response
+    return _prism_error(request, InternalError(str(error.detail)))
+
+
+def _defect(request: Request, error: Exception) -> Response:
+    log.error("defect on %s %s", request.method, request.url.path, exc_info=error)
+    return _prism_error(request, InternalError("Prism failed on this request; its log says why."))

@@ -1,0 +1,63 @@
+"""Builds the Serve application from the YAML's ``args:``."""
+
+# No `from __future__ import annotations` here: Serve reads the annotation of `build` as it stands, to validate the arguments.
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from cluster.config import DecoderConfig, PoolConfig, PrismConfig
+from deployments.decoder import Decoder
+from deployments.encoder import VisionEncoder
+from deployments.preprocessor import Preprocessor
+from deployments.router import Router
+
+
+def build(config: PrismConfig) -> Application:
+    """The application: a Router over three pools. Serve calls this with the ``args:`` of the application file.
+
+    Raises:
+        ValidationError: A key is unknown or a value is out of range; the message names it.
+    """
+    preprocessor = serve.deployment(**pool_options(config.preprocessor))(Preprocessor).bind(config)
+    encoder = serve.deployment(**pool_options(config.encoder))(VisionEncoder).bind(config, preprocessor)
+    decoder = serve.deployment(**decoder_options(config.decoder))(Decoder).bind(config)
+    router = serve.deployment(**pool_options(config.router))(serve.ingress()(Router))
+    return router.bind(config, preprocessor=preprocessor, encoder=encoder, decoder=decoder)
+
+
+def pool_options(pool: PoolConfig) -> dict[str, Any]:
+    """Serve's options for a pool whose replicas each fit one Ray actor."""
+    resources = pool.resources
+    actor: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
+    if resources.memory_bytes is not None:
+        actor["memory"] = resources.memory_bytes
+    if resources.pool_label is not None:
+        actor["label_selector"] = {"pool": resources.pool_label}
+        if not resources.pool_label_required:
+            actor["fallback_strategy"] = [{"label_selector": {}}]
+    return {
+        "num_replicas": pool.num_replicas,
+        "max_ongoing_requests": pool.max_ongoing_requests,
+        "ray_actor_options": actor,
+    }
+
+
+def decoder_options(pool: DecoderConfig) -> dict[str, Any]:
+    """Serve's options for decoders: on GPUs, one bundle per tensor-parallel worker, all on one node."""
+    options = pool_options(pool)
+    if pool.device == "cpu":
+        return options
+    actor = options["ray_actor_options"]
+    if pool.tensor_parallel_size == 1:
+        actor["num_gpus"] = 1
+        return options
+    cpus = actor["num_cpus"]
+    first = {"CPU": cpus, "GPU": 1}
+    options["placement_group_bundles"] = [first, *({"CPU": 1, "GPU": 1} for _ in range(pool.tensor_parallel_size - 1))]
+    options["placement_group_strategy"] = "STRICT_PACK"
+    if selector := actor.pop("label_selector", None):
+        options["placement_group_bundle_label_selector"] = [selector]
+    actor.pop("fallback_strategy", None)
+    return options

@@ -1,0 +1,57 @@
+"""Calls between pools: whatever Ray raises on the way becomes one of Prism's errors."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+
+from cluster.errors import InternalError, Overloaded, PrismError, StageUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ray import ObjectRef
+
+    from cluster.messages import Digest, Embedding
+
+log: Final = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingReference:
+    """A picture's embedding, left where it was made: the tensor stays in shared memory until a decoder maps it."""
+
+    digest: Digest
+    embedding: ObjectRef[Embedding]
+
+
+@contextmanager
+def calling(stage: str) -> Iterator[None]:
+    """Around a call to another pool.
+
+    Raises:
+        PrismError: The one that the stage raised, or ``StageUnavailable``, ``Overloaded`` or ``InternalError`` for what
+            became of the call on the way.
+    """
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, PrismError):
+            raise error.cause from None
+        if isinstance(error.cause, RayError | RayServeException):
+            raise _unavailable(stage) from error
+        log.exception("the %s failed", stage)
+        raise InternalError(f"The {stage} failed on this request.") from error
+    except BackPressureError as error:
+        raise Overloaded(f"The {stage} has no room; send the request again shortly.") from error
+    except (RayActorError, RayError, RayServeException) as error:
+        raise _unavailable(stage) from error
+
+
+def _unavailable(stage: str) -> StageUnavailable:
+    return StageUnavailable(f"The {stage} went away while it had the request; send the request again.")

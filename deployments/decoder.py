@@ -1,0 +1,56 @@
+"""The decoder pool: each replica holds one vLLM engine, tensor-parallel over its own bundle of devices."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from prometheus_client import generate_latest
+
+from cluster.metrics import ENGINE_REQUESTS
+from deployments.calls import calling
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from cluster.config import PrismConfig
+    from cluster.messages import Call
+    from deployments.calls import EmbeddingReference
+
+
+class Decoder:
+    """Generates answers. An engine that dies cannot be revived in place: the replica fails its health check and is replaced."""
+
+    async def __init__(self, config: PrismConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        from cluster.decode.engine import Engine  # only in the replica: whoever builds the application needs no vLLM
+
+        self._engine = await Engine.start(config)
+
+    async def generate(self, call: Call, references: Sequence[EmbeddingReference]) -> AsyncIterator[str]:
+        """Runs one call: SSE text for a stream, its JSON once for anything else."""
+        with calling("encoder"):
+            embeddings = await asyncio.gather(*(reference.embedding for reference in references))
+        async for text in self._engine.answer(call, {embedding.digest: embedding for embedding in embeddings}):
+            yield text
+
+    async def check_health(self) -> None:
+        """Called by Serve; raises once the engine is gone."""
+        await self._engine.check_health()
+
+    async def ready(self) -> bool:
+        """Whether this replica can serve."""
+        await self._engine.check_health()
+        return True
+
+    async def metrics(self) -> bytes:
+        """This process's metrics, vLLM's own among them, as Prometheus text."""
+        ENGINE_REQUESTS.set(self._engine.num_requests)
+        return generate_latest()
+
+    async def parameter_names(self) -> list[list[str]]:
+        """Every weight that this replica holds, by its name in the model, for each of the engine's workers."""
+        return await self._engine.parameter_names()
+
+    def __del__(self) -> None:
+        if engine := getattr(self, "_engine", None):
+            engine.stop()

@@ -1,0 +1,52 @@
+"""The encoder pool: each replica holds one vision tower."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import ray
+from prometheus_client import generate_latest
+
+from deployments.calls import EmbeddingReference, calling
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+    from cluster.config import PrismConfig
+    from cluster.messages import Picture
+
+
+class VisionEncoder:
+    """Turns pictures into embeddings, pulling their pixels from the preprocessors."""
+
+    def __init__(self, config: PrismConfig, preprocessor: DeploymentHandle[Any]) -> None:
+        import torch  # only in the replica: whoever builds the application needs no model code
+
+        from cluster import encode
+
+        torch.set_num_threads(config.encoder.num_threads)
+        model = config.model
+        self._tower = encode.VisionEncoder.load(model.path, model.processor, dtype=model.dtype, device=config.encoder.device)
+        self._preprocessor = preprocessor
+        self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+
+    async def encode(self, picture: Picture) -> EmbeddingReference:
+        """Encodes one picture; the tensor stays in this node's object store, and a reference travels."""
+        with calling("preprocessor"):
+            pixels = await self._preprocessor.preprocess.remote(picture)
+        [embedding] = await asyncio.get_running_loop().run_in_executor(self._lane, self._tower.encode, [pixels])
+        return EmbeddingReference(picture.digest, ray.put(embedding))
+
+    async def ready(self) -> bool:
+        """Whether this replica can serve."""
+        return True
+
+    async def metrics(self) -> bytes:
+        """This process's metrics, as Prometheus text."""
+        return generate_latest()
+
+    async def parameter_names(self) -> list[str]:
+        """Every weight that this replica holds, by its name in the tower."""
+        return self._tower.parameter_names

@@ -1,0 +1,217 @@
+"""Starts Ray and the application on this machine, and ends both without leaving a process or shared memory behind."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from cluster.config import PrismConfig
+from deployments.router import read_pool_states
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LOOPBACK = "127.0.0.1"
+PR_SET_CHILD_SUBREAPER = 36
+ENDING_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster that runs: where it listens, and where its logs are."""
+
+    url: str
+    logs: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationFile:
+    """An application file, read and checked: Serve's part and Prism's."""
+
+    path: Path
+    serve: ServeDeploySchema
+    config: PrismConfig
+
+    @classmethod
+    def read(cls, path: Path) -> ApplicationFile:
+        """Reads and checks a file.
+
+        Raises:
+            ValidationError: A key or value is wrong; the message names it.
+            ValueError: The file does not hold exactly one application.
+        """
+        serve = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+        if len(serve.applications) != 1:
+            raise ValueError(f"{path} must hold one application, it holds {len(serve.applications)}")
+        return cls(path, serve, PrismConfig.model_validate(serve.applications[0].args))
+
+
+def _silent(_: str) -> None:
+    """Reports nothing."""
+
+
+@contextmanager
+def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None] = _silent) -> Iterator[Cluster]:
+    """A cluster of this machine alone, bound to loopback, up and ready inside the block and gone after it.
+
+    Args:
+        file: What to run.
+        port: Where to listen for HTTP.
+        progress: Told in a few words what is still starting.
+
+    Raises:
+        RuntimeError: The application did not start; the logs say why and are kept.
+    """
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # everything is on loopback, and a token would be left in the home directory
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray import serve
+
+    _adopt_orphans()
+    segments = set(os.listdir("/dev/shm"))
+    folder = Path(tempfile.mkdtemp(prefix="prism-"))
+    failed = True
+    try:
+        ray.init(
+            _node_ip_address=LOOPBACK,
+            _temp_dir=str(folder),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+        logs = folder / "session_latest" / "logs"
+        serve.start(http_options={"host": LOOPBACK, "port": port}, logging_config=file.serve.logging_config)
+        with _watched(progress):
+            _deploy(file, logs)
+        yield Cluster(f"http://{LOOPBACK}:{port}", logs)
+        failed = False
+    except (KeyboardInterrupt, SystemExit):
+        failed = False
+        raise
+    finally:
+        with _uninterrupted():
+            serve.shutdown()  # type: ignore[no-untyped-call]
+            ray.shutdown()
+            _end_children()
+            _unlink_segments(segments)
+            if not failed:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _deploy(file: ApplicationFile, logs: Path) -> None:
+    from ray import serve
+
+    from deployments.app import build
+
+    application = file.serve.applications[0]
+    try:
+        serve.run(
+            build(file.config),
+            name=application.name,
+            route_prefix=application.route_prefix,
+            logging_config=file.serve.logging_config,
+        )
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}\nThe logs are in {logs}") from error
+
+
+@contextmanager
+def _watched(progress: Callable[[str], None]) -> Iterator[None]:
+    """Reports which pools are still starting, once a second, from a thread of its own."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            states = read_pool_states()
+            waiting = [name for name, pool in states.items() if pool["status"] != "HEALTHY"]
+            progress(
+                f"{len(states) - len(waiting)} of {len(states)} pools ready; starting {', '.join(waiting) or 'nothing more'}"
+            )
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C must not leave half a cluster behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _adopt_orphans() -> None:
+    """Makes this process the parent of every descendant whose own parent dies, so that none can slip away (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_children() -> None:
+    """Ends what is left of the cluster's processes: a polite signal, then a certain one."""
+    import psutil
+
+    children: list[Any] = psutil.Process().children(recursive=True)
+    for child in children:
+        _send(child, signal.SIGTERM)
+    _, alive = psutil.wait_procs(children, timeout=ENDING_TIMEOUT_S)
+    for child in alive:
+        _send(child, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=ENDING_TIMEOUT_S)
+
+
+def _send(process: Any, number: signal.Signals) -> None:
+    import psutil
+
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _unlink_segments(before: set[str]) -> None:
+    """Removes shared memory that came with the cluster, is ours, and that no process maps any more."""
+    mapped = "".join(_maps())
+    for name in set(os.listdir("/dev/shm")) - before:
+        path = Path("/dev/shm") / name
+        if path.is_file() and path.stat().st_uid == os.getuid() and str(path) not in mapped:
+            path.unlink(missing_ok=True)
+
+
+def _maps() -> Iterator[str]:
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            try:
+                yield (process / "maps").read_text()
+            except OSError:
+                continue
+
+
+def wait_forever() -> None:
+    """Sleeps until a signal."""
+    while True:
+        time.sleep(3600)

@@ -1,0 +1,39 @@
+"""The preprocessor pool: each replica is one CPU process that prepares one picture at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from prometheus_client import generate_latest
+
+if TYPE_CHECKING:
+    from cluster.config import PrismConfig
+    from cluster.messages import Picture, Pixels
+
+
+class Preprocessor:
+    """Turns pictures into patches. More throughput means more replicas, never more threads: Pillow holds the GIL."""
+
+    def __init__(self, config: PrismConfig) -> None:
+        import torch  # only in the replica: whoever builds the application needs no model code
+
+        from cluster.preprocess import preprocess
+
+        torch.set_num_threads(1)
+        self._preprocess = preprocess
+        self._settings = config.model.processor
+        self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix="preprocess")
+
+    async def preprocess(self, picture: Picture) -> Pixels:
+        """Decodes, resizes and patchifies one picture, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._lane, self._preprocess, picture, self._settings)
+
+    async def ready(self) -> bool:
+        """Whether this replica can serve."""
+        return True
+
+    async def metrics(self) -> bytes:
+        """This process's metrics, as Prometheus text."""
+        return generate_latest()

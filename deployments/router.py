@@ -1,0 +1,156 @@
+"""The ingress: takes one request from its body to its last byte.
+
+The path, in the words of the stages: **request** reads the body, **media** makes bounded bytes of each picture, **encode**
+(which pulls from **preprocess**) gives references to embeddings, **decode** makes the answer, **stream** carries it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
+
+from prometheus_client import generate_latest
+from ray import serve
+
+from cluster import metrics
+from cluster.errors import DeadlineExceeded, StageUnavailable
+from cluster.media import MediaReader
+from cluster.messages import Call
+from cluster.request import read_request
+from deployments.api import Answer, build_api
+from deployments.calls import calling
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from ray.serve.handle import DeploymentHandle
+
+    from cluster.config import PrismConfig
+    from cluster.messages import Digest, Endpoint, Picture
+    from cluster.request import ClientRequest
+    from deployments.calls import EmbeddingReference
+
+READY_TIMEOUT_S = 5.0
+
+
+class Router:
+    """Reads requests, fetches pictures, and joins encoders to decoders. Holds no model."""
+
+    def __init__(self, config: PrismConfig, **pools: DeploymentHandle[Any]) -> None:
+        self.config = config
+        self._pools = pools
+        self._media = MediaReader(config.media, revision=config.model.revision)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(self)
+
+    async def answer(self, endpoint: Endpoint, raw: bytes) -> Answer:
+        """Serves one request up to its first piece; the rest follows as the decoder makes it.
+
+        Raises:
+            PrismError: Before the first piece, so that the client gets a proper status.
+        """
+        config = self.config
+        request = read_request(raw, served_name=config.model.served_name, max_pictures=config.media.max_pictures)
+        timeout_s = min(request.timeout_s or config.router.request_timeout_s, config.router.request_timeout_s)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        try:
+            async with asyncio.timeout_at(deadline):
+                pieces = self._decode(endpoint, request, await self._encode(request))
+                first = await anext(pieces)
+        except TimeoutError:
+            raise _too_late(timeout_s) from None
+        return Answer(first, _until(pieces, deadline, timeout_s), stream=request.stream)
+
+    async def _encode(self, request: ClientRequest) -> list[EmbeddingReference]:
+        """Reads and encodes the request's pictures together, each distinct one once."""
+        if not request.slots:
+            return []
+        pictures = await all_or_first_error(self._media.read(slot.url, slot.param) for slot in request.slots)
+        digests = {slot.param: picture.digest for slot, picture in zip(request.slots, pictures, strict=True)}
+        request.put_pictures(digests)
+        distinct: dict[Digest, Picture] = {picture.digest: picture for picture in pictures}
+        return await all_or_first_error(self._encode_one(picture) for picture in distinct.values())
+
+    async def _encode_one(self, picture: Picture) -> EmbeddingReference:
+        with calling("encoder"):
+            reference: EmbeddingReference = await self._pools["encoder"].encode.remote(picture)
+        return reference
+
+    async def _decode(
+        self, endpoint: Endpoint, request: ClientRequest, references: list[EmbeddingReference]
+    ) -> AsyncIterator[str]:
+        call = Call(endpoint, uuid4().hex, request.body)
+        with calling("decoder"):
+            pieces = self._pools["decoder"].options(stream=True).generate.remote(call, references)
+            async for text in cast(AsyncIterator[str], pieces):
+                yield text
+
+    async def check_ready(self) -> None:
+        """Raises:
+        StageUnavailable: A pool cannot serve now; it is named.
+        """
+        for stage, pool in self._pools.items():
+            try:
+                async with asyncio.timeout(READY_TIMEOUT_S):
+                    with calling(stage):
+                        await pool.ready.remote()
+            except TimeoutError:
+                raise StageUnavailable(f"The {stage} pool does not answer.", param=stage) from None
+            except StageUnavailable as error:
+                error.param = stage
+                raise
+
+    async def pool_states(self) -> dict[str, Any]:
+        """Each pool with the states of its replicas as the controller knows them."""
+        return await asyncio.to_thread(read_pool_states)
+
+    async def cluster_metrics(self) -> bytes:
+        """Metrics of every process of the application, vLLM's own among them, as one Prometheus text."""
+        texts = [({"pool": "router", "replica": serve.get_replica_context().replica_id.unique_id}, generate_latest())]
+        for stage, pool in self._pools.items():
+            replies = await pool.broadcast("metrics").results_async()
+            texts += [({"pool": stage, "replica": str(number)}, text) for number, text in enumerate(replies)]
+        return await asyncio.to_thread(metrics.merge, texts)
+
+
+def read_pool_states() -> dict[str, Any]:
+    """Asks Serve's controller; blocks for a few milliseconds."""
+    status = serve.status()
+    return {
+        name: {
+            "status": str(deployment.status.value),
+            "replicas": dict(deployment.replica_states),
+            "message": deployment.message,
+        }
+        for application in status.applications.values()
+        for name, deployment in application.deployments.items()
+    }
+
+
+async def all_or_first_error(coroutines: Any) -> list[Any]:
+    """Runs coroutines together; on the first error the others are cancelled, and that error is raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _until(pieces: AsyncIterator[str], deadline: float, timeout_s: float) -> AsyncIterator[str]:
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise _too_late(timeout_s) from None
+        yield piece
+
+
+def _too_late(timeout_s: float) -> DeadlineExceeded:
+    message = f"The request did not finish within {timeout_s:g} s; ask for fewer tokens or allow more with prism.timeout_s."
+    return DeadlineExceeded(message, timeout_s=timeout_s)

@@ -1,0 +1,146 @@
+"""Reads one streamed chat answer and times it, for Locust's users.
+
+In: the lines of a ``text/event-stream`` as they arrive. Out: an ``Answer``, or ``ChatFailed``.
+
+What is timed, on ``time.perf_counter``:
+
+- TTFT: from just before the request is sent to the first event with text in it. The event that only names the role is not text.
+- ITL: the gap between two successive events with text, one figure per gap, as a reader sees it. Events that arrive in one
+  read have that read's time, so their gaps are 0 (give or take the microseconds that parsing takes). A gap is not divided when
+  an event carries several tokens: nothing in it says how many they are.
+- TPOT: the time from the first text to the last, divided by the answer's tokens less one, as the usage counts them. It does not
+  depend on how tokens are packed into events; where it differs from the mean ITL, they are packed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+DONE: Final = b"[DONE]"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer's times, in seconds.
+
+    Args:
+        tpot_s: None where usage does not say that there were two tokens or more.
+        total_s: From the request to ``[DONE]``.
+    """
+
+    ttft_s: float
+    itl_s: tuple[float, ...]
+    tpot_s: float | None
+    total_s: float
+
+    def latencies(self) -> Iterator[tuple[str, float]]:
+        """Each time that is a latency, with its name."""
+        yield "TTFT", self.ttft_s
+        yield from (("ITL", gap_s) for gap_s in self.itl_s)
+        if self.tpot_s is not None:
+            yield "TPOT", self.tpot_s
+
+
+class ChatFailed(Exception):
+    """An answer that is none. Its text is short and the same for the same cause, since Locust groups failures by it.
+
+    Args:
+        cause: What failed, with the server's typed code where it gave one.
+        detail: The server's own words.
+    """
+
+    def __init__(self, cause: str, detail: str = "") -> None:
+        super().__init__(cause)
+        self.detail: Final = detail
+
+
+def read_answer(lines: Iterable[bytes], started_s: float, clock: Callable[[], float] = time.perf_counter) -> Answer:
+    """Reads a stream to its end.
+
+    Args:
+        lines: With their line ends, each as soon as it is there.
+        started_s: What ``clock`` said just before the request was sent.
+
+    Raises:
+        ChatFailed: An error event, an event that is no JSON object, no ``[DONE]``, or no text at all.
+    """
+    texts_s: list[float] = []
+    num_tokens = 0
+    done_s = None
+    for data in event_data(lines):
+        now_s = clock()
+        if data == DONE:
+            done_s = now_s
+            continue
+        event = _parse(data)
+        if event.get("error"):
+            raise ChatFailed(f"error event: {_code(event)}", _message(event))
+        if _has_text(event):
+            texts_s.append(now_s)
+        if usage := event.get("usage"):
+            num_tokens = usage["completion_tokens"]
+    if done_s is None:
+        raise ChatFailed("no [DONE]")
+    if not texts_s:
+        raise ChatFailed("empty answer")
+    return Answer(
+        ttft_s=texts_s[0] - started_s,
+        itl_s=tuple(later - earlier for earlier, later in itertools.pairwise(texts_s)),
+        tpot_s=(texts_s[-1] - texts_s[0]) / (num_tokens - 1) if num_tokens > 1 else None,
+        total_s=done_s - started_s,
+    )
+
+
+def refusal(status: int, body: bytes) -> ChatFailed:
+    """The failure that an HTTP status other than 200 is: the status, and the code of the OpenAI error in the body."""
+    try:
+        error = _parse(body)
+    except ChatFailed:
+        return ChatFailed(f"{status} without a typed error", body[:200].decode(errors="replace"))
+    return ChatFailed(f"{status} {_code(error)}", _message(error))
+
+
+def event_data(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The data of each server-sent event, as soon as the blank line that ends it is there; an unfinished event is dropped.
+
+    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation (less lone CR line ends).
+    """
+    data: list[bytes] = []
+    for line in lines:
+        text = line.rstrip(b"\r\n")
+        if not text and data:
+            yield b"\n".join(data)
+            data = []
+        elif text.startswith(b"data:"):
+            data.append(text.removeprefix(b"data:").removeprefix(b" "))
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(data)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict):
+        raise ChatFailed("malformed event", data[:200].decode(errors="replace"))
+    return event
+
+
+def _has_text(event: dict[str, Any]) -> bool:
+    return any(choice.get("delta", {}).get("content") for choice in event.get("choices", ()))
+
+
+def _code(event: dict[str, Any]) -> str:
+    error = event.get("error")
+    return str((error.get("code") or error.get("type")) if isinstance(error, dict) else error)
+
+
+def _message(event: dict[str, Any]) -> str:
+    error = event.get("error")
+    return str(error.get("message", "")) if isinstance(error, dict) else ""

@@ -1,0 +1,173 @@
+"""A second client, of another make, for the load that ``locustfile`` makes: a witness for its figures.
+
+    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless -u 4 -r 4 -t 1m --csv run
+    python -m loadtest.probe --host http://127.0.0.1:8000 -u 4 --seconds 60 --compare run_stats.csv
+
+It shares with Locust what is asked, and the definitions in ``client``'s first lines, but neither transport (httpx on asyncio,
+not geventhttpclient on gevent) nor parser. Run the two one after the other against the same server.
+
+Exit codes: 0 all is well; 1 an answer failed, none came, or the clients differ; 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+from loadtest.report import LATENCIES, Row, compare, locust_medians_ms, table
+from loadtest.workload import PATH, Kind, Workload, add_options, from_options, mix, positive
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+TIMEOUT_S: Final = 120.0
+HEADERS: Final = {"content-type": "application/json", "accept": "text/event-stream", "accept-encoding": "identity"}
+
+
+class Failed(Exception):
+    """An answer that is none."""
+
+
+@dataclass
+class Tally:
+    """What has been seen so far: times in seconds by latency and name, failures by cause."""
+
+    times_s: defaultdict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    failures: Counter[str] = field(default_factory=Counter)
+    num_answers: int = 0
+
+    def add(self, name: str, started_s: float, texts_s: list[float], num_tokens: int) -> None:
+        """Counts a whole answer: when it was asked for, when each piece of its text came, and its length."""
+        self.num_answers += 1
+        self.times_s["TTFT", name].append(texts_s[0] - started_s)
+        self.times_s["ITL", name] += [texts_s[place] - texts_s[place - 1] for place in range(1, len(texts_s))]
+        if num_tokens > 1:
+            self.times_s["TPOT", name].append((texts_s[-1] - texts_s[0]) / (num_tokens - 1))
+
+    def rows(self) -> list[Row]:
+        """The figures, by latency and kind."""
+        keys = sorted(
+            (key for key, times_s in self.times_s.items() if times_s), key=lambda key: (LATENCIES.index(key[0]), key[1])
+        )
+        return [Row.from_times(*key, self.times_s[key]) for key in keys]
+
+
+async def load(host: str, workload: Workload, num_users: int, seconds: float) -> Tally:
+    """Lets users chat for a while, in a closed loop; what is under way at the end is dropped, as Locust drops it."""
+    tally = Tally()
+    limits = httpx.Limits(max_connections=num_users, max_keepalive_connections=num_users)
+    async with httpx.AsyncClient(base_url=host, timeout=TIMEOUT_S, limits=limits, headers=HEADERS, trust_env=False) as client:
+        users = [asyncio.create_task(_chat_on(client, workload, kind, tally)) for kind in mix(num_users)]
+        ended, _ = await asyncio.wait(users, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for user in users:
+            user.cancel()
+        await asyncio.gather(*users, return_exceptions=True)
+        for user in ended:
+            user.result()
+    return tally
+
+
+async def _chat_on(client: httpx.AsyncClient, workload: Workload, kind: Kind, tally: Tally) -> None:
+    while True:
+        body = workload.body(kind)
+        try:
+            await _chat(client, body, f"chat {kind}", tally)
+        except Failed as failure:
+            tally.failures[str(failure)] += 1
+        except httpx.HTTPError as error:
+            tally.failures[f"connection: {type(error).__name__}"] += 1
+        await asyncio.sleep(workload.pause_s())
+
+
+async def _chat(client: httpx.AsyncClient, body: bytes, name: str, tally: Tally) -> None:
+    texts_s: list[float] = []
+    num_tokens = 0
+    last = ""
+    started_s = time.perf_counter()
+    async with client.stream("POST", PATH, content=body) as response:
+        if response.status_code != 200:
+            raise Failed(f"{response.status_code} {_code(await response.aread())}")
+        async for at_s, last in _events(response):
+            if last == "[DONE]":
+                continue
+            has_text, usage_tokens = _look_at(last)
+            num_tokens = usage_tokens or num_tokens
+            if has_text:
+                texts_s.append(at_s)
+    if last != "[DONE]":
+        raise Failed("no [DONE]")
+    if not texts_s:
+        raise Failed("empty answer")
+    tally.add(name, started_s, texts_s, num_tokens)
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[tuple[float, str]]:
+    """Each event's data with the time of the read that ended it. Not by ``aiter_lines``: that breaks lines at U+2028 too."""
+    unread = b""
+    async for piece in response.aiter_raw():
+        at_s = time.perf_counter()
+        *whole, unread = (unread + piece).split(b"\n\n")
+        for event in whole:
+            yield at_s, event.decode().removeprefix("data: ")
+
+
+def _look_at(data: str) -> tuple[bool, int]:
+    """Whether an event has text, and how many tokens its usage counts: 0 where it has none."""
+    try:
+        event = json.loads(data)
+        if event.get("error"):
+            raise Failed(f"error event: {event['error']['code']}")
+        has_text = any(choice["delta"].get("content") for choice in event["choices"])
+        return has_text, (event.get("usage") or {}).get("completion_tokens", 0)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Failed("malformed event") from error
+
+
+def _code(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"]["code"])
+    except (ValueError, KeyError, TypeError):
+        return "without a typed error"
+
+
+def _options(words: list[str] | None) -> Any:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.probe", description="A second client for Locust's load.")
+    parser.add_argument("--host", default="http://127.0.0.1:8000", help="where Prism listens")
+    parser.add_argument("-u", "--users", type=positive, default=4, help="how many users chat at once")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long they chat")
+    parser.add_argument(
+        "--compare", type=Path, metavar="STATS_CSV", help="a Locust run's ..._stats.csv to hold the medians against"
+    )
+    parser.add_argument("--tolerance", type=float, default=0.1, help="how far a median may be from Locust's, as a part of it")
+    add_options(parser)
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    options = _options(words)
+    tally = asyncio.run(load(options.host, from_options(options), options.users, options.seconds))
+    rows = tally.rows()
+    num_failures = tally.failures.total()
+    lines = [f"{tally.num_answers} whole answers, {num_failures} failures", table(rows)]
+    lines += [f"{count} x {cause}" for cause, count in tally.failures.most_common()]
+    agree = True
+    if options.compare:
+        verdict = compare(rows, locust_medians_ms(options.compare), options.tolerance)
+        agree = verdict.agree
+        lines += ["", verdict.text]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0 if agree and tally.num_answers and not num_failures else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""How figures are shown, and when two clients agree."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+LATENCIES: Final = ("TTFT", "ITL", "TPOT")
+JUDGED: Final = ("TTFT", "ITL")
+PERCENTILES: Final = (0.5, 0.9, 0.99)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One latency of one kind of chat, in milliseconds."""
+
+    latency: str
+    name: str
+    count: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+
+    @classmethod
+    def from_times(cls, latency: str, name: str, times_s: Iterable[float]) -> Row:
+        """The row of these times, of which there is at least one."""
+        ordered = sorted(times_s)
+        return cls(latency, name, len(ordered), *(percentile(ordered, part) * 1000 for part in PERCENTILES))
+
+
+def percentile(ordered: Sequence[float], part: float) -> float:
+    """The element below which at least ``part`` of the elements lie: the rank that Locust takes too."""
+    return ordered[min(int(len(ordered) * part), len(ordered) - 1)]
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Rows as text, in milliseconds with two decimals (Locust's own tables cut them off)."""
+    lines = [f"{'ms':<6}{'':<20}{'count':>9}{'p50':>10}{'p90':>10}{'p99':>10}"]
+    lines += [
+        f"{row.latency:<6}{row.name:<20}{row.count:>9}{row.p50_ms:>10.2f}{row.p90_ms:>10.2f}{row.p99_ms:>10.2f}" for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def locust_medians_ms(path: Path) -> dict[tuple[str, str], float]:
+    """The medians in Locust's ``…_stats.csv``, by type and name.
+
+    The column "Median Response Time" is the one to read: "50%" has its decimals cut off.
+    """
+    with path.open(newline="") as file:
+        return {(row["Type"], row["Name"]): float(row["Median Response Time"]) for row in csv.DictReader(file)}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether two clients saw the same, with a line for each figure that was judged."""
+
+    agree: bool
+    text: str
+
+
+def compare(rows: Iterable[Row], medians_ms: dict[tuple[str, str], float], tolerance: float) -> Verdict:
+    """Holds the medians of TTFT and ITL, for each kind of chat, against Locust's; a figure that only one has is no agreement.
+
+    Args:
+        rows: What the probe saw.
+        medians_ms: Locust's, by type and name.
+        tolerance: How far a median may be from Locust's, as a part of Locust's.
+    """
+    ours_ms = {(row.latency, row.name): row.p50_ms for row in rows if row.latency in JUDGED}
+    theirs_ms = {key: value for key, value in medians_ms.items() if key[0] in JUDGED}
+    agree = bool(ours_ms)
+    lines = []
+    for latency, name in sorted(ours_ms.keys() | theirs_ms.keys()):
+        ours, theirs = ours_ms.get((latency, name)), theirs_ms.get((latency, name))
+        if ours is None or theirs is None:
+            agree = False
+            lines.append(f"{latency:<6}{name:<20}only the {'probe' if theirs is None else 'Locust run'} has it")
+            continue
+        close = abs(ours - theirs) <= tolerance * theirs
+        agree &= close
+        change = f"{ours / theirs - 1:+.1%}" if theirs else "n/a"
+        verdict = "agree" if close else "DIFFER"
+        lines.append(f"{latency:<6}{name:<20}Locust {theirs:.2f} ms, probe {ours:.2f} ms, {change}: {verdict}")
+    return Verdict(agree, "\n".join(lines))

@@ -1,0 +1,60 @@
+"""The built overlays, and the CRD to hold them against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.k8s.crd_schema import strict_schema
+from tests.k8s.manifests import K8S, ROOT, build, read_document, read_documents
+
+if TYPE_CHECKING:
+    from tests.k8s.manifests import Object
+
+CRDS = ROOT.parent / "shared" / "crds"
+APPLICATIONS = {"cpu": "app.yaml"}
+"""Which application file each overlay runs."""
+
+
+@pytest.fixture(params=sorted(APPLICATIONS))
+def overlay(request: pytest.FixtureRequest) -> str:
+    """The name of an overlay, each in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def application_text(overlay: str) -> str:
+    """The application file that the overlay runs, as it stands."""
+    return (ROOT / "deployments" / APPLICATIONS[overlay]).read_text()
+
+
+@pytest.fixture
+def application(application_text: str) -> Object:
+    """The application file that the overlay runs, read."""
+    document: Object = read_document(application_text)
+    return document
+
+
+@pytest.fixture
+def objects(overlay: str) -> list[Object]:
+    """What the overlay would have applied."""
+    return read_documents(build(K8S / "overlays" / overlay))
+
+
+@pytest.fixture
+def rayservice(objects: list[Object]) -> Object:
+    """The overlay's RayService; a test may change its copy."""
+    [service] = [candidate for candidate in objects if candidate["kind"] == "RayService"]
+    return service
+
+
+@pytest.fixture(scope="session")
+def rayservice_schema() -> dict[str, Any]:
+    """The closed schema of RayService, from the CRD of KubeRay 1.7.0."""
+    path = CRDS / "ray.io_rayservices.yaml"
+    if not path.exists():
+        pytest.skip(f"KubeRay's CRD is not here: put ray.io_rayservices.yaml of v1.7.0 into {CRDS} to run this test")
+    with path.open() as file:
+        return strict_schema(yaml.load(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader)), "v1")

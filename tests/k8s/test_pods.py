@@ -1,0 +1,134 @@
+"""What the pods promise beyond the schema: isolation, shared memory, draining, authentication."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import ray
+from ray.autoscaler._private.kuberay.utils import parse_quantity
+
+from cluster.config import PrismConfig
+from tests.k8s.conftest import APPLICATIONS
+from tests.k8s.fitting import deployments_of, groups_of, pools_of
+from tests.k8s.manifests import K8S, build, pod_templates, read_document
+
+if TYPE_CHECKING:
+    from tests.k8s.manifests import Object
+
+GROUPS = ("head", "router", "preprocessor", "encoder", "decoder")
+
+
+@pytest.fixture(params=GROUPS)
+def pod(request: pytest.FixtureRequest, rayservice: Object) -> dict[str, Any]:
+    """The pod specification of the head and of each worker group, in turn."""
+    specification: dict[str, Any] = pod_templates(rayservice)[request.param]["spec"]
+    return specification
+
+
+@pytest.fixture
+def config(application: Object) -> PrismConfig:
+    """Prism's configuration in the overlay."""
+    return PrismConfig.model_validate(application["applications"][0]["args"])
+
+
+def test_every_pod_is_tested_here() -> None:
+    """A new worker group is checked like the others, or fails here."""
+    for overlay in APPLICATIONS:
+        assert set(pod_templates(read_document(build(K8S / "overlays" / overlay)))) == set(GROUPS)
+
+
+def test_a_pod_meets_the_restricted_standard(pod: dict[str, Any]) -> None:
+    """Kubernetes' strictest pod security standard would admit it; beyond that its root is read-only and it has no API token."""
+    [container] = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+    assert pod["automountServiceAccountToken"] is False
+    assert all("emptyDir" in volume for volume in pod["volumes"])
+
+
+def test_what_ray_writes_to_is_writable(pod: dict[str, Any]) -> None:
+    """Under a read-only root, shared memory, /tmp and the home folder are volumes."""
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounted = {mount["mountPath"]: volumes[mount["name"]]["emptyDir"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounted.keys() == {"/dev/shm", "/tmp", "/home/prism"}
+    assert mounted["/dev/shm"]["medium"] == "Memory"
+
+
+def test_memory_is_what_was_asked_for(pod: dict[str, Any]) -> None:
+    """A pod is never killed for memory that the node had not set aside for it."""
+    resources = pod["containers"][0]["resources"]
+    assert resources["requests"]["memory"] == resources["limits"]["memory"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_object_store_leaves_room_in_shared_memory(rayservice: Object, group: str) -> None:
+    """Ray's object store takes at most half of /dev/shm, and /dev/shm at most half of the memory limit."""
+    cluster = rayservice["spec"]["rayClusterConfig"]
+    specifications = {"head": cluster["headGroupSpec"]} | {spec["groupName"]: spec for spec in cluster["workerGroupSpecs"]}
+    pod = specifications[group]["template"]["spec"]
+    [shm] = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if volume["name"] == "shm"]
+    limit = parse_quantity(pod["containers"][0]["resources"]["limits"]["memory"])
+    object_store = int(specifications[group]["rayStartParams"]["object-store-memory"])
+    assert 2 * object_store <= parse_quantity(shm) <= limit / 2
+
+
+def test_ray_gives_away_no_cpu_that_kubernetes_has_not_set_aside(rayservice: Object, config: PrismConfig) -> None:
+    """The replicas of a node reserve at most the CPU that its pod requests, whatever Ray is told to offer."""
+    templates = pod_templates(rayservice)
+    groups = groups_of(rayservice)
+    for pool in pools_of(config):
+        group = groups[str(pool.label)]
+        requested = float(parse_quantity(templates[group.name]["spec"]["containers"][0]["resources"]["requests"]["cpu"]))
+        num_on_one_node = -(-pool.num_replicas // group.num_nodes)
+        assert num_on_one_node * pool.resources["CPU"] <= requested
+
+
+def test_a_pod_lives_until_its_streams_have_drained(pod: dict[str, Any], config: PrismConfig) -> None:
+    """Kubernetes waits longer than Ray drains, and Ray drains longer than Serve waits for a replica's requests."""
+    [drain_s] = [
+        float(variable["value"])
+        for variable in pod["containers"][0]["env"]
+        if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+    ]
+    graceful_s = max(deployment._deployment_config.graceful_shutdown_timeout_s for deployment in deployments_of(config))
+    assert pod["terminationGracePeriodSeconds"] > drain_s > graceful_s
+
+
+def test_an_upgrade_outlives_the_longest_request(rayservice: Object, config: PrismConfig) -> None:
+    """The old cluster stays until every request that it had accepted is over."""
+    assert rayservice["spec"]["upgradeStrategy"] == {"type": "NewCluster"}
+    assert rayservice["spec"]["rayClusterDeletionDelaySeconds"] > config.router.request_timeout_s
+
+
+def test_ray_itself_asks_for_a_token(rayservice: Object) -> None:
+    """Token authentication is on, by KubeRay's own switch, and no container says otherwise."""
+    cluster = rayservice["spec"]["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    for template in pod_templates(rayservice).values():
+        names = {variable["name"] for variable in template["spec"]["containers"][0]["env"]}
+        assert names.isdisjoint({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"})
+
+
+def test_the_operator_is_told_the_version_that_is_installed(rayservice: Object) -> None:
+    """KubeRay chooses probes and authentication by `rayVersion`, so it must be the pinned one."""
+    assert rayservice["spec"]["rayClusterConfig"]["rayVersion"] == ray.__version__
+
+
+def test_the_operator_has_nothing_to_refuse(rayservice: Object) -> None:
+    """KubeRay refuses labels in `rayStartParams`, and resources given in two places; the schema does not say so."""
+    cluster = rayservice["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["rayStartParams"].keys().isdisjoint({"labels", "num-cpus", "num-gpus", "memory", "resources"})
+
+
+def test_the_image_brings_what_the_operator_calls() -> None:
+    """KubeRay's readiness probe of a worker is a wget in the container, and vLLM compiles kernels when it starts."""
+    [packages] = [line for line in (K8S / "Dockerfile").read_text().splitlines() if "apt-get install" in line]
+    assert {"wget", "g++"} <= set(packages.split())

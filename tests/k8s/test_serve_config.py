@@ -1,0 +1,97 @@
+"""Every key of the application files is one that Ray or Prism knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import ValidationError
+
+from tests.k8s.manifests import ROOT, read_document
+from tests.k8s.serve_keys import UnknownKeyError, check_serve_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.k8s.manifests import Object
+
+FILES = [path for path in sorted((ROOT / "deployments").glob("*.yaml")) if path.name != "kustomization.yaml"]
+
+POLICY = "ray.serve.autoscaling_policy:default_autoscaling_policy"
+EVERY_LEVEL: dict[str, Any] = {
+    "http_options": {"port": 8000},
+    "grpc_options": {"port": 9000},
+    "logging_config": {"encoding": "JSON"},
+    "applications": [
+        {
+            "name": "prism",
+            "import_path": "deployments.app:build",
+            "logging_config": {"log_level": "INFO"},
+            "autoscaling_policy": {"policy_function": POLICY},
+            "args": {"model": {"checkpoint": "demo"}, "decoder": {"resources": {"num_cpus": 1}}},
+            "deployments": [
+                {
+                    "name": "Decoder",
+                    "ray_actor_options": {"num_cpus": 1},
+                    "autoscaling_config": {"min_replicas": 1, "policy": {"policy_function": POLICY}},
+                    "request_router_config": {"request_routing_stats_period_s": 1},
+                    "logging_config": {"log_level": "INFO"},
+                }
+            ],
+        }
+    ],
+}
+"""A configuration that has a mapping at every level where one may be written."""
+
+
+def _mappings(node: Any, path: str = "") -> list[tuple[str, dict[str, Any]]]:
+    if isinstance(node, list):
+        return _mappings(node[0], path)
+    if not isinstance(node, dict):
+        return []
+    return [(path, node), *(found for key, child in node.items() for found in _mappings(child, f"{path}{key}."))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_an_application_file_holds_only_known_keys(path: Path) -> None:
+    """Ray's schemas and Prism's configuration accept each application file, key by key."""
+    config = check_serve_config(read_document(path.read_text()))
+    assert [application.import_path for application in config.applications] == ["deployments.app:build"]
+
+
+def test_the_configuration_inside_the_rayservice_is_checked_too(rayservice: Object) -> None:
+    """In a pod Serve listens on all interfaces, on the port that the pods declare as `serve`."""
+    config = check_serve_config(read_document(rayservice["spec"]["serveConfigV2"]))
+    head = rayservice["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert config.http_options.host == "0.0.0.0"
+    assert {"name": "serve", "containerPort": config.http_options.port} in head["ports"]
+
+
+def test_every_level_is_accepted_without_a_typo() -> None:
+    """The configuration that the typos below are put into is itself in order."""
+    assert check_serve_config(EVERY_LEVEL).applications[0].name == "prism"
+
+
+@pytest.mark.parametrize("level", [path for path, _ in _mappings(EVERY_LEVEL)], ids=lambda path: path or "top")
+def test_a_typo_is_refused_at_every_level(level: str) -> None:
+    """A key that no schema names is refused with its path, wherever it stands."""
+    config = read_document(str(EVERY_LEVEL))
+    dict(_mappings(config))[level]["nmu_replicas"] = 1
+    with pytest.raises(UnknownKeyError, match=rf"knows {level}nmu_replicas$"):
+        check_serve_config(config)
+
+
+@pytest.mark.parametrize(
+    ("level", "key", "value"),
+    [
+        ("applications.args.decoder.", "device", "gpu"),
+        ("applications.deployments.autoscaling_config.", "min_replicas", -1),
+        ("http_options.", "port", "eight thousand"),
+    ],
+)
+def test_a_wrong_value_is_refused(level: str, key: str, value: object) -> None:
+    """Values are checked as well, also where Ray's own schema takes any mapping."""
+    config = read_document(str(EVERY_LEVEL))
+    dict(_mappings(config))[level][key] = value
+    with pytest.raises(ValidationError, match=key):
+        check_serve_config(config)

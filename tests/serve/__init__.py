@@ -1,0 +1,1 @@
+"""Tests of the running cluster: real Ray Serve, real vLLM, the trained demo checkpoint."""

@@ -1,0 +1,43 @@
+"""One cluster and one bare engine for the whole session: each takes half a minute to start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.serve.servers import bare_vllm, prism_cluster
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from deployments.launch import Cluster
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Prism with the embedded default."""
+    with prism_cluster() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def bare_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bare vLLM with the same checkpoint."""
+    with bare_vllm(tmp_path_factory.mktemp("bare") / "log") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+async def prism(cluster: Cluster) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of Prism's."""
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+async def bare(bare_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of bare vLLM's."""
+    async with httpx.AsyncClient(base_url=bare_url, timeout=120) as client:
+        yield client

@@ -1,0 +1,202 @@
+"""The OpenAI API as a client sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from openai import AsyncOpenAI
+
+from tests.serve.ask import chat, picture, text
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from deployments.launch import Cluster
+
+LONG_TOKENS = 400
+
+
+@pytest.fixture(scope="module")
+async def openai(cluster: Cluster) -> AsyncIterator[AsyncOpenAI]:
+    """The OpenAI project's own client, pointed at Prism."""
+    async with AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def endless(**changes: Any) -> dict[str, Any]:
+    """A streamed request that runs for hundreds of tokens."""
+    return chat([text("Tell me about yourself.")], stream=True, max_tokens=LONG_TOKENS, ignore_eos=True, **changes)
+
+
+async def running_requests(client: httpx.AsyncClient) -> float:
+    """Requests that the decoder's engine holds now."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("prism_engine_requests{"))
+
+
+async def test_a_picture_gets_its_true_answer(prism: httpx.AsyncClient) -> None:
+    """A picture goes in, and what is on it comes out."""
+    response = await prism.post("/v1/chat/completions", json=chat([picture("shape.png"), text("What colour is the shape?")]))
+    assert response.json()["choices"][0]["message"]["content"] == "red"
+
+
+async def test_first_chunk_comes_before_the_last_token_is_made(prism: httpx.AsyncClient) -> None:
+    """Streams reach the client while the engine still works on them, with pictures and without."""
+    for content in ([text("Tell me a story.")], [picture("shape.png"), text("Tell me a story.")]):
+        body = chat(content, stream=True, max_tokens=LONG_TOKENS, ignore_eos=True)
+        arrivals = []
+        async with prism.stream("POST", "/v1/chat/completions", json=body) as response:
+            async for line in response.aiter_lines():
+                arrivals += [time.perf_counter()] if line.startswith("data: ") else []
+        assert len(arrivals) > LONG_TOKENS // 2
+        assert arrivals[0] < arrivals[-1] - 0.1
+        halfway = (arrivals[0] + arrivals[-1]) / 2
+        before = sum(arrival < halfway for arrival in arrivals)
+        assert 0.2 * len(arrivals) < before < 0.8 * len(arrivals)  # spread over the whole time, not in one burst
+
+
+@pytest.mark.parametrize("pictures", [0, 1])
+async def test_a_client_that_leaves_frees_its_slot(prism: httpx.AsyncClient, pictures: int) -> None:
+    """When a client closes its connection in mid-stream, the engine drops the request within a second."""
+    content = [picture("shape.png")] * pictures + [text("Go on.")]
+    body = chat(content, stream=True, max_tokens=3000, ignore_eos=True)
+    async with prism.stream("POST", "/v1/chat/completions", json=body) as response:
+        await anext(response.aiter_lines())
+        assert await running_requests(prism) == 1
+    left = time.perf_counter()
+    while await running_requests(prism):
+        assert time.perf_counter() - left < 1.0
+        await asyncio.sleep(0.02)
+
+
+async def test_usage_counts_picture_tokens(prism: httpx.AsyncClient) -> None:
+    """``usage`` counts the tokens that a picture became, in plain answers and at the end of a stream."""
+    question = text("What colour is the shape?")
+    plain = (await prism.post("/v1/chat/completions", json=chat([question]))).json()["usage"]
+    seen = (await prism.post("/v1/chat/completions", json=chat([picture("shape.png"), question]))).json()["usage"]
+    assert seen["prompt_tokens"] - plain["prompt_tokens"] >= 16
+    body = chat([picture("shape.png"), question], stream=True, stream_options={"include_usage": True})
+    last = [event async for event in events(prism, body)][-1]
+    assert last["choices"] == []
+    assert last["usage"]["prompt_tokens"] == seen["prompt_tokens"]
+
+
+async def events(client: httpx.AsyncClient, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """The JSON events of a stream; fails unless it ends with ``[DONE]``."""
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        assert response.status_code == httpx.codes.OK
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line.removeprefix("data: ") async for line in response.aiter_lines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    for line in lines[:-1]:
+        yield json.loads(line)
+
+
+async def test_logprobs_n_stop_and_seed_reach_the_client(openai: AsyncOpenAI) -> None:
+    """Sampling options of vLLM's chat layer work through the cluster."""
+    messages: Any = [{"role": "user", "content": "Tell me about yourself."}]
+    answer = await openai.chat.completions.create(
+        model="prism-demo", messages=messages, n=3, logprobs=True, top_logprobs=4, seed=7, temperature=1.0, max_tokens=6
+    )
+    assert len(answer.choices) == 3
+    assert answer.choices[0].logprobs is not None
+    content = answer.choices[0].logprobs.content
+    assert content is not None
+    assert all(len(token.top_logprobs) == 4 for token in content)
+    again = await openai.chat.completions.create(
+        model="prism-demo", messages=messages, n=3, seed=7, temperature=1.0, max_tokens=6
+    )
+    assert [choice.message.content for choice in again.choices] == [choice.message.content for choice in answer.choices]
+    greedy = await openai.chat.completions.create(model="prism-demo", messages=messages, temperature=0, max_tokens=12)
+    whole = greedy.choices[0].message.content
+    assert whole
+    stop = whole.split()[1]
+    stopped = await openai.chat.completions.create(
+        model="prism-demo", messages=messages, temperature=0, max_tokens=12, stop=[stop]
+    )
+    assert stopped.choices[0].message.content == whole.partition(stop)[0]
+
+
+async def test_json_schema_is_obeyed_about_a_picture(prism: httpx.AsyncClient) -> None:
+    """``response_format`` with a JSON schema constrains an answer about a picture."""
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "blue"]}, "sides": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["colour", "sides"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "shape", "schema": schema, "strict": True}}
+    body = chat([picture("shape.png"), text("What colour is the shape?")], response_format=wanted, max_tokens=60)
+    answer = json.loads((await prism.post("/v1/chat/completions", json=body)).json()["choices"][0]["message"]["content"])
+    assert answer.keys() == {"colour", "sides"}
+    assert answer["colour"] in ("red", "blue")
+
+
+async def test_a_named_tool_is_called(openai: AsyncOpenAI) -> None:
+    """A tool that is chosen by name comes back as a tool call with arguments that fit its schema."""
+    parameters = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+    answer = await openai.chat.completions.create(
+        model="prism-demo",
+        messages=[{"role": "user", "content": "Paint it."}],
+        tools=[{"type": "function", "function": {"name": "paint", "parameters": parameters}}],
+        tool_choice={"type": "function", "function": {"name": "paint"}},
+        max_tokens=40,
+        temperature=0,
+    )
+    calls = answer.choices[0].message.tool_calls
+    assert calls
+    assert calls[0].type == "function"
+    assert calls[0].function.name == "paint"
+    assert json.loads(calls[0].function.arguments)["colour"] in ("red", "blue")
+
+
+async def test_completions_tokenize_and_detokenize(prism: httpx.AsyncClient) -> None:
+    """The text endpoints answer, and detokenize undoes tokenize."""
+    completion = (await prism.post("/v1/completions", json={"prompt": "Hello", "max_tokens": 4})).json()
+    assert completion["object"] == "text_completion"
+    tokens = (await prism.post("/tokenize", json={"prompt": "What colour is it?"})).json()["tokens"]
+    assert (await prism.post("/detokenize", json={"tokens": tokens})).json()["prompt"] == "What colour is it?"
+
+
+async def test_tokenize_counts_what_chat_will_use(prism: httpx.AsyncClient) -> None:
+    """``/tokenize`` of a chat with a picture gives as many tokens as the answer's usage says."""
+    body = chat([picture("shape.png"), text("What colour is the shape?")])
+    count = (await prism.post("/tokenize", json={"messages": body["messages"]})).json()["count"]
+    assert count == (await prism.post("/v1/chat/completions", json=body)).json()["usage"]["prompt_tokens"]
+
+
+async def test_models_health_version_and_status(prism: httpx.AsyncClient, openai: AsyncOpenAI) -> None:
+    """What a client, a probe and ``prism status`` ask for is there."""
+    models = await openai.models.list()
+    assert [model.id for model in models.data] == ["prism-demo"]
+    assert (await openai.models.retrieve("prism-demo")).id == "prism-demo"
+    assert (await prism.get("/health")).status_code == httpx.codes.OK
+    assert (await prism.get("/version")).json()["version"]
+    pools = (await prism.get("/status")).json()["pools"]
+    assert set(pools) == {"Router", "Preprocessor", "VisionEncoder", "Decoder"}
+    assert all(pool["replicas"] == {"RUNNING": 1} for pool in pools.values())
+
+
+async def test_metrics_cover_every_pool(prism: httpx.AsyncClient) -> None:
+    """One ``/metrics`` has the Router's counters and vLLM's, labelled by pool."""
+    await prism.post("/v1/chat/completions", json=chat([text("Hello")]))
+    lines = (await prism.get("/metrics")).text
+    assert 'prism_requests_total{endpoint="chat",pool="router"' in lines
+    assert "vllm:prompt_tokens_total{" in lines
+    for pool in ("router", "preprocessor", "encoder", "decoder"):
+        assert f'process_resident_memory_bytes{{pool="{pool}"' in lines
+
+
+async def test_a_deadline_ends_a_request_with_a_typed_error(prism: httpx.AsyncClient) -> None:
+    """``prism.timeout_s`` ends a plain request with 504, and a stream with an error event and ``[DONE]``."""
+    limit = {"prism": {"timeout_s": 0.5}, "max_tokens": 3000, "ignore_eos": True}
+    plain = await prism.post("/v1/chat/completions", json=chat([text("Go on.")], **limit))
+    assert plain.status_code == httpx.codes.GATEWAY_TIMEOUT
+    assert plain.json()["error"]["code"] == "deadline_exceeded"
+    last = [event async for event in events(prism, chat([text("Go on.")], stream=True, **limit))][-1]
+    assert last["error"]["code"] == "deadline_exceeded"

@@ -1,0 +1,134 @@
+"""The ``prism`` command, from start to Ctrl-C, on a cluster with two tensor-parallel workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from tests.serve.ask import SAMPLES
+from tests.serve.servers import APP, free_port
+from tests.serve.test_parity import compare, requests
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PRISM = Path(sys.executable).parent / "prism"
+START_TIMEOUT_S = 240
+NUM_COMPARED = 40
+
+
+class Launched:
+    """A ``prism serve`` that runs."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+        self.process = process
+        self.url = url
+        self.log = log
+
+    def wait_until_ready(self) -> None:
+        """Returns once the ready line is printed."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while "Prism is ready" not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.25)
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
+    """``prism serve`` with TP=2, as a process of its own."""
+    folder = tmp_path_factory.mktemp("launch")
+    app = yaml.safe_load(APP.read_text())
+    app["applications"][0]["args"]["decoder"] |= {"tensor_parallel_size": 2, "bind_cores": "0|1"}
+    file, log, port = folder / "tp2.yaml", folder / "log", free_port()
+    file.write_text(yaml.safe_dump(app))
+    with log.open("wb") as sink:
+        line = [PRISM, "serve", file, "--port", str(port)]
+        process = subprocess.Popen(line, stdout=sink, stderr=sink, start_new_session=True)
+    running = Launched(process, f"http://127.0.0.1:{port}", log)
+    try:
+        running.wait_until_ready()
+        yield running
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs ``prism`` with its output captured."""
+    return subprocess.run([PRISM, *words], capture_output=True, text=True, check=False, timeout=120)
+
+
+async def test_two_tensor_parallel_workers_give_the_same_answers(launched: Launched, bare: httpx.AsyncClient) -> None:
+    """With TP=2 a spread of the parity requests gives the tokens that bare vLLM gives."""
+    cases = list(requests())
+    spread = list(islice(cases, 0, None, len(cases) // NUM_COMPARED))
+    async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
+        assert await compare(spread, client, bare) == []
+
+
+def test_ask_streams_an_answer(launched: Launched) -> None:
+    """``prism ask`` prints the answer, alone and plain when piped."""
+    asked = run("ask", "--url", launched.url, SAMPLES / "shape.png", "What colour is the shape?")
+    assert (asked.returncode, asked.stdout) == (0, "red\n")
+
+
+def test_ask_takes_many_pictures(launched: Launched) -> None:
+    """``prism ask`` sends every picture that is named."""
+    words = ["ask", "--url", launched.url, SAMPLES / "shape.png", SAMPLES / "digit.png", "Hello"]
+    assert run(*words).returncode == 0
+
+
+def test_status_lists_the_pools(launched: Launched) -> None:
+    """``prism status`` gives one plain line per pool and exits 0 when all can serve."""
+    status = run("status", "--url", launched.url)
+    assert status.returncode == 0
+    rows = [line.split("\t") for line in status.stdout.splitlines()]
+    assert {row[0] for row in rows} == {"Router", "Preprocessor", "VisionEncoder", "Decoder"}
+    assert {tuple(row[1:3]) for row in rows} == {("healthy", "1 running")}
+
+
+def test_exit_codes_mean_something(launched: Launched, tmp_path: Path) -> None:
+    """1 for what the server refuses, 2 for a wrong command line, 3 for a server that does not answer."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not a picture")
+    refused = run("ask", "--url", launched.url, broken, "What is it?")
+    assert refused.returncode == 1
+    assert "PNG" in refused.stderr
+    assert run("ask", "--url", launched.url, tmp_path / "missing.png", "What is it?").returncode == 2
+    assert run("status", "--url", f"http://127.0.0.1:{free_port()}").returncode == 3
+
+
+def test_ctrl_c_leaves_nothing_behind(launched: Launched) -> None:
+    """After Ctrl-C every process of the cluster is gone, and so are its shared memory and its files."""
+    family = psutil.Process(launched.process.pid).children(recursive=True)
+    assert len(family) > 5
+    logs = Path(launched.log.read_text().partition("logs are in ")[2].split()[0])
+    segments = {path.name for path in Path("/dev/shm").iterdir()}
+    mapped = {name for name in segments if any(holds(process, name) for process in family)}
+    assert mapped
+    launched.process.send_signal(signal.SIGINT)
+    assert launched.process.wait(timeout=90) == 0
+    assert [process for process in family if process.is_running()] == []
+    assert mapped & {path.name for path in Path("/dev/shm").iterdir()} == set()
+    assert not logs.parents[1].exists()
+
+
+def holds(process: psutil.Process, segment: str) -> bool:
+    """Whether a process maps a segment of shared memory."""
+    try:
+        return any(region.path == f"/dev/shm/{segment}" for region in process.memory_maps())
+    except psutil.NoSuchProcess:
+        return False

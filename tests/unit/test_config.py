@@ -1,0 +1,82 @@
+"""The configuration tree, and the application files that come with Prism."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from cluster.config import DEMO_CHECKPOINT, ModelConfig, PrismConfig, ProcessorSettings
+from deployments.app import build, decoder_options, pool_options
+from deployments.launch import ApplicationFile
+from tests.serve.servers import ROOT
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        ({"modle": {}}, "modle"),
+        ({"model": {"chekpoint": "demo"}}, "model.chekpoint"),
+        ({"decoder": {"resources": {"gpus": 1}}}, "decoder.resources.gpus"),
+        ({"router": {"num_replicas": 0}}, "router.num_replicas"),
+        ({"encoder": {"device": "tpu"}}, "encoder.device"),
+        ({"encode": "auto"}, "encode"),
+        ({"model": {"dtype": "float16"}}, "model.dtype"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(args: dict[str, object], named: str) -> None:
+    """An unknown key or a bad value is refused, and the error says where it stands."""
+    with pytest.raises(ValidationError) as caught:
+        PrismConfig.model_validate(args)
+    assert ".".join(str(step) for step in caught.value.errors()[0]["loc"]) == named
+
+
+def test_tensor_parallel_on_cpu_says_what_it_needs() -> None:
+    """Two workers on CPU without cores bound to them are refused, with the value that would be right."""
+    with pytest.raises(ValidationError, match=r"0\|1"):
+        PrismConfig.model_validate({"decoder": {"tensor_parallel_size": 2}})
+
+
+def test_the_tree_is_frozen() -> None:
+    """No value can be changed after the file was read."""
+    with pytest.raises(ValidationError, match="frozen"):
+        PrismConfig().model.__setattr__("served_name", "other")
+
+
+def test_processor_settings_come_from_the_checkpoint() -> None:
+    """The processor's settings are the checkpoint's, in the older and in the newer spelling."""
+    settings = ProcessorSettings.from_checkpoint(DEMO_CHECKPOINT)
+    assert (settings.min_pixels, settings.max_pixels) == (112 * 112, 224 * 168)
+
+
+def test_the_revision_names_the_encoder() -> None:
+    """The same checkpoint has the same revision, another dtype another one."""
+    assert ModelConfig(dtype="float32").revision == ModelConfig(dtype="float32").revision
+    assert ModelConfig(dtype="float32").revision != ModelConfig(dtype="bfloat16").revision
+
+
+@pytest.mark.parametrize("name", ["app.yaml", "qwen2_5_vl_32b.yaml"])
+def test_application_files_build(name: str) -> None:
+    """Each application file that comes with Prism is valid for Serve and for Prism, and builds."""
+    file = ApplicationFile.read(ROOT / "deployments" / name)
+    assert build(file.config) is not None
+    assert file.serve.applications[0].import_path == "deployments.app:build"
+
+
+def test_the_32b_decoders_take_four_gpus_of_one_node() -> None:
+    """A TP=4 decoder asks for one bundle per worker, each with a GPU, all on one node of the decoder pool."""
+    options = decoder_options(ApplicationFile.read(ROOT / "deployments" / "qwen2_5_vl_32b.yaml").config.decoder)
+    assert [bundle["GPU"] for bundle in options["placement_group_bundles"]] == [1, 1, 1, 1]
+    assert options["placement_group_strategy"] == "STRICT_PACK"
+    assert options["placement_group_bundle_label_selector"] == [{"pool": "decoder"}]
+
+
+def test_a_pool_label_is_a_preference_unless_required() -> None:
+    """A pool prefers its labelled nodes and takes others, or takes no others when the label is required."""
+    preferred = PrismConfig.model_validate({"encoder": {"resources": {"pool_label": "encoder"}}}).encoder
+    actor = pool_options(preferred)["ray_actor_options"]
+    assert actor["label_selector"] == {"pool": "encoder"}
+    assert actor["fallback_strategy"] == [{"label_selector": {}}]
+    required = PrismConfig.model_validate(
+        {"encoder": {"resources": {"pool_label": "encoder", "pool_label_required": True}}}
+    ).encoder
+    assert "fallback_strategy" not in pool_options(required)["ray_actor_options"]

@@ -1,0 +1,79 @@
+"""Encode stage against transformers' whole model."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from cluster.config import ModelConfig
+from cluster.encode import VisionEncoder, read_tower_weights
+from cluster.messages import Picture, Pixels
+from cluster.preprocess import preprocess
+from tests.unit.pictures import png
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZES = [(28, 28), (112, 112), (224, 168), (168, 224), (560, 28), (1000, 1000), (333, 777)]
+MODEL = ModelConfig(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> VisionEncoder:
+    """The demo checkpoint's tower."""
+    return VisionEncoder.load(MODEL.path, MODEL.processor, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def batch() -> list[Pixels]:
+    """Pictures of many sizes, ready for the tower."""
+    pictures = [Picture(str(number), png(*size), *size, "") for number, size in enumerate(SIZES)]
+    return [preprocess(picture, MODEL.processor) for picture in pictures]
+
+
+def test_embeddings_equal_the_library_tower(encoder: VisionEncoder, batch: list[Pixels]) -> None:
+    """Embeddings of one picture, and of several in one batch, equal those of transformers' whole model to 1e-5 in float32."""
+    oracle = Qwen2_5_VLForConditionalGeneration.from_pretrained(MODEL.path, dtype=torch.float32).eval()
+    for pixels, together in zip(batch, encoder.encode(batch), strict=True):
+        [alone] = encoder.encode([pixels])
+        with torch.inference_mode():
+            grid = torch.tensor([pixels.grid])
+            [expected] = oracle.get_image_features(encoder.normalise(pixels), grid).pooler_output
+        for embedding in (alone, together):
+            rows = embedding.rows.view(np.float32)
+            assert rows.shape == expected.shape
+            assert np.abs(rows - expected.numpy()).max() < 1e-5
+
+
+def test_only_vision_weights_are_read(tmp_path: Path) -> None:
+    """From a checkpoint in shards, as large models are published, only the files and tensors of the tower are opened."""
+    weights = load_file(MODEL.path / "model.safetensors")
+    vision = {name: tensor for name, tensor in weights.items() if name.startswith("visual.")}
+    save_file(vision, tmp_path / "model-00001-of-00002.safetensors")
+    index = dict.fromkeys(vision, "model-00001-of-00002.safetensors") | {"lm_head.weight": "model-00002-of-00002.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    names = [name for name, _ in read_tower_weights(tmp_path)]  # the second shard does not even exist
+    assert sorted(names) == sorted(name.removeprefix("visual.") for name in vision)
+
+
+def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
+    """A folder without weights is named in the error."""
+    with pytest.raises(FileNotFoundError, match="no vision weights"):
+        list(read_tower_weights(tmp_path))
+
+
+def test_bfloat16_rows_keep_their_bytes(batch: list[Pixels]) -> None:
+    """In bfloat16 the raw bytes that travel are those of the tensor, two per number."""
+    encoder = VisionEncoder.load(MODEL.path, MODEL.processor, dtype="bfloat16")
+    [embedding] = encoder.encode(batch[:1])
+    numbers = torch.from_numpy(embedding.rows).view(torch.bfloat16)
+    exact = VisionEncoder.load(MODEL.path, MODEL.processor, dtype="float32").encode(batch[:1])[0].rows.view(np.float32)
+    assert embedding.dtype == "bfloat16"
+    assert numbers.shape == exact.shape
+    assert np.abs(numbers.float().numpy() - exact).max() < 0.05 * np.abs(exact).max()

@@ -1,0 +1,34 @@
+"""Stream stage."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from cluster.errors import PrismError, StageUnavailable
+from cluster.stream import DONE, relay
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+async def pieces(*texts: str | PrismError) -> AsyncIterator[str]:
+    """A stream of pieces, one of which may be an error."""
+    for piece in texts:
+        if isinstance(piece, PrismError):
+            raise piece
+        yield piece
+
+
+async def test_a_whole_stream_passes_unchanged() -> None:
+    """The bytes that go out are those that the decoder made."""
+    out = [piece async for piece in relay("data: 1\n\n", pieces("data: 2\n\n", "data: [DONE]\n\n"))]
+    assert b"".join(out) == b"data: 1\n\ndata: 2\n\ndata: [DONE]\n\n"
+
+
+async def test_an_error_in_mid_stream_ends_it_properly() -> None:
+    """What was made still goes out; then come the typed error and ``[DONE]``."""
+    out = [piece async for piece in relay("data: 1\n\n", pieces("data: 2\n\n", StageUnavailable("Gone.")))]
+    assert out[:2] == [b"data: 1\n\n", b"data: 2\n\n"]
+    assert json.loads(out[2].removeprefix(b"data: "))["error"]["code"] == "stage_unavailable"
+    assert out[3:] == [DONE]
