@@ -33,6 +33,7 @@ clean:  ## Remove the environment.
 
 .venv/.installed-serve: pyproject.toml deployments/install.py
 	@echo "Setting up .venv ($(EXTRAS)); the first time takes a few minutes."
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Prism needs Python 3.11 or newer; set PYTHON=.")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python deployments/install.py --extras $(EXTRAS)
 	@touch $@

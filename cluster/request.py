@@ -7,12 +7,14 @@ may set, and Prism's own object ``prism``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import from_json
 
 from cluster.errors import (
+    BodyTooLarge,
     EmbeddingRefused,
     InvalidField,
     InvalidJson,
@@ -22,36 +24,43 @@ from cluster.errors import (
     UnsupportedPart,
     UuidWithoutPicture,
 )
-from cluster.messages import is_picture, picture_part
+from cluster.messages import picture_part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, MutableSequence
+    from collections.abc import Iterable, Iterator, Mapping, MutableSequence
 
     from cluster.messages import Digest
 
-TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal", "thinking", "tool_reference"})
-PICTURE_FIELDS: Final = frozenset({"type", "image_url", "uuid"})
+MAX_TEXT_BYTES: Final = 2 * 2**20
+"""Of a body beside its pictures. vLLM renders and tokenizes one request at a time; 40 MB keep all others waiting for 100 s."""
+MAX_CONTAINERS: Final = 32_768
+"""Objects and arrays in a body. vLLM validates them in its event loop; a million parts stop every stream for 20 s."""
+MAX_ANSWERS: Final = 256
+"""Answers to one request, ``n`` to each prompt. vLLM would take 16384, and serve nobody else for 45 s."""
+
+TEXT_PARTS: Final = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+    "tool_reference": "name",
+}
+"""Types of parts that are text, and the field that holds it."""
+
+TEXT_EXTRAS: Final = frozenset({"annotations", "cache_control", "closed", "prompt_cache_breakpoint"})
+"""What else text may carry. vLLM shows fields that it does not know to the chat template, and to many a template any part
+with a field ``image`` is a picture."""
+
+PICTURE_FIELDS: Final = frozenset({"image_url", "uuid"})
 URL_FIELDS: Final = frozenset({"url", "detail"})
 DETAILS: Final = ("auto", "low", "high")
-
-MEDIA_FIELDS: Final = frozenset(
-    {
-        "image_url",
-        "image_pil",
-        "image_embeds",
-        "audio_url",
-        "input_audio",
-        "audio_embeds",
-        "video_url",
-        "video_embeds",
-        "prompt_embeds",
-    }
-)
-"""Keys that make vLLM treat a part as media, whatever its type says."""
 
 EMBEDDING_PARTS: Final = frozenset({"image_embeds", "audio_embeds", "video_embeds", "prompt_embeds", "image_pil"})
 
 OPERATOR_FIELDS: Final = {
+    "chat_template": "The model's own template is used; leave it out.",
+    "vllm_xargs": "It is for extensions of vLLM's, and none are installed; leave it out.",
     "mm_processor_kwargs": "Pictures are prepared alike for everyone; leave it out.",
     "media_io_kwargs": "Pictures are read alike for everyone; leave it out.",
     "mm_payload": "It belongs to vLLM's render server; leave it out.",
@@ -99,6 +108,7 @@ def read_request(raw: bytes, *, served_name: str, max_pictures: int) -> ClientRe
 
     Raises:
         InvalidJson: It is not a JSON object.
+        BodyTooLarge: It has too much beside its pictures.
         InvalidField, UnknownField, UnsupportedPart, EmbeddingRefused, UuidWithoutPicture: A field that Prism reads is wrong.
         ModelNotFound: It asks for another model.
         TooManyPictures: It carries more than ``max_pictures``.
@@ -110,10 +120,15 @@ def read_request(raw: bytes, *, served_name: str, max_pictures: int) -> ClientRe
             raise UnknownField(f"{name} is not accepted from clients. {advice}", param=name)
     if "prompt_embeds" in body:
         raise EmbeddingRefused("prompt_embeds is not accepted from clients; send text and pictures.", param="prompt_embeds")
+    _check_fields(body)
     slots = tuple(_find_pictures(body))
     if len(slots) > max_pictures:
         message = f"The request carries {len(slots)} pictures; at most {max_pictures} are accepted."
         raise TooManyPictures(message, param="messages", asked=len(slots), limit=max_pictures)
+    if slots and body.get("truncate_prompt_tokens") is not None:
+        message = "truncate_prompt_tokens would cut pictures; leave it out, or send text alone."
+        raise InvalidField(message, param="truncate_prompt_tokens")
+    _check_size(len(raw) - sum(len(slot.url) for slot in slots), body)
     return ClientRequest(body, slots, _read_prism(body.pop("prism", None)))
 
 
@@ -134,13 +149,49 @@ def _check_model(model: object, served_name: str) -> None:
         raise ModelNotFound(f"The model {model!r} is not served here; ask for {served_name!r}.", param="model")
 
 
+def _check_size(num_bytes: int, body: dict[str, Any]) -> None:
+    """Refuses what would keep a decoder from its other requests for seconds; ``num_bytes`` are those beside the pictures."""
+    if num_bytes > MAX_TEXT_BYTES:
+        message = f"Beside its pictures the request has {num_bytes} bytes; at most {MAX_TEXT_BYTES} are read."
+        raise BodyTooLarge(message, asked_bytes=num_bytes, limit_bytes=MAX_TEXT_BYTES)
+    waiting: list[Any] = [body]
+    for num_seen, container in enumerate(waiting):  # which grows as it is read
+        if num_seen + len(waiting) > 2 * MAX_CONTAINERS:
+            message = f"The request holds more than {MAX_CONTAINERS} objects and arrays; send less at a time."
+            raise BodyTooLarge(message, limit=MAX_CONTAINERS)
+        values = container.values() if isinstance(container, dict) else container
+        waiting.extend(value for value in values if isinstance(value, dict | list))
+
+
+def _check_fields(body: dict[str, Any]) -> None:
+    """Refuses what vLLM takes and should not, or refuses as if it had failed."""
+    if not isinstance(body.get("stream"), bool | None):
+        raise InvalidField(f"stream must be true or false, not {_kind(body['stream'])}.", param="stream")
+    for param, value in _numbers(body):
+        if not (math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**63):
+            raise InvalidField(f"{param} must be a finite number, and an integer must fit 64 bits.", param=param)
+    prompt, num_per_prompt = body.get("prompt"), body.get("n")
+    if prompt is not None and "messages" in body:
+        raise InvalidField("Send prompt to /v1/completions or messages to /v1/chat/completions, not both.", param="prompt")
+    num_prompts = len(prompt) if isinstance(prompt, list) and isinstance(next(iter(prompt), None), str | list) else 1
+    if isinstance(num_per_prompt, int) and num_prompts * num_per_prompt > max(num_prompts, MAX_ANSWERS):
+        message = f"The request asks for {num_prompts * num_per_prompt} answers; at most {MAX_ANSWERS} are given."
+        raise InvalidField(message, param="n", asked=num_prompts * num_per_prompt, limit=MAX_ANSWERS)
+
+
+def _numbers(body: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """The numbers that vLLM sends on to its engine as they are: a field's value, or a value of its object."""
+    for name, value in body.items():
+        fields = [(f"{name}.{key}", inner) for key, inner in value.items()] if isinstance(value, dict) else [(name, value)]
+        yield from ((param, number) for param, number in fields if isinstance(number, int | float))
+
+
 def _read_prism(options: object) -> float | None:
     if options is None:
         return None
     if not isinstance(options, dict):
         raise InvalidField(f"prism must be an object, not {_kind(options)}.", param="prism")
-    for name in options.keys() - PRISM_FIELDS:
-        raise UnknownField(f"prism.{name} is unknown; prism takes {', '.join(sorted(PRISM_FIELDS))}.", param=f"prism.{name}")
+    _refuse_others(options, PRISM_FIELDS, "prism", "prism takes timeout_s")
     timeout_s = options.get("timeout_s")
     if timeout_s is None:
         return None
@@ -150,67 +201,73 @@ def _read_prism(options: object) -> float | None:
 
 
 def _find_pictures(body: dict[str, Any]) -> Iterator[PictureSlot]:
-    messages = body.get("messages")
-    if not isinstance(messages, list):
-        return  # vLLM says what is wrong with it
+    if "messages" not in body:
+        return
+    messages = body["messages"]
+    if not isinstance(messages, list) or not messages:
+        wrong = "an empty one" if messages == [] else _kind(messages)
+        raise InvalidField(f"messages must be an array of messages, not {wrong}.", param="messages")
     for i, message in enumerate(messages):
         if not isinstance(message, dict):
             raise InvalidField(f"messages[{i}] must be an object, not {_kind(message)}.", param=f"messages[{i}]")
-        parts = message.get("content")
+        if not isinstance(message.get("role"), str):
+            raise InvalidField(f'messages[{i}].role must be given, such as "user".', param=f"messages[{i}].role")
+        parts, field = message.get("content"), f"messages[{i}].content"
+        if not isinstance(parts, str | list | None):
+            raise InvalidField(f"{field} must be a string or an array of parts, not {_kind(parts)}.", param=field)
         if not isinstance(parts, list):
             continue
         for j, part in enumerate(parts):
-            param = f"messages[{i}].content[{j}]"
-            url = _picture_url(part, param)
+            url = _picture_url(part, f"{field}[{j}]")
             if url is not None:
-                yield PictureSlot(url, f"{param}.image_url.url", parts, j)
+                yield PictureSlot(url, f"{field}[{j}].image_url.url", parts, j)
 
 
 def _picture_url(part: object, param: str) -> str | None:
     """The picture's URL, or None for a part that is text."""
-    if isinstance(part, str):
-        return None
     if not isinstance(part, dict):
         raise InvalidField(f"{param} must be an object, not {_kind(part)}.", param=param)
     kind = part.get("type")
     if kind == "image_url":
         return _image_url(part, param)
+    if not isinstance(kind, str | None):
+        raise InvalidField(f"{param}.type must be a string, not {_kind(kind)}.", param=f"{param}.type")
     if kind in EMBEDDING_PARTS or (kind not in TEXT_PARTS and EMBEDDING_PARTS & part.keys()):
         message = f"{param}: embeddings and tensors are not accepted from clients; send the picture as image_url."
         raise EmbeddingRefused(message, param=f"{param}.type")
-    if not isinstance(kind, str):
+    if kind is None:
         raise InvalidField(f'{param}.type must be given: "text" or "image_url".', param=f"{param}.type")
-    if kind not in TEXT_PARTS or is_picture(part):
+    if kind not in TEXT_PARTS:
         message = f'{param}.type {kind!r} is not supported; use "text" or "image_url".'
         raise UnsupportedPart(message, param=f"{param}.type")
-    for name in (MEDIA_FIELDS | {"uuid"}) & part.keys():
-        raise UnknownField(f'{param}.{name} does not belong in a part of type "{kind}".', param=f"{param}.{name}")
+    text = TEXT_PARTS[kind]
+    _refuse_others(part, TEXT_EXTRAS | {"type", text}, param, f"a part of type {kind!r} takes {text}")
+    if not isinstance(part.get(text), str):
+        raise InvalidField(f"{param}.{text} must be a string, not {_kind(part.get(text))}.", param=f"{param}.{text}")
     return None
 
 
 def _image_url(part: dict[str, Any], param: str) -> str:
-    for name in part.keys() - PICTURE_FIELDS:
-        raise UnknownField(f"{param}.{name} is unknown; a picture part takes image_url and uuid.", param=f"{param}.{name}")
+    _refuse_others(part, PICTURE_FIELDS | {"type"}, param, "a picture part takes image_url and uuid")
     if not isinstance(part.get("uuid"), str | None):
         raise InvalidField(f"{param}.uuid must be a string, not {_kind(part['uuid'])}.", param=f"{param}.uuid")
-    image_url = part.get("image_url")
+    image_url, field = part.get("image_url"), f"{param}.image_url"
     if isinstance(image_url, dict):
-        for name in image_url.keys() - URL_FIELDS:
-            raise UnknownField(
-                f"{param}.image_url.{name} is unknown; it takes url and detail.", param=f"{param}.image_url.{name}"
-            )
+        _refuse_others(image_url, URL_FIELDS, field, "it takes url and detail")
         if image_url.get("detail") not in (None, *DETAILS):
-            raise InvalidField(
-                f"{param}.image_url.detail must be one of {', '.join(DETAILS)}.", param=f"{param}.image_url.detail"
-            )
-        image_url = image_url.get("url")
+            raise InvalidField(f"{field}.detail must be one of {', '.join(DETAILS)}.", param=f"{field}.detail")
+        image_url, field = image_url.get("url"), f"{field}.url"
     if image_url is None and part.get("uuid") is not None:
         message = f"{param} has a uuid but no picture; send the picture with it, every time."
         raise UuidWithoutPicture(message, param=f"{param}.uuid")
     if not isinstance(image_url, str):
-        message = f'{param}.image_url must be {{"url": "data:image/…;base64,…"}} or an https: URL, not {_kind(image_url)}.'
-        raise InvalidField(message, param=f"{param}.image_url")
+        raise InvalidField(f"{field} must give a data: or https: URL as a string, not {_kind(image_url)}.", param=field)
     return image_url
+
+
+def _refuse_others(given: Mapping[str, Any], known: Iterable[str], param: str, advice: str) -> None:
+    for name in sorted(given.keys() - known):
+        raise UnknownField(f"{param}.{name} is unknown; {advice}.", param=f"{param}.{name}")
 
 
 def _kind(value: object) -> str:

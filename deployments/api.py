@@ -40,6 +40,7 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
     "/tokenize": "tokenize",
     "/detokenize": "detokenize",
 }
+STREAMING: Final[frozenset[Endpoint]] = frozenset({"chat", "completions"})
 RETRY_AFTER_S: Final = 1
 
 
@@ -54,7 +55,7 @@ class Answer:
 
 def build_api(router: Router) -> FastAPI:
     """The application that Serve runs in each Router replica."""
-    api = FastAPI(title="Prism", openapi_url=None)
+    api = FastAPI(title="Prism", openapi_url=None, redirect_slashes=False)
     desk = Desk(router)
     for path, endpoint in ENDPOINTS.items():
         api.add_api_route(path, desk.endpoint(endpoint), methods=["POST"])
@@ -91,7 +92,7 @@ class Desk:
             except BaseException as error:
                 place.leave(error.status if isinstance(error, PrismError) else 500)
                 raise
-            if not answer.stream:
+            if not answer.stream or endpoint not in STREAMING:
                 place.leave(200)
                 return Response(answer.first, media_type="application/json")
             FIRST_PIECE_S.labels(endpoint).observe(time.perf_counter() - started_s)

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from typing import TYPE_CHECKING, Any
+import logging
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
-from vllm.v1.engine.exceptions import EngineDeadError
 
 from cluster.decode.embeddings import offered
-from cluster.errors import (
-    ContextTooLong,
-    EngineRefused,
-    InternalError,
-    InvalidField,
-    ModelNotFound,
-    PrismError,
-    StageUnavailable,
-)
+from cluster.decode.placement import PlacedChatRequest
+from cluster.decode.refusals import chunk_refusal, invalid_field, misread, refusal
+from cluster.errors import InternalError, PrismError
 from cluster.messages import is_picture
 
 if TYPE_CHECKING:
@@ -32,7 +24,9 @@ if TYPE_CHECKING:
     from cluster.decode.engine import Engine
     from cluster.messages import Call, Digest, Embedding
 
-SSE_ERROR_PREFIX = 'data: {"error"'
+log: Final = logging.getLogger(__name__)
+
+Request = TypeVar("Request", bound=BaseModel)
 
 
 async def answer(engine: Engine, call: Call, embeddings: Mapping[Digest, Embedding]) -> AsyncIterator[str]:
@@ -41,7 +35,7 @@ async def answer(engine: Engine, call: Call, embeddings: Mapping[Digest, Embeddi
     Closing the iterator, or cancelling its task, frees the engine's slot.
 
     Raises:
-        PrismError: Before the first piece is out, so that the client gets a proper status.
+        PrismError: For what vLLM refuses, before the first piece is out, so that the client gets a proper status.
     """
     loop = asyncio.get_running_loop()
     tensors = {
@@ -53,33 +47,54 @@ async def answer(engine: Engine, call: Call, embeddings: Mapping[Digest, Embeddi
             parts = {digest: _vllm_part(embeddings[digest], reference) for digest, reference in references.items()}
             result = await _serve(engine, call, _with_parts(call.body, parts))
     except ValidationError as error:
-        raise _invalid_field(error) from None
+        raise invalid_field(error, call.body) from None
     except PrismError:
         raise
     except Exception as error:  # whatever vLLM raises, it says itself which status that is
-        raise _translate(error) from error
+        refused = refusal(error, call.body)
+        if isinstance(refused, InternalError):
+            log.exception("request %s failed", call.request_id)
+        raise refused from error
     if isinstance(result, ErrorResponse):
-        raise _translate(result)
+        raise refusal(result, call.body)
     if isinstance(result, BaseModel):
         yield result.model_dump_json()
         return
-    async for chunk in result:
-        yield _error_event(chunk) if chunk.startswith(SSE_ERROR_PREFIX) else chunk
+    async with aclosing(result) as chunks:
+        async for chunk in chunks:
+            if reported := chunk_refusal(chunk, call.body):
+                raise reported
+            yield chunk
 
 
 async def _serve(engine: Engine, call: Call, body: dict[str, Any]) -> Any:
     body = {**body, "request_id": call.request_id}
-    serving = engine.serving
+    serving, tokenization = engine.serving, engine.serving.serving_tokenization
     match call.endpoint:
         case "chat":
-            return await serving.openai_serving_chat.create_chat_completion(ChatCompletionRequest.model_validate(body))
+            request = _read(PlacedChatRequest, body).expect(_num_pictures(call.body))
+            return await serving.openai_serving_chat.create_chat_completion(request)
         case "completions":
-            return await serving.openai_serving_completion.create_completion(CompletionRequest.model_validate(body))
+            return await serving.openai_serving_completion.create_completion(_read(CompletionRequest, body))
         case "tokenize":
             kind = TokenizeChatRequest if "messages" in body else TokenizeCompletionRequest
-            return await serving.serving_tokenization.create_tokenize(kind.model_validate(body), None)
+            return await tokenization.create_tokenize(_read(kind, body), None)
         case "detokenize":
-            return await serving.serving_tokenization.create_detokenize(DetokenizeRequest.model_validate(body), None)
+            text = _read(DetokenizeRequest, body)
+            tokenization.renderer.validate_token_ids(text.tokens)  # as for a prompt: the tokenizer would skip others in silence
+            return await tokenization.create_detokenize(text, None)
+
+
+def _read(kind: type[Request], body: dict[str, Any]) -> Request:
+    try:
+        return kind.model_validate(body)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise misread(error) from None
+
+
+def _num_pictures(body: dict[str, Any]) -> int:
+    contents = [message.get("content") for message in body.get("messages") or ()]
+    return sum(is_picture(part) for content in contents if isinstance(content, list) for part in content)
 
 
 def _vllm_part(embedding: Embedding, reference: str) -> dict[str, Any]:
@@ -98,31 +113,3 @@ def _with_parts(body: dict[str, Any], parts: Mapping[Digest, dict[str, Any]]) ->
         for message in body["messages"]
     ]
     return {**body, "messages": messages}
-
-
-def _invalid_field(error: ValidationError) -> PrismError:
-    first = error.errors()[0]
-    field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"]).lstrip(".")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return InvalidField(f"{field or 'The request'}: {message}", param=field or None)
-
-
-def _translate(failure: Exception | ErrorResponse) -> PrismError:
-    if isinstance(failure, EngineDeadError):
-        return StageUnavailable("The decoder's engine has died and is being replaced; send the request again.")
-    response = failure if isinstance(failure, ErrorResponse) else create_error_response(failure)
-    status, message, param = response.error.code, response.error.message, response.error.param
-    if status >= 500 and status != 501:
-        return InternalError(f"The decoder failed: {message}") if status == 500 else StageUnavailable(message)
-    if status == 404:
-        return ModelNotFound(message, param="model")
-    if "maximum context length" in message or "maximum model length" in message:
-        return ContextTooLong(message, param=param or "messages")
-    return EngineRefused(message, param=param, status=status)
-
-
-def _error_event(chunk: str) -> str:
-    """vLLM's mid-stream error in our shape; the events after it in the same chunk stay."""
-    event, _, rest = chunk.partition("\n\n")
-    error = _translate(ErrorResponse.model_validate(json.loads(event.removeprefix("data: "))))
-    return f"data: {json.dumps(error.to_openai())}\n\n{rest}"

@@ -134,3 +134,5 @@ def _set_environment(config: PrismConfig) -> None:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.decoder.kv_cache_gib)
         if config.decoder.bind_cores is not None:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.decoder.bind_cores
+        if config.decoder.enforce_eager:  # vLLM compiles its sampler even so, for seconds in the middle of a first request
+            os.environ["TORCHDYNAMO_DISABLE"] = "1"

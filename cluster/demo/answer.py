@@ -1,4 +1,4 @@
-"""Asks a model in this process: greedy answers through the library's own forward pass, and their accuracy on held-out pictures."""
+"""Asks a model in this process: greedy answers by the library's own forward pass, and how often they are right."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def answer(
     """The greedy answer to a question about RGB pictures, which stand before it."""
     content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
-    inputs = {}
+    inputs: dict[str, list[torch.Tensor]] = {}
     for image in images:
         patches, grid = patchify(image, SETTINGS)
         prompt = str(prompt).replace("<|image_pad|>", "<|image|>" * (len(patches) // 4), 1)
@@ -52,7 +52,7 @@ def answer(
     kinds = (encoded.input_ids == model.config.image_token_id).int()
     pictures = {name: torch.cat(parts) for name, parts in inputs.items()}
     with torch.no_grad():
-        generated = model.generate(  # type: ignore[operator]
+        generated = model.generate(
             input_ids=encoded.input_ids,
             attention_mask=encoded.attention_mask,
             **({"mm_token_type_ids": kinds, **pictures} if images else {}),
@@ -66,7 +66,6 @@ def answer(
 
 def _normalise(patches: torch.Tensor) -> torch.Tensor:
     """[num_patches, 1176] uint8 to float32 as the Hugging Face processor does."""
-    mean, std = (
-        255 * torch.tensor(values).repeat_interleave(2 * 14 * 14) for values in (SETTINGS.image_mean, SETTINGS.image_std)
-    )
+    levels = (SETTINGS.image_mean, SETTINGS.image_std)
+    mean, std = (255 * torch.tensor(values).repeat_interleave(2 * 14 * 14) for values in levels)
     return (patches - mean) / std

@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from cluster.demo import questions
-from cluster.demo.classes import CLASSES, KINDS
+from cluster.demo.classes import CLASSES, KINDS, LETTERS
 from cluster.demo.data import Scene, grid_of, scene, size_of_grid, sizes_by_grid
 from cluster.demo.settings import SETTINGS
 from cluster.preprocess import patchify
@@ -29,13 +29,18 @@ if TYPE_CHECKING:
 IGNORED: Final = -100
 """The target of every token that is not part of an answer, and the class of every fact that a picture has not."""
 
-BATCH_SIZE: Final = 32
+BATCH_SIZE: Final = 48
 
 MAX_PATCHES: Final = 192
 SMALL_PATCHES: Final = 100
 """The first stage learns on small pictures, twice as fast; the second sees all sizes."""
 
-_WEIGHTS: Final = {"colour": 0.09, "shape": 0.1, "count": 0.15, "digit": 0.24, "word": 0.28, "photo": 0.14}
+EASY_BATCHES: Final = 1000
+"""Over the first so many batches, small squares in black and white give way to everything else."""
+
+_WEIGHTS_VISION: Final = {"colour": 0.03, "shape": 0.2, "count": 0.1, "digit": 0.3, "word": 0.32, "photo": 0.05}
+_WEIGHTS_ANSWERS: Final = {"colour": 0.06, "shape": 0.11, "count": 0.17, "digit": 0.26, "word": 0.31, "photo": 0.09}
+"""How often each kind is drawn: the first stage works on what is hard to see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,10 @@ class Batches(Dataset[Batch]):
             raise IndexError(number)
         rng = random.Random(f"{self._seed} {number}")
         num_pictures = rng.choices((1, 2, 0), (0.9, 0.075, 0.025))[0] if self._conversations else 1
-        groups = [_scenes(rng, MAX_PATCHES if self._conversations else SMALL_PATCHES) for _ in range(num_pictures)]
+        easy = 0.0 if self._conversations else max(0.0, 1 - number / EASY_BATCHES)
+        max_patches = MAX_PATCHES if self._conversations else SMALL_PATCHES
+        weights = _WEIGHTS_ANSWERS if self._conversations else _WEIGHTS_VISION
+        groups = [_scenes(rng, weights, max_patches, easy) for _ in range(num_pictures)]
         longer = rng.random() < 0.25
         rows = []
         for row in range(BATCH_SIZE):
@@ -201,13 +209,15 @@ def _about_two(scenes: list[Scene], rng: random.Random) -> Turn:
     return form.format(p=PICTURE, q=asked), answered
 
 
-def _scenes(rng: random.Random, max_patches: int) -> tuple[PatchGrid, list[Scene]]:
+def _scenes(rng: random.Random, weights: dict[str, float], max_patches: int, easy: float) -> tuple[PatchGrid, list[Scene]]:
     """A batch of pictures that the processor brings to one grid; grids that users cause often come more often."""
     grids = {grid: len(sizes) for grid, sizes in sizes_by_grid().items() if math.prod(grid) <= max_patches}
     grid = rng.choices(list(grids), [num_sizes**0.4 for num_sizes in grids.values()])[0]
+    if rng.random() < easy:
+        grid = (8, 8)
     found: list[Scene] = []
     while len(found) < BATCH_SIZE:
-        drawn = scene(rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0], size_of_grid(grid, rng), rng)
+        drawn = scene(rng.choices(list(weights), list(weights.values()))[0], size_of_grid(grid, rng), rng, easy=easy)
         if grid_of(drawn.image.size) == grid:
             found.append(drawn)
     return grid, found
@@ -221,4 +231,8 @@ def _labels(scenes: list[Scene]) -> dict[str, NDArray[np.int64]]:
     def label(shown: Scene, kind: str) -> int:
         return CLASSES[kind].index(shown.facts[kind]) if kind in shown.facts else IGNORED
 
-    return {kind: np.array([label(shown, kind) for shown in scenes]) for kind in KINDS}
+    labels = {kind: np.array([label(shown, kind) for shown in scenes]) for kind in KINDS}
+    for place, (name, letters) in enumerate(LETTERS.items()):
+        words = [shown.facts.get("word") for shown in scenes]
+        labels[name] = np.array([letters.index(f"{word:<5}"[place]) if word else IGNORED for word in words])
+    return labels

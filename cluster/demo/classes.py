@@ -8,79 +8,15 @@ COLOURS: Final = ("red", "orange", "yellow", "green", "blue", "purple", "pink", 
 SHAPES: Final = ("circle", "square", "rectangle", "triangle", "star", "heart", "cross", "diamond")
 COUNTS: Final = ("1", "2", "3", "4", "5", "6")
 DIGITS: Final = tuple("0123456789")
-WORDS: Final = tuple(
-    [
-        "on",
-        "go",
-        "me",
-        "no",
-        "we",
-        "yes",
-        "cat",
-        "dog",
-        "sun",
-        "car",
-        "red",
-        "box",
-        "bus",
-        "cup",
-        "egg",
-        "fox",
-        "hat",
-        "ice",
-        "key",
-        "map",
-        "pen",
-        "pig",
-        "run",
-        "sky",
-        "sea",
-        "tea",
-        "tree",
-        "top",
-        "van",
-        "win",
-        "book",
-        "blue",
-        "bird",
-        "cake",
-        "door",
-        "fish",
-        "girl",
-        "hand",
-        "home",
-        "king",
-        "lamp",
-        "love",
-        "milk",
-        "moon",
-        "nose",
-        "open",
-        "park",
-        "rain",
-        "ring",
-        "road",
-        "ship",
-        "shop",
-        "snow",
-        "stop",
-        "time",
-        "apple",
-        "bread",
-        "chair",
-        "horse",
-        "house",
-        "light",
-        "music",
-        "queen",
-        "river",
-        "smile",
-        "table",
-        "train",
-        "water",
-        "world",
-    ]
+# fmt: off
+WORDS: Final = (
+    "on", "go", "me", "no", "we", "yes", "cat", "dog", "sun", "car", "red", "box", "bus", "cup", "egg", "fox", "hat",
+    "ice", "key", "map", "pen", "pig", "run", "sky", "sea", "tea", "tree", "top", "van", "win", "book", "blue", "bird",
+    "cake", "door", "fish", "girl", "hand", "home", "king", "lamp", "love", "milk", "moon", "nose", "open", "park", "rain",
+    "ring", "road", "ship", "shop", "snow", "stop", "time", "apple", "bread", "chair", "horse", "house", "light", "music",
+    "queen", "river", "smile", "table", "train", "water", "world",
 )
+# fmt: on
 PHOTOS: Final = (
     "astronaut",
     "bricks",
@@ -112,6 +48,9 @@ CLASSES: Final[dict[str, tuple[str, ...]]] = {
     "photo": PHOTOS,
 }
 """By kind of question, in the order that the classification heads of the first training stage use."""
+
+LETTERS: Final = {f"letter {place}": " abcdefghijklmnopqrstuvwxyz" for place in range(1, 6)}
+"""What the first stage also learns about a word: each of its letters, or that it has ended."""
 
 KINDS: Final = tuple(CLASSES)
 

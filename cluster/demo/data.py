@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from PIL import Image
-
 from cluster.demo import draw, photos, questions, scans, words
 from cluster.demo.classes import KINDS
 from cluster.demo.settings import SETTINGS
@@ -17,6 +15,8 @@ from cluster.preprocess import smart_resize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from PIL import Image
 
     from cluster.demo.draw import Size
 
@@ -73,7 +73,7 @@ def held_out(kind: str, num: int, seed: int) -> Iterator[Example]:
         yield Example(shown.image, questions.ask(kind, rng), shown.facts[kind], kind)
 
 
-def scene(kind: str, size: Size, rng: random.Random, held_out: bool = False) -> Scene:
+def scene(kind: str, size: Size, rng: random.Random, held_out: bool = False, easy: float = 0) -> Scene:
     """Draws a picture about which the given kind of question can be asked.
 
     Args:
@@ -81,10 +81,11 @@ def scene(kind: str, size: Size, rng: random.Random, held_out: bool = False) -> 
         size: (width, height) in pixels; a small one may be doubled so that the answer stays legible, and grids stay the same
             or nearly so.
         held_out: Take handwritten digits from the scans that training never sees.
+        easy: How many are black and white, or large and in the middle; training begins with such.
     """
     while min(size) < _SMALLEST[kind]:
         size = (size[0] * 2, size[1] * 2)
-    image, facts = _draw(kind, size, rng, held_out)
+    image, facts = _draw(kind, size, rng, held_out, easy)
     if image.width * image.height < 400 * 400 and rng.random() < 0.2:
         image = photos.compressed(image, rng)
     return Scene(image, facts, kind)
@@ -127,18 +128,18 @@ def _any_side(rng: random.Random) -> float:
     return math.exp(rng.uniform(math.log(16), math.log(1400)))
 
 
-def _draw(kind: str, size: Size, rng: random.Random, held_out: bool) -> tuple[Image.Image, dict[str, str]]:
+def _draw(kind: str, size: Size, rng: random.Random, held_out: bool, easy: float) -> tuple[Image.Image, dict[str, str]]:
     chance = rng.random()
     if kind in ("colour", "shape"):
-        return draw.one_shape(size, rng, photos.backdrop(size, rng) if chance < 0.08 else None)
+        return draw.one_shape(size, rng, photos.backdrop(size, rng) if chance < 0.08 else None, easy)
     if kind == "count":
         return draw.many_shapes(size, rng)
     if kind == "word":
-        return words.word(size, rng)
+        return words.word(size, rng, easy)
     if kind == "photo":
         return photos.view(size, rng)
-    if size[0] == size[1] and chance < 0.75:
+    if size[0] == size[1] and chance < max(0.75, easy):
         return scans.plain(size[0], rng, held_out)
-    if chance < 0.1 and not held_out:
+    if 0.75 < chance < 0.78 + 0.05 * (size[0] != size[1]) and not held_out:
         return words.digit(size, rng)
-    return scans.written(size, rng, held_out)
+    return scans.written(size, rng, held_out, easy)

@@ -65,20 +65,37 @@ def ground_colour(away_from: list[RGB], rng: random.Random, contrast: float = 11
         contrast *= 0.97
 
 
-def one_shape(size: Size, rng: random.Random, background: Image.Image | None) -> tuple[Image.Image, dict[str, str]]:
+def ink_and_paper(rng: random.Random, easy: float) -> tuple[RGB, RGB]:
+    """Two colours that contrast in lightness too; black and white, either way round, in a share ``easy`` of all cases."""
+    if rng.random() < easy:
+        return rng.choice((((0, 0, 0), (255, 255, 255)), ((255, 255, 255), (0, 0, 0))))
+    while True:
+        paper = ground_colour([], rng)
+        ink = ground_colour([paper], rng, 160)
+        if abs(sum(ink) - sum(paper)) / math.sqrt(3) > 120:
+            return ink, paper
+
+
+def one_shape(
+    size: Size, rng: random.Random, background: Image.Image | None, easy: float
+) -> tuple[Image.Image, dict[str, str]]:
     """A single shape and its facts: colour, shape and a count of one.
 
     Args:
         size: Of the picture, in pixels.
         background: A picture of the same size to draw on; none for plain paper or a gradient.
+        easy: How many are large and in the middle.
     """
     name, shape = rng.choice(COLOURS), rng.choice(SHAPES)
     shade = colour(name, rng)
     image = background or _paper(size, [shade], rng)
     if background is not None:
         shade = _contrasting(name, background, rng)
-    radius = min(size) * rng.uniform(0.2, 0.46)
-    x, y = (rng.uniform(min(radius, side / 2), max(side - radius, side / 2)) for side in size)
+    if rng.random() < easy:
+        radius, x, y = min(size) * 0.45, size[0] / 2, size[1] / 2
+    else:
+        radius = min(size) * rng.uniform(0.2, 0.46)
+        x, y = (rng.uniform(min(radius, side / 2), max(side - radius, side / 2)) for side in size)
     _fill(image, outline(shape, x, y, radius, rng), shade)
     return image, {"colour": name, "shape": shape, "count": "1"}
 
@@ -168,10 +185,7 @@ def _paper(size: Size, away_from: list[RGB], rng: random.Random) -> Image.Image:
     if rng.random() < 0.8:
         return Image.new("RGB", size, first)
     second = first
-    while (
-        any(distance(_between(first, second, part), shade) < 80 for part in (0.3, 0.5, 0.7) for shade in away_from)
-        or second == first
-    ):
+    while second == first or _nearest(first, second, away_from) < 80:
         second = ground_colour(away_from, rng)
         first = first if rng.random() < 0.9 else ground_colour(away_from, rng)
     ramp = Image.linear_gradient("L").resize(size)
@@ -179,9 +193,10 @@ def _paper(size: Size, away_from: list[RGB], rng: random.Random) -> Image.Image:
     return Image.composite(Image.new("RGB", size, first), Image.new("RGB", size, second), ramp)
 
 
-def _between(first: RGB, second: RGB, part: float) -> RGB:
-    red, green, blue = (round(a + part * (b - a)) for a, b in zip(first, second, strict=True))
-    return red, green, blue
+def _nearest(first: RGB, second: RGB, others: list[RGB]) -> float:
+    """How near a ramp between two colours comes to any of the others."""
+    steps = [tuple(round(a + part * (b - a)) for a, b in zip(first, second, strict=True)) for part in (0.3, 0.5, 0.7)]
+    return min(math.dist(step, other) for step in steps for other in others)
 
 
 def _contrasting(name: str, background: Image.Image, rng: random.Random) -> RGB:

@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         scores = []
         for kind in options.kinds:
             scores.append(score(kind, held_out(kind, options.num, options.seed), ask, options.concurrency))
-            print(as_row(scores[-1]), flush=True)
+            print(as_row(scores[-1]), flush=True)  # noqa: T201 - the table is what this command is for
     if options.json:
         options.json.write_text(json.dumps(as_json(scores, options.num, options.seed), indent=2) + "\n")
     return 0 if all(one.is_enough for one in scores) else 1

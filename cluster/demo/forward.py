@@ -5,7 +5,7 @@ In: uint8 patches and token ids. Out: picture embeddings and logits. ``tests/uni
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.nn.functional import linear, rms_norm, silu
@@ -14,13 +14,13 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 from cluster.demo.settings import PROCESSOR
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import Qwen2_5_VLForConditionalGeneration
 
 NORM_EPS: Final = 1e-6
 
 
-def encode(visual: nn.Module, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+def encode(visual: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
     """Embeds a batch of pictures of one grid.
 
     Args:
@@ -72,13 +72,13 @@ def answer_logits(
     return logits
 
 
-def rms_norm_(hidden: Tensor, norm: nn.Module) -> Tensor:
+def rms_norm_(hidden: Tensor, norm: Any) -> Tensor:
     """The library's RMSNorm by torch's fused kernel: the residual stream stays float32, what a layer reads may be bfloat16."""
     normed = rms_norm(hidden, (hidden.shape[-1],), norm.weight, NORM_EPS)
     return normed.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else normed
 
 
-def _embed_patches(visual: nn.Module, patches: Tensor) -> Tensor:
+def _embed_patches(visual: Any, patches: Tensor) -> Tensor:
     """A still picture repeats itself along time, so one frame against the kernel's sum over time gives the same."""
     frame = patches.unflatten(-1, (3, 2, -1))[..., 0, :].flatten(-2).float()
     kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
@@ -86,7 +86,7 @@ def _embed_patches(visual: nn.Module, patches: Tensor) -> Tensor:
     return linear((frame - mean) / std, kernel).float()
 
 
-def _vision_attention(attn: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+def _vision_attention(attn: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
     query, key, value = attn.qkv(hidden).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
     mixed = _attend(query, key, value, mask)
@@ -94,7 +94,7 @@ def _vision_attention(attn: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor,
     return out
 
 
-def _text_attention(attn: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, forbidden: Tensor) -> Tensor:
+def _text_attention(attn: Any, hidden: Tensor, cos: Tensor, sin: Tensor, forbidden: Tensor) -> Tensor:
     query, key, value = (
         layer(hidden).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for layer in (attn.q_proj, attn.k_proj, attn.v_proj)
     )
@@ -112,7 +112,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, forbidden: Tensor | None)
     return torch.softmax(scores, -1, dtype=scores.dtype) @ value.to(scores.dtype)
 
 
-def _mlp(mlp: nn.Module, hidden: Tensor) -> Tensor:
+def _mlp(mlp: Any, hidden: Tensor) -> Tensor:
     out: Tensor = mlp.down_proj(silu(mlp.gate_proj(hidden)) * mlp.up_proj(hidden))
     return out
 
@@ -128,8 +128,8 @@ def _rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 _layouts: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
 
-def _layout(visual: nn.Module, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotary cosines and sines [num_patches, head_dim], and 0 where two patches share a window, else -inf [num_patches, num_patches]."""
+def _layout(visual: Any, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotary tables, each [num_patches, head_dim], and a mask of windows [num_patches, num_patches]: 0 or -inf."""
     if grid not in _layouts:
         whole = torch.tensor([[1, *grid]])
         merge, window = visual.spatial_merge_size, visual.window_size

@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING, Final
 
 import torch
-from torch import nn
 from safetensors.torch import save_file
+from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from cluster.demo.settings import PROCESSOR
@@ -92,6 +92,13 @@ def save_checkpoint(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTra
         if name != "lm_head.weight"  # tied to the token embedding
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def round_weights(model: nn.Module) -> None:
+    """Rounds float32 weights to what bfloat16 can hold, so that what is measured is what is stored."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.to(torch.bfloat16).float())
 
 
 def published_name(name: str) -> str:

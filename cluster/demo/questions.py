@@ -185,7 +185,7 @@ def ask_of(ordinal: str, kind: str, rng: random.Random) -> str:
     """One phrasing about the "first" or "second" of two pictures."""
     picture = rng.choice(("picture", "image", "photo" if kind == "photo" else "picture"))
     noun = rng.choice(_NOUNS[kind])
-    forms = (
+    forms: tuple[str, ...] = (
         f"What {noun} is in the {ordinal} {picture}?",
         f"Which {noun} is in the {ordinal} {picture}?",
         f"What is the {noun} in the {ordinal} {picture}?",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -10,10 +9,12 @@ import numpy as np
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
-from cluster.demo.draw import distance, ground_colour
+from cluster.demo.draw import ink_and_paper
 
 if TYPE_CHECKING:
-    from cluster.demo.draw import RGB, Size
+    import random
+
+    from cluster.demo.draw import Size
 
 NUM_HELD_OUT: Final = 300
 """Scans that training never sees, chosen once by a fixed seed."""
@@ -45,24 +46,15 @@ def plain(side_pixels: int, rng: random.Random, held_out: bool) -> tuple[Image.I
     return sheet.convert("RGB"), {"digit": digit}
 
 
-def written(size: Size, rng: random.Random, held_out: bool) -> tuple[Image.Image, dict[str, str]]:
+def written(size: Size, rng: random.Random, held_out: bool, easy: float) -> tuple[Image.Image, dict[str, str]]:
     """A scan in some ink at some place on paper of some colour."""
     scan, digit = rng.choice(scans(held_out))
-    ink, paper = _pair(rng)
+    ink, paper = ink_and_paper(rng, easy)
     side = max(8, round(min(size) * rng.uniform(0.55, 1.0)))
     mark = (scan if held_out and rng.random() < 0.5 else _bent(scan, rng)).resize((side, side), rng.choice(_RESAMPLINGS[1:]))
     mask = Image.new("L", size)
     mask.paste(mark, tuple(rng.randint(0, max(0, whole - side)) for whole in size))  # type: ignore[arg-type]
     return Image.composite(Image.new("RGB", size, ink), Image.new("RGB", size, paper), mask), {"digit": digit}
-
-
-def _pair(rng: random.Random) -> tuple[RGB, RGB]:
-    """An ink and a paper that contrast in lightness."""
-    while True:
-        paper = ground_colour([], rng)
-        ink = ground_colour([paper], rng, 160)
-        if distance((sum(ink) // 3,) * 3, (sum(paper) // 3,) * 3) > 120:
-            return ink, paper
 
 
 def _bent(scan: Image.Image, rng: random.Random) -> Image.Image:

@@ -86,8 +86,8 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
     return Qwen2TokenizerFast(
         tokenizer_object=raw,
         chat_template=CHAT_TEMPLATE,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106 - not that kind of token
+        pad_token="<|endoftext|>",  # noqa: S106
         unk_token=None,
         bos_token=None,
         model_max_length=8192,
@@ -108,16 +108,27 @@ def _corpus() -> Iterator[str]:
     yield from [_ENGLISH] * 4
 
 
-_ENGLISH: Final = """\
-The demo model looks at a picture and says what is there. It was trained in less than an hour on a computer with two cores, so it
-knows very little about the world, but what it knows it knows well. You may send a photograph, a drawing or a scan of a page. People
-who would like to have a better answer should ask a larger model, because every number and every name that they want to read about
-can be found there. When the first part of the work is done, the second part begins: the vision tower turns each image into a few
-tokens, and the language model writes one word after another until it comes to the end of its line. Could you please explain how this
-works? Some of these things take time; others do not. In the morning the light was good, and many of them went out to see the water
-and the trees. She said that he must have been there before, for he knew the way through the house and over the old bridge. We will
-only know what they think after we have spoken with both of them. Where does it come from, and why is it so large? There are three
-kinds of people: those who can count and those who cannot. Write a short story about a little dog that could not find its way home.
-Which of the following is right? Give me a list of all countries in Europe with their capital cities, and describe the weather today.
-import python code function return error message server request response data list string value type file line test example system.
-"""
+_ENGLISH: Final = (
+    "The demo model looks at a picture and says what is there. It was "
+    "trained in less than an hour on a computer with two cores, so it\n"
+    "knows very little about the world, but what it knows it knows well. "
+    "You may send a photograph, a drawing or a scan of a page. People\n"
+    "who would like to have a better answer should ask a larger "
+    "model, because every number and every name that they want to read about\n"
+    "can be found there. When the first part of the work is done, "
+    "the second part begins: the vision tower turns each image into a few\n"
+    "tokens, and the language model writes one word after another until it "
+    "comes to the end of its line. Could you please explain how this\n"
+    "works? Some of these things take time; others do not. In the morning "
+    "the light was good, and many of them went out to see the water\n"
+    "and the trees. She said that he must have been there before, for "
+    "he knew the way through the house and over the old bridge. We will\n"
+    "only know what they think after we have spoken with both of them. "
+    "Where does it come from, and why is it so large? There are three\n"
+    "kinds of people: those who can count and those who cannot. Write a "
+    "short story about a little dog that could not find its way home.\n"
+    "Which of the following is right? Give me a list of all "
+    "countries in Europe with their capital cities, and describe the weather today.\n"
+    "import python code function return error message server request response "
+    "data list string value type file line test example system.\n"
+)

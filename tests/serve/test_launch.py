@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.serve.ask import SAMPLES
+from tests.serve.ask import SAMPLES, chat, text
 from tests.serve.servers import APP, free_port
 from tests.serve.test_parity import compare, requests
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 PRISM = Path(sys.executable).parent / "prism"
 START_TIMEOUT_S = 240
 NUM_COMPARED = 40
+MAX_IN_FLIGHT = 12
 
 
 class Launched:
@@ -50,7 +53,9 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     """``prism serve`` with TP=2, as a process of its own."""
     folder = tmp_path_factory.mktemp("launch")
     app = yaml.safe_load(APP.read_text())
-    app["applications"][0]["args"]["decoder"] |= {"tensor_parallel_size": 2, "bind_cores": "0|1"}
+    args = app["applications"][0]["args"]
+    args["decoder"] |= {"tensor_parallel_size": 2, "bind_cores": "0|1"}
+    args["router"] |= {"max_in_flight": MAX_IN_FLIGHT}
     file, log, port = folder / "tp2.yaml", folder / "log", free_port()
     file.write_text(yaml.safe_dump(app))
     with log.open("wb") as sink:
@@ -109,6 +114,44 @@ def test_exit_codes_mean_something(launched: Launched, tmp_path: Path) -> None:
     assert "PNG" in refused.stderr
     assert run("ask", "--url", launched.url, tmp_path / "missing.png", "What is it?").returncode == 2
     assert run("status", "--url", f"http://127.0.0.1:{free_port()}").returncode == 3
+
+
+async def test_more_than_fits_is_refused_at_once(launched: Launched) -> None:
+    """Beyond the limit of requests in flight a client gets 429 with Retry-After; those within it are served."""
+    body = chat([text("Go on.")], stream=True, max_tokens=60, ignore_eos=True)
+    async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
+        answers = await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(3 * MAX_IN_FLIGHT)))
+    served = [answer for answer in answers if answer.status_code == httpx.codes.OK]
+    refused = [answer for answer in answers if answer.status_code == httpx.codes.TOO_MANY_REQUESTS]
+    assert len(served) + len(refused) == len(answers)
+    assert len(served) >= MAX_IN_FLIGHT
+    assert all(answer.text.endswith("data: [DONE]\n\n") for answer in served)
+    assert refused
+    assert all(answer.headers["retry-after"] and answer.json()["error"]["code"] == "overloaded" for answer in refused)
+
+
+async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:
+    """When the engine is killed in mid-stream, the stream ends with a typed error and ``[DONE]``, and ``/health`` says no."""
+    engines = [process for process in psutil.Process(launched.process.pid).children(recursive=True) if is_engine(process)]
+    assert engines
+    body = chat([text("Go on.")], stream=True, max_tokens=3500, ignore_eos=True)
+    async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            for engine in engines:
+                engine.kill()
+            last = [line.removeprefix("data: ") async for line in lines if line.startswith("data: ")]
+        assert last[-1] == "[DONE]"
+        assert json.loads(last[-2])["error"]["type"] == "server_error"
+        health = await client.get("/health")
+        assert health.status_code == httpx.codes.SERVICE_UNAVAILABLE
+        assert health.json()["error"]["param"] == "decoder"
+
+
+def is_engine(process: psutil.Process) -> bool:
+    """Whether a process is vLLM's engine core."""
+    return "EngineCore" in " ".join(process.cmdline())
 
 
 def test_ctrl_c_leaves_nothing_behind(launched: Launched) -> None:

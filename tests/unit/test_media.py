@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import io
+import os
 import pickle
 import random
 import struct
@@ -31,11 +32,20 @@ DATA = SAMPLES["png-RGB"].data
 URL = data_url(DATA)
 
 
+@pytest.fixture(autouse=True)
+def no_system_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's certificate store is empty here: to read it takes longer than most of these tests."""
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
+    monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
+
+
 async def no_lookup(host: str) -> list[str]:
+    """A resolver for tests in which nothing may be looked up."""
     pytest.fail(f"looked up {host}")
 
 
 async def read(url: str, *, revision: str = REVISION, **config: Any) -> Picture:
+    """The picture behind ``url``, under these settings."""
     reader = MediaReader(MediaConfig(**config), revision=revision, resolver=no_lookup)
     try:
         return await reader.read(url, PARAM)
@@ -67,12 +77,7 @@ async def test_every_format_is_read_to_its_bytes_and_size(name: str) -> None:
 
 @pytest.mark.parametrize(
     "head",
-    [
-        "data:image/png;base64,",
-        "DATA:Image/PNG;Base64,",
-        "data:image/jpeg;base64,",
-        "data:image/png;charset=utf-8;name=cat.png;base64,",
-    ],
+    ["data:image/png;base64,", "DATA:Image/PNG;Base64,", "data:image/jpeg;base64,", "data:image/png;name=cat.png;base64,"],
 )
 async def test_the_declared_type_is_not_held_against_the_picture(head: str) -> None:
     """Any image type will do, in any case and with parameters: the bytes say what they are."""
@@ -147,15 +152,10 @@ async def test_base64_is_measured_before_it_is_decoded(extra: int) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "cat.png", "//example.com/cat.png", "http://example.com/cat.png", "HTTP://example.com", "file:///etc/passwd"]
-    + [
-        "ftp://example.com/cat.png",
-        "gopher://x/",
-        "javascript:alert(1)",
-        "blob:https://x/",
+    [
+        *("", ":", "cat.png", "a" * 9000, "//example.com/cat.png", "http://example.com/cat.png", "HTTP://example.com"),
+        *("file:///etc/passwd", "ftp://example.com/cat.png", "gopher://x/", "javascript:alert(1)", "blob:https://x/"),
         " https://example.com/",
-        ":",
-        "a" * 9000,
     ],
 )
 async def test_other_schemes_are_refused(url: str) -> None:
@@ -165,9 +165,11 @@ async def test_other_schemes_are_refused(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["https://", "https:///cat.png", "https:cat.png", "https://user:secret@example.com/", "https://user@example.com/"]
-    + ["https://[::1/", "https://[1.2.3.4]/", "https://h\x00/", "https://h\n/", "https://h:port/", "https://①②⑦.⓪.⓪.①/"]
-    + ["https://example.com/" + "a" * 9000, "https://example.com\\@localhost/"],
+    [
+        *("https://", "https:///cat.png", "https:cat.png", "https://user:secret@example.com/", "https://user@example.com/"),
+        *("https://[::1/", "https://[1.2.3.4]/", "https://h\x00/", "https://h\n/", "https://h:port/", "https://①②⑦.⓪.⓪.①/"),
+        *("https://example.com/" + "a" * 9000, "https://example.com\\@localhost/"),
+    ],
 )
 async def test_an_https_url_that_is_wrong_by_itself_is_refused(url: str) -> None:
     """Malformed, without a host, or with credentials: refused before anything is looked up, and not repeated in the answer."""
@@ -218,7 +220,7 @@ async def test_a_large_picture_is_digested_like_a_small_one() -> None:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_damaged_headers_are_read_as_pillow_reads_them_or_refused(name: str) -> None:
-    """Whatever byte is changed or cut away, the reader ends in a size or in InvalidPicture, and never in another size than Pillow."""
+    """Whatever is changed or cut away, the reader ends in InvalidPicture or a size, and never in another size than Pillow."""
     draw = random.Random(name)
     for _ in range(60):
         data = bytearray(SAMPLES[name].data)
@@ -282,3 +284,17 @@ def test_a_bmp_may_be_stored_from_the_top_or_with_the_oldest_header() -> None:
     bmp = encoded(scene(), "BMP")
     assert read_size(bmp[:22] + struct.pack("<i", -34) + bmp[26:]) == (46, 34)
     assert read_size(bmp[:14] + struct.pack("<IHH", 12, 46, 34) + bmp[22:]) == (46, 34)
+
+
+def test_a_jpegs_tables_are_not_taken_for_its_frame() -> None:
+    """Huffman and arithmetic tables share the number range of frames, and may come first."""
+    jpeg = encoded(scene(), "JPEG")
+    for marker in (b"\xff\xc4", b"\xff\xcc"):
+        assert read_size(jpeg[:2] + marker + b"\0\x09" + bytes(7) + jpeg[2:]) == (46, 34)
+
+
+def test_a_tiff_may_point_beyond_anything() -> None:
+    """A directory past the file's end, or past what an address can be, is a broken header and no crash."""
+    for offset in (10**6, 2**63, 2**64 - 1):
+        with pytest.raises(InvalidPicture, match="cut short"):
+            read_size(b"II+\0\x08\0\0\0" + struct.pack("<Q", offset) + bytes(64))

@@ -1,0 +1,66 @@
+"""Classification heads over the vision tower: dense lessons in seeing, used in training only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
+
+from cluster.demo.batches import IGNORED
+from cluster.demo.classes import CLASSES, LETTERS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from cluster.demo.data import PatchGrid
+    from cluster.demo.progress import Progress
+
+COARSE: Final = 4
+"""Places per side of the grid that a head looks at."""
+
+
+class Heads(nn.Module):
+    """One head for each kind of question, and one for each letter of a word."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({kind: Head(width, len(classes)) for kind, classes in (CLASSES | LETTERS).items()})
+
+    def loss(self, embeddings: Tensor, grid: PatchGrid, labels: dict[str, NDArray], progress: Progress) -> Tensor:
+        """The sum over kinds of the mean cross-entropy, for [batch, tokens, width] embeddings of pictures of one grid."""
+        total = torch.zeros(())
+        for kind, head in self.heads.items():
+            classes = torch.from_numpy(labels[kind])
+            known = classes != IGNORED
+            if known.any():
+                logits = head(embeddings[known], grid)
+                total = total + cross_entropy(logits, classes[known], reduction="sum") / len(known)
+                progress.count(kind, logits, classes[known])
+        return total
+
+
+class Head(nn.Module):
+    """Names a picture's class by what stands where on a coarse grid, and by what four queries find anywhere.
+
+    The first is quick to learn while things stand in the middle, and gives the tower something to hold on to.
+    """
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.queries = nn.Parameter(torch.randn(4, width) * 0.02)
+        self.classify = nn.Linear(4 * width, num_classes)
+        self.classify_places = nn.Linear(COARSE * COARSE * width, num_classes)
+
+    def forward(self, embeddings: Tensor, grid: PatchGrid) -> Tensor:
+        """Takes [batch, tokens, width] of one grid; gives [batch, num_classes]."""
+        normed = self.norm(embeddings)
+        attention = torch.softmax(normed @ self.queries.T, 1)
+        found = (attention.transpose(1, 2) @ normed).flatten(1)
+        plane = normed.transpose(1, 2).unflatten(2, (grid[0] // 2, grid[1] // 2))
+        places = adaptive_avg_pool2d(plane, COARSE).flatten(1)
+        logits: Tensor = self.classify(found) + self.classify_places(places)
+        return logits
