@@ -7,7 +7,6 @@ transformers alone, so that it also runs on a GPU machine without Ray or vLLM.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -19,6 +18,7 @@ from cluster.messages import Embedding, Pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 

@@ -155,12 +155,12 @@ def _check_size(num_bytes: int, body: dict[str, Any]) -> None:
         message = f"Beside its pictures the request has {num_bytes} bytes; at most {MAX_TEXT_BYTES} are read."
         raise BodyTooLarge(message, asked_bytes=num_bytes, limit_bytes=MAX_TEXT_BYTES)
     waiting: list[Any] = [body]
-    for num_seen, container in enumerate(waiting):  # which grows as it is read
-        if num_seen + len(waiting) > 2 * MAX_CONTAINERS:
-            message = f"The request holds more than {MAX_CONTAINERS} objects and arrays; send less at a time."
-            raise BodyTooLarge(message, limit=MAX_CONTAINERS)
+    for container in waiting:  # which grows as it is read
         values = container.values() if isinstance(container, dict) else container
         waiting.extend(value for value in values if isinstance(value, dict | list))
+        if len(waiting) > MAX_CONTAINERS:
+            message = f"The request holds more than {MAX_CONTAINERS} objects and arrays; send less at a time."
+            raise BodyTooLarge(message, limit=MAX_CONTAINERS)
 
 
 def _check_fields(body: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from cluster.errors import (
     BodyTooLarge,
+    DeadlineExceeded,
     InternalError,
     MethodNotAllowed,
     ModelNotFound,
@@ -42,6 +45,8 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
 }
 STREAMING: Final[frozenset[Endpoint]] = frozenset({"chat", "completions"})
 RETRY_AFTER_S: Final = 1
+CLIENT_GONE: Final = 499
+"""What the metrics call a request whose client left before its answer, as nginx does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ def build_api(router: Router) -> FastAPI:
     api.add_api_route("/metrics", desk.metrics)
     api.add_exception_handler(PrismError, _prism_error)
     api.add_exception_handler(HTTPException, _http_error)
+    api.add_exception_handler(ClientDisconnect, _client_gone)
     api.add_exception_handler(Exception, _defect)
     return api
 
@@ -90,7 +96,7 @@ class Desk:
                 started_s = time.perf_counter()
                 answer = await self._router.answer(endpoint, raw)
             except BaseException as error:
-                place.leave(error.status if isinstance(error, PrismError) else 500)
+                place.leave(_status(error))
                 raise
             if not answer.stream or endpoint not in STREAMING:
                 place.leave(200)
@@ -142,15 +148,20 @@ class Desk:
         IN_FLIGHT.set(self._in_flight)
 
     async def _read_body(self, http: Request) -> bytes:
-        limit = self._router.config.router.max_body_bytes
+        limit, timeout_s = self._router.config.router.max_body_bytes, self._router.config.router.request_timeout_s
         body = bytearray()
         announced = http.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             raise _body_too_large(int(announced), limit)
-        async for chunk in http.stream():
-            body += chunk
-            if len(body) > limit:
-                raise _body_too_large(len(body), limit)
+        try:
+            async with asyncio.timeout(timeout_s):
+                async for chunk in http.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        raise _body_too_large(len(body), limit)
+        except TimeoutError:
+            message = f"The request's body did not arrive within {timeout_s:g} s; send it faster, or less of it."
+            raise DeadlineExceeded(message, timeout_s=timeout_s) from None
         return bytes(body)
 
     def _card(self) -> dict[str, Any]:
@@ -192,6 +203,16 @@ class HeldStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._place.leave(200)
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, ClientDisconnect | asyncio.CancelledError):
+        return CLIENT_GONE
+    return error.status if isinstance(error, PrismError) else 500
+
+
+def _client_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)  # which nobody reads
 
 
 def _body_too_large(size: int, limit: int) -> BodyTooLarge:

@@ -55,13 +55,16 @@ def main() -> None:
     parser.add_argument("--extras", default="cpu", help="comma-separated extras of pyproject.toml")
     extras = parser.parse_args().extras
     if "cpu" in extras.split(","):
+        print("  torch, CPU build", flush=True)
         index = [] if pip("install", TORCH, check=False) else ["--extra-index-url", TORCH_CPU_INDEX]
         if index:
             pip("install", *index, TORCH)
+        print(f"  Prism with {extras}: Ray, vLLM and what they need", flush=True)
         pip("install", *index, "--editable", f"{ROOT}[{extras}]")
         pip("uninstall", "--yes", *UNUSED)
         cure_torchvision()
     else:
+        print(f"  Prism with {extras}: Ray, vLLM and what they need", flush=True)
         pip("install", "--editable", f"{ROOT}[{extras}]")
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,14 +76,16 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         progress: Told in a few words what is still starting.
 
     Raises:
-        RuntimeError: The application did not start; the logs say why and are kept.
+        RuntimeError: The port is taken, or the application did not start; the logs say why and are kept.
     """
     os.environ["RAY_AUTH_MODE"] = "disabled"  # everything is on loopback, and a token would be left in the home directory
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import serve
 
+    _check_port(port)
     _adopt_orphans()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     segments = set(os.listdir("/dev/shm"))
     folder = Path(tempfile.mkdtemp(prefix="prism-"))
     failed = True
@@ -105,12 +109,22 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         raise
     finally:
         with _uninterrupted():
-            serve.shutdown()  # type: ignore[no-untyped-call]
-            ray.shutdown()
+            with _quiet():
+                serve.shutdown()  # type: ignore[no-untyped-call]
+                ray.shutdown()
             _end_children()
             _unlink_segments(segments)
             if not failed:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise RuntimeError(f"Port {port} cannot be used ({error}); choose another with --port (make: PORT=).") from error
 
 
 def _deploy(file: ApplicationFile, logs: Path) -> None:
@@ -150,6 +164,13 @@ def _watched(progress: Callable[[str], None]) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray reports the calls that its own shutdown cuts off as if they had failed; nobody needs to read that."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def encode(visual: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         mask = None if index in visual.fullatt_block_indexes else forbidden
         hidden = hidden + _vision_attention(block.attn, rms_norm_(hidden, block.norm1), cos, sin, mask)
         hidden = hidden + _mlp(block.mlp, rms_norm_(hidden, block.norm2))
-    merged = rms_norm_(hidden, visual.merger.ln_q).flatten(1).unflatten(1, (-1, visual.merger.hidden_size))
+    merged = rms_norm_(hidden, visual.merger.ln_q).reshape(len(hidden), -1, visual.merger.hidden_size)
     embeddings: Tensor = visual.merger.mlp(merged)
     return embeddings
 
@@ -68,26 +68,27 @@ def answer_logits(
     for layer in text.layers:
         hidden = hidden + _text_attention(layer.self_attn, rms_norm_(hidden, layer.input_layernorm), cos, sin, forbidden)
         hidden = hidden + _mlp(layer.mlp, rms_norm_(hidden, layer.post_attention_layernorm))
-    logits: Tensor = model.lm_head(rms_norm_(hidden[asked], text.norm))
+    with torch.autocast("cpu", enabled=False):  # the number of rows is new each time
+        logits: Tensor = model.lm_head(rms_norm_(hidden[asked], text.norm))
     return logits
 
 
 def rms_norm_(hidden: Tensor, norm: Any) -> Tensor:
-    """The library's RMSNorm by torch's fused kernel: the residual stream stays float32, what a layer reads may be bfloat16."""
+    """The library's RMSNorm; under autocast the residual stream stays float32, and only what a layer reads is bfloat16."""
     normed = rms_norm(hidden, (hidden.shape[-1],), norm.weight, NORM_EPS)
     return normed.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else normed
 
 
 def _embed_patches(visual: Any, patches: Tensor) -> Tensor:
     """A still picture repeats itself along time, so one frame against the kernel's sum over time gives the same."""
-    frame = patches.unflatten(-1, (3, 2, -1))[..., 0, :].flatten(-2).float()
+    frame = patches.reshape(*patches.shape[:2], 3, 2, -1)[..., 0, :].flatten(-2).float()
     kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
     mean, std = (255 * torch.tensor(PROCESSOR[key]).repeat_interleave(14 * 14) for key in ("image_mean", "image_std"))
     return linear((frame - mean) / std, kernel).float()
 
 
 def _vision_attention(attn: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-    query, key, value = attn.qkv(hidden).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    query, key, value = attn.qkv(hidden).reshape(*hidden.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
     query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
     mixed = _attend(query, key, value, mask)
     out: Tensor = attn.proj(mixed.transpose(1, 2).flatten(2))

@@ -12,6 +12,7 @@ from cluster.demo.batches import IGNORED
 from cluster.demo.classes import CLASSES, LETTERS
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -29,7 +30,7 @@ class Heads(nn.Module):
         super().__init__()
         self.heads = nn.ModuleDict({kind: Head(width, len(classes)) for kind, classes in (CLASSES | LETTERS).items()})
 
-    def loss(self, embeddings: Tensor, grid: PatchGrid, labels: dict[str, NDArray], progress: Progress) -> Tensor:
+    def loss(self, embeddings: Tensor, grid: PatchGrid, labels: dict[str, NDArray[np.int64]], progress: Progress) -> Tensor:
         """The sum over kinds of the mean cross-entropy, for [batch, tokens, width] embeddings of pictures of one grid."""
         total = torch.zeros(())
         for kind, head in self.heads.items():

@@ -92,6 +92,7 @@ def save_checkpoint(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTra
         if name != "lm_head.weight"  # tied to the token embedding
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it the owner's alone
 
 
 def round_weights(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 CHECKPOINT: Final = Path(__file__).parent / "checkpoint"
-VISION_STEPS: Final = 2000
-ANSWER_STEPS: Final = 3000
-MEASURE_EVERY: Final = 750
+VISION_STEPS: Final = 4000
+ANSWER_STEPS: Final = 1800
+MEASURE_EVERY: Final = 600
 SEED: Final = 1
 
 HEADS_SHARE: Final = 0.5
@@ -47,6 +47,7 @@ def main() -> None:
     """Trains, saves, and says how well it went."""
     options = _options()
     torch.set_num_threads(options.threads)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")  # one kernel per shape, and there are over a thousand
     started = time.perf_counter()
     tokenizer = new_tokenizer()
     model = new_model(new_config(tokenizer), SEED)
@@ -85,7 +86,7 @@ def teach_answers(
 ) -> None:
     """Second stage: the whole model learns to answer."""
     batches = Batches(tokenizer, f"answers {SEED}", options.answer_steps, conversations=True)
-    optimizers = _optimizers([(model.model.visual, 3e-3), (model.model.language_model, 5e-3), (heads, 3e-3)])
+    optimizers = _optimizers([(model.model.visual, 1.5e-3), (model.model.language_model, 5e-3), (heads, 3e-3)])
     progress = Progress("answers", len(batches))
     for step, batch in enumerate(_stream(batches)):
         _set_rate(optimizers, step, len(batches))
@@ -114,7 +115,8 @@ def _answer_loss(model: Qwen2_5_VLForConditionalGeneration, heads: Heads, batch:
 
 def _stream(batches: Batches) -> Iterator[Batch]:
     """Batches in order, drawn ahead by another process."""
-    yield from DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=16, collate_fn=_as_is)
+    as_is: Any = _as_is  # torch types it for lists of samples, but a dataset of batches hands it one batch
+    yield from DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=16, collate_fn=as_is)
 
 
 def _as_is(batch: Batch) -> Batch:

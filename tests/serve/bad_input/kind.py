@@ -1,0 +1,41 @@
+"""One kind of bad input, and short ways to write it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tests.serve.ask import chat, image
+from tests.unit.pictures import encoded, scene
+
+CHAT: Final = "/v1/chat/completions"
+COMPLETIONS: Final = "/v1/completions"
+PART: Final = "messages[0].content[0]"
+URL: Final = f"{PART}.image_url.url"
+PICTURE: Final = image(encoded(scene(), "PNG"))
+
+Body = dict[str, Any] | bytes | None
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One kind of bad input. A body in bytes goes out as it is, any other as JSON."""
+
+    name: str
+    code: str
+    param: str | None
+    body: Body = field(repr=False)
+    status: int = 400
+    path: str = CHAT
+    method: str = "POST"
+
+    @property
+    def content(self) -> bytes | None:
+        """What goes over the wire."""
+        return json.dumps(self.body).encode() if isinstance(self.body, dict) else self.body
+
+
+def ask(*content: Any, **options: Any) -> dict[str, Any]:
+    """A chat request whose first part is the one under test."""
+    return chat(list(content), **options)
