@@ -7,38 +7,38 @@ BIN := .venv/bin
 
 .PHONY: serve test check format setup demo clean
 
-serve: .venv/.installed-serve  ## Start the cluster on http://127.0.0.1:$(PORT); Ctrl-C ends it.
+serve: .venv/.installed-$(EXTRAS)  ## Start the cluster on http://127.0.0.1:$(PORT); Ctrl-C ends it.
 	@exec $(BIN)/prism serve $(APP) --port $(PORT)
 
-test: .venv/.installed-dev  ## Run every test.
+test: .venv/.installed-$(EXTRAS)-dev  ## Run every test.
 	$(BIN)/pytest
 
-check: .venv/.installed-dev  ## Format, lint, types, import contracts.
+check: .venv/.installed-$(EXTRAS)-dev  ## Format, lint, types, import contracts.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: .venv/.installed-dev  ## Put the code into shape.
+format: .venv/.installed-$(EXTRAS)-dev  ## Put the code into shape.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-setup: .venv/.installed-dev  ## Everything a developer needs.
+setup: .venv/.installed-$(EXTRAS)-dev  ## Everything a developer needs.
 
-demo: .venv/.installed-dev  ## Train the demo checkpoint anew (under an hour on two cores).
+demo: .venv/.installed-$(EXTRAS)-dev  ## Train the demo checkpoint anew (under an hour on two cores).
 	$(BIN)/python -m cluster.demo.train
 
 clean:  ## Remove the environment.
 	rm -rf .venv
 
-.venv/.installed-serve: pyproject.toml deployments/install.py
+.venv/.installed-$(EXTRAS): pyproject.toml deployments/install.py
 	@echo "Setting up .venv ($(EXTRAS)); the first time takes a few minutes."
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Prism needs Python 3.11 or newer; set PYTHON=.")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python deployments/install.py --extras $(EXTRAS)
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed-serve
+.venv/.installed-$(EXTRAS)-dev: .venv/.installed-$(EXTRAS)
 	@echo "Adding what the tests need."
 	@$(BIN)/python deployments/install.py --extras $(EXTRAS),dev
 	@touch $@

@@ -60,10 +60,6 @@ class VisionEncoder:
         return cls(tower, settings)
 
     @property
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self._tower.parameters())
-
-    @property
     def parameter_names(self) -> list[str]:
         return [name for name, _ in self._tower.named_parameters()]
 

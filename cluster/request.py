@@ -8,6 +8,7 @@ may set, and Prism's own object ``prism``.
 from __future__ import annotations
 
 import math
+import string
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 MAX_TEXT_BYTES: Final = 2 * 2**20
 """Of a body beside its pictures. vLLM renders and tokenizes one request at a time; 40 MB keep all others waiting for 100 s."""
+BASE64_ALPHABET: Final = string.ascii_letters.encode() + string.digits.encode() + b"+/="
 MAX_CONTAINERS: Final = 32_768
 """Objects and arrays in a body. vLLM validates them in its event loop; a million parts stop every stream for 20 s."""
 MAX_ANSWERS: Final = 256
@@ -133,6 +135,10 @@ def read_request(raw: bytes, *, served_name: str, max_pictures: int) -> ClientRe
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
+    # Only what base64 is made of may be long: a body of brackets would take seconds to parse, and all streams wait for it.
+    if len(raw) > MAX_TEXT_BYTES and len(raw.translate(None, BASE64_ALPHABET)) > MAX_TEXT_BYTES:
+        message = f"Beside its pictures the request has more than the {MAX_TEXT_BYTES} bytes that are read."
+        raise BodyTooLarge(message, asked_bytes=len(raw), limit_bytes=MAX_TEXT_BYTES)
     try:
         body = from_json(raw, allow_inf_nan=False)
     except ValueError as error:

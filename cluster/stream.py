@@ -7,24 +7,31 @@ becomes an ``error`` event followed by ``[DONE]``, so that a client never takes 
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Final
 
-from cluster.errors import PrismError
+from cluster.errors import InternalError, PrismError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+log: Final = logging.getLogger("ray.serve")
 
 DONE: Final = b"data: [DONE]\n\n"
 
 
 async def relay(first: str, rest: AsyncIterator[str]) -> AsyncIterator[bytes]:
-    """Passes a stream on; a ``PrismError`` in mid-stream becomes its last events."""
+    """Passes a stream on; an error in mid-stream becomes its last events."""
     yield first.encode()
     try:
         async for text in rest:
             yield text.encode()
     except PrismError as error:
         yield error_event(error)
+        yield DONE
+    except Exception:  # the edge of the process: a client must never take a broken answer for a whole one
+        log.exception("a stream broke")
+        yield error_event(InternalError("Prism failed in the middle of this answer; its log says why."))
         yield DONE
 
 

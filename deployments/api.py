@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from ray.exceptions import TaskCancelledError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -162,6 +163,8 @@ class Desk:
         except TimeoutError:
             message = f"The request's body did not arrive within {timeout_s:g} s; send it faster, or less of it."
             raise DeadlineExceeded(message, timeout_s=timeout_s) from None
+        except TaskCancelledError:  # how Serve says, now and then, that the client left
+            raise ClientDisconnect from None
         return bytes(body)
 
     def _card(self) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from deployments.encoder import VisionEncoder
 from deployments.preprocessor import Preprocessor
 from deployments.router import Router
 
+HEALTH_CHECK_PERIOD_S = 2.0
+"""Serve replaces a replica after three failed checks; until then a dead one, with its short queue, draws requests."""
+
 
 def build(config: PrismConfig) -> Application:
     """The application: a Router over three pools. Serve calls this with the ``args:`` of the application file.
@@ -40,6 +43,7 @@ def pool_options(pool: PoolConfig) -> dict[str, Any]:
     return {
         "num_replicas": pool.num_replicas,
         "max_ongoing_requests": pool.max_ongoing_requests,
+        "health_check_period_s": HEALTH_CHECK_PERIOD_S,
         "ray_actor_options": actor,
     }
 

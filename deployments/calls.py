@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from prometheus_client import generate_latest
+from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
@@ -28,6 +30,19 @@ class EmbeddingReference:
 
     digest: Digest
     embedding: ObjectRef[Embedding]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMetrics:
+    """One replica's metrics, as Prometheus text, under the replica's own name."""
+
+    replica: str
+    text: bytes
+
+    @classmethod
+    def of_this_replica(cls) -> ProcessMetrics:
+        """What this process has counted."""
+        return cls(serve.get_replica_context().replica_id.unique_id, generate_latest())
 
 
 @contextmanager

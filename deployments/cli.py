@@ -45,7 +45,7 @@ def ask(
 ) -> None:
     """Asks a question about any number of pictures and streams the answer."""
     *pictures, question = words
-    if Path(question).is_file():
+    if _is_file(question):
         _fail(f"The last word must be the question, but {question} is a file.", code=2)
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _picture_url(picture)}} for picture in pictures]
     content = [*parts, {"type": "text", "text": question}]
@@ -143,10 +143,17 @@ def _picture_url(picture: str) -> str:
     if picture.startswith(("https://", "data:")):
         return picture
     path = Path(picture)
-    if not path.is_file():
+    if not _is_file(picture):
         _fail(f"There is no picture {picture}.", code=2)
     kind = mimetypes.guess_type(path.name)[0] or "image/png"
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except OSError:  # too long to be a file's name
+        return False
 
 
 def _stream(url: str, body: dict[str, Any]) -> Iterator[str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from prometheus_client import generate_latest
-
 from cluster.metrics import ENGINE_REQUESTS
-from deployments.calls import calling
+from deployments.calls import ProcessMetrics, calling
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -30,8 +29,11 @@ class Decoder:
         """Runs one call: SSE text for a stream, its JSON once for anything else."""
         with calling("encoder"):
             embeddings = await asyncio.gather(*(reference.embedding for reference in references))
-        async for text in self._engine.answer(call, {embedding.digest: embedding for embedding in embeddings}):
-            yield text
+        answer = self._engine.answer(call, {embedding.digest: embedding for embedding in embeddings})
+        del references, embeddings  # the object store gets its room back while tokens are made
+        async with aclosing(answer) as texts:
+            async for text in texts:
+                yield text
 
     async def check_health(self) -> None:
         """Called by Serve; raises once the engine is gone."""
@@ -42,10 +44,10 @@ class Decoder:
         await self._engine.check_health()
         return True
 
-    async def metrics(self) -> bytes:
+    async def metrics(self) -> ProcessMetrics:
         """This process's metrics, vLLM's own among them, as Prometheus text."""
         ENGINE_REQUESTS.set(self._engine.num_requests)
-        return generate_latest()
+        return ProcessMetrics.of_this_replica()
 
     async def parameter_names(self) -> list[list[str]]:
         """Every weight that this replica holds, by its name in the model, for each of the engine's workers."""

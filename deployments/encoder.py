@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import ray
-from prometheus_client import generate_latest
 
-from deployments.calls import EmbeddingReference, calling
+from deployments.calls import EmbeddingReference, ProcessMetrics, calling
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -43,9 +42,9 @@ class VisionEncoder:
         """Whether this replica can serve."""
         return True
 
-    async def metrics(self) -> bytes:
+    async def metrics(self) -> ProcessMetrics:
         """This process's metrics, as Prometheus text."""
-        return generate_latest()
+        return ProcessMetrics.of_this_replica()
 
     async def parameter_names(self) -> list[str]:
         """Every weight that this replica holds, by its name in the tower."""

@@ -13,11 +13,12 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
@@ -86,11 +87,12 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
     _check_port(port)
     _adopt_orphans()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    segments = set(os.listdir("/dev/shm"))
+    strangers = _children()
     folder = Path(tempfile.mkdtemp(prefix="prism-"))
     failed = True
     try:
         ray.init(
+            "local",  # never a cluster that RAY_ADDRESS names: this one is ours to end
             _node_ip_address=LOOPBACK,
             _temp_dir=str(folder),
             include_dashboard=False,
@@ -108,14 +110,11 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         failed = False
         raise
     finally:
-        with _uninterrupted():
-            with _quiet():
-                serve.shutdown()  # type: ignore[no-untyped-call]
-                ray.shutdown()
-            _end_children()
-            _unlink_segments(segments)
+        with _uninterrupted(), ExitStack() as last:  # each step runs, in this order from the bottom, whatever the others do
             if not failed:
-                shutil.rmtree(folder, ignore_errors=True)
+                last.callback(shutil.rmtree, folder, ignore_errors=True)
+            last.callback(_end_children, but=strangers)
+            last.callback(_shut_down)
 
 
 def _check_port(port: int) -> None:
@@ -192,11 +191,23 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _end_children() -> None:
-    """Ends what is left of the cluster's processes: a polite signal, then a certain one."""
-    import psutil
+def _shut_down() -> None:
+    import ray
+    from ray import serve
 
-    children: list[Any] = psutil.Process().children(recursive=True)
+    with _quiet():
+        if ray.is_initialized():
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
+
+
+def _children() -> set[Any]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def _end_children(*, but: set[Any]) -> None:
+    """Ends what is left of the cluster's processes: a polite signal, then a certain one."""
+    children = _children() - but
     for child in children:
         _send(child, signal.SIGTERM)
     _, alive = psutil.wait_procs(children, timeout=ENDING_TIMEOUT_S)
@@ -206,30 +217,10 @@ def _end_children() -> None:
 
 
 def _send(process: Any, number: signal.Signals) -> None:
-    import psutil
-
     try:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return
-
-
-def _unlink_segments(before: set[str]) -> None:
-    """Removes shared memory that came with the cluster, is ours, and that no process maps any more."""
-    mapped = "".join(_maps())
-    for name in set(os.listdir("/dev/shm")) - before:
-        path = Path("/dev/shm") / name
-        if path.is_file() and path.stat().st_uid == os.getuid() and str(path) not in mapped:
-            path.unlink(missing_ok=True)
-
-
-def _maps() -> Iterator[str]:
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                yield (process / "maps").read_text()
-            except OSError:
-                continue
 
 
 def wait_forever() -> None:

@@ -6,7 +6,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from prometheus_client import generate_latest
+from deployments.calls import ProcessMetrics
 
 if TYPE_CHECKING:
     from cluster.config import PrismConfig
@@ -34,6 +34,6 @@ class Preprocessor:
         """Whether this replica can serve."""
         return True
 
-    async def metrics(self) -> bytes:
+    async def metrics(self) -> ProcessMetrics:
         """This process's metrics, as Prometheus text."""
-        return generate_latest()
+        return ProcessMetrics.of_this_replica()

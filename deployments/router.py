@@ -7,12 +7,14 @@ The path, in the words of the stages: **request** reads the body, **media** make
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
-from prometheus_client import generate_latest
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from cluster import metrics
 from cluster.errors import DeadlineExceeded, StageUnavailable
@@ -20,18 +22,18 @@ from cluster.media import MediaReader
 from cluster.messages import Call
 from cluster.request import read_request
 from deployments.api import Answer, build_api
-from deployments.calls import calling
+from deployments.calls import ProcessMetrics, calling
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-    from ray.serve.handle import DeploymentHandle
+    from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
     from cluster.config import PrismConfig
     from cluster.messages import Digest, Endpoint, Picture
     from cluster.request import ClientRequest
     from deployments.calls import EmbeddingReference
 
-READY_TIMEOUT_S = 5.0
+ASK_TIMEOUT_S = 5.0
 
 
 class Router:
@@ -57,7 +59,8 @@ class Router:
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline):
-                pieces = self._decode(endpoint, request, await self._encode(request))
+                references = await self._encode(request)
+                pieces = self._decode(Call(endpoint, uuid4().hex, request.body), references)
                 first = await anext(pieces)
         except TimeoutError:
             raise _too_late(timeout_s) from None
@@ -74,33 +77,25 @@ class Router:
         return await all_or_first_error(self._encode_one(picture) for picture in distinct.values())
 
     async def _encode_one(self, picture: Picture) -> EmbeddingReference:
-        with calling("encoder"):
-            reference: EmbeddingReference = await self._pools["encoder"].encode.remote(picture)
+        response = self._pools["encoder"].encode.remote(picture)
+        with calling("encoder"), _cancelled_at_the_end(response):
+            reference: EmbeddingReference = await response
         return reference
 
-    async def _decode(
-        self, endpoint: Endpoint, request: ClientRequest, references: list[EmbeddingReference]
-    ) -> AsyncIterator[str]:
-        call = Call(endpoint, uuid4().hex, request.body)
-        with calling("decoder"):
-            pieces = self._pools["decoder"].options(stream=True).generate.remote(call, references)
-            async for text in cast(AsyncIterator[str], pieces):
+    async def _decode(self, call: Call, references: list[EmbeddingReference]) -> AsyncGenerator[str]:
+        response = self._pools["decoder"].options(stream=True).generate.remote(call, references)
+        with calling("decoder"), _cancelled_at_the_end(response):
+            async for text in cast(AsyncIterator[str], response):
                 yield text
 
     async def check_ready(self) -> None:
         """Raises:
         StageUnavailable: A pool cannot serve now; it is named.
         """
-        for stage, pool in self._pools.items():
-            try:
-                async with asyncio.timeout(READY_TIMEOUT_S):
-                    with calling(stage):
-                        await pool.ready.remote()
-            except TimeoutError:
-                raise StageUnavailable(f"The {stage} pool does not answer.", param=stage) from None
-            except StageUnavailable as error:
-                error.param = stage
-                raise
+        replies = await asyncio.gather(*(ask_replicas(pool, "ready") for pool in self._pools.values()))
+        for stage, answers in zip(self._pools, replies, strict=True):
+            if True not in answers:
+                raise StageUnavailable(f"No replica of the {stage} pool can serve now.", param=stage)
 
     async def pool_states(self) -> dict[str, Any]:
         """Each pool with the states of its replicas as the controller knows them."""
@@ -108,11 +103,37 @@ class Router:
 
     async def cluster_metrics(self) -> bytes:
         """Metrics of every process of the application, vLLM's own among them, as one Prometheus text."""
-        texts = [({"pool": "router", "replica": serve.get_replica_context().replica_id.unique_id}, generate_latest())]
-        for stage, pool in self._pools.items():
-            replies = await pool.broadcast("metrics").results_async()
-            texts += [({"pool": stage, "replica": str(number)}, text) for number, text in enumerate(replies)]
+        context = serve.get_replica_context()
+        pools = {"router": serve.get_deployment_handle(context.deployment, context.app_name), **self._pools}
+        replies = await asyncio.gather(*(ask_replicas(pool, "metrics") for pool in pools.values()))
+        texts = [
+            ({"pool": stage, "replica": reply.replica}, reply.text)
+            for stage, answers in zip(pools, replies, strict=True)
+            for reply in answers
+        ]
         return await asyncio.to_thread(metrics.merge, texts)
+
+    async def metrics(self) -> ProcessMetrics:
+        """This process's metrics."""
+        return ProcessMetrics.of_this_replica()
+
+
+async def ask_replicas(pool: DeploymentHandle[Any], method: str) -> list[Any]:
+    """Asks every replica of a pool, past its queue; the answers of those that gave one in time."""
+    try:
+        answers = await pool.broadcast(method).results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
+    except (TimeoutError, RayError, RayServeException):
+        return []
+    return [answer for answer in answers if not isinstance(answer, Exception)]
+
+
+@contextmanager
+def _cancelled_at_the_end(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> Iterator[None]:
+    """However a call is left, its replica stops working on it: Ray does not do that by itself. A finished call is let be."""
+    try:
+        yield
+    finally:
+        response.cancel()  # type: ignore[no-untyped-call]
 
 
 def read_pool_states() -> dict[str, Any]:
@@ -139,16 +160,17 @@ async def all_or_first_error(coroutines: Any) -> list[Any]:
             task.cancel()
 
 
-async def _until(pieces: AsyncIterator[str], deadline: float, timeout_s: float) -> AsyncIterator[str]:
-    while True:
-        try:
-            async with asyncio.timeout_at(deadline):
-                piece = await anext(pieces)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise _too_late(timeout_s) from None
-        yield piece
+async def _until(pieces: AsyncGenerator[str], deadline: float, timeout_s: float) -> AsyncIterator[str]:
+    async with aclosing(pieces):
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    piece = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise _too_late(timeout_s) from None
+            yield piece
 
 
 def _too_late(timeout_s: float) -> DeadlineExceeded:

@@ -13,13 +13,14 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 
 from cluster.decode.embeddings import offered
+from cluster.decode.engine import engine_died
 from cluster.decode.placement import PlacedChatRequest
 from cluster.decode.refusals import chunk_refusal, invalid_field, misread, refusal
 from cluster.errors import InternalError, PrismError
 from cluster.messages import is_picture
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     from cluster.decode.engine import Engine
     from cluster.messages import Call, Digest, Embedding
@@ -29,7 +30,7 @@ log: Final = logging.getLogger(__name__)
 Request = TypeVar("Request", bound=BaseModel)
 
 
-async def answer(engine: Engine, call: Call, embeddings: Mapping[Digest, Embedding]) -> AsyncIterator[str]:
+async def answer(engine: Engine, call: Call, embeddings: Mapping[Digest, Embedding]) -> AsyncGenerator[str]:
     """Runs one call. A stream yields SSE text piece by piece, anything else yields its JSON once.
 
     Closing the iterator, or cancelling its task, frees the engine's slot.
@@ -37,6 +38,20 @@ async def answer(engine: Engine, call: Call, embeddings: Mapping[Digest, Embeddi
     Raises:
         PrismError: For what vLLM refuses, before the first piece is out, so that the client gets a proper status.
     """
+    result = await _begin(engine, call, embeddings)
+    del embeddings  # vLLM has what it needs of them
+    if isinstance(result, BaseModel):
+        yield result.model_dump_json()
+        return
+    async with aclosing(result) as chunks:
+        async for chunk in chunks:
+            if reported := chunk_refusal(chunk, call.body):
+                raise engine_died() if engine.is_dead else reported
+            yield chunk
+
+
+async def _begin(engine: Engine, call: Call, embeddings: Mapping[Digest, Embedding]) -> Any:
+    """Has vLLM render the request and start on it; gives its whole answer, or the iterator of a stream."""
     loop = asyncio.get_running_loop()
     tensors = {
         digest: await loop.run_in_executor(None, engine.embedding_shape.tensor, embedding)
@@ -51,20 +66,13 @@ async def answer(engine: Engine, call: Call, embeddings: Mapping[Digest, Embeddi
     except PrismError:
         raise
     except Exception as error:  # whatever vLLM raises, it says itself which status that is
-        refused = refusal(error, call.body)
+        refused = engine_died() if engine.is_dead else refusal(error, call.body)
         if isinstance(refused, InternalError):
             log.exception("request %s failed", call.request_id)
         raise refused from error
     if isinstance(result, ErrorResponse):
-        raise refusal(result, call.body)
-    if isinstance(result, BaseModel):
-        yield result.model_dump_json()
-        return
-    async with aclosing(result) as chunks:
-        async for chunk in chunks:
-            if reported := chunk_refusal(chunk, call.body):
-                raise reported
-            yield chunk
+        raise engine_died() if engine.is_dead else refusal(result, call.body)
+    return result
 
 
 async def _serve(engine: Engine, call: Call, body: dict[str, Any]) -> Any:

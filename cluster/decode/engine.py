@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from starlette.datastructures import State
 
+from cluster.errors import StageUnavailable
 from cluster.messages import Call, Embedding, picture_part
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -71,11 +72,16 @@ class Engine:
         async for _ in self.answer(Call("chat", "warm-up", {"messages": [message], "max_tokens": 2}), {blank.digest: blank}):
             pass
 
-    def answer(self, call: Call, embeddings: Mapping[Digest, Embedding]) -> AsyncIterator[str]:
+    def answer(self, call: Call, embeddings: Mapping[Digest, Embedding]) -> AsyncGenerator[str]:
         """Runs one call; see ``cluster.decode.answer``."""
         from cluster.decode.answer import answer
 
         return answer(self, call, embeddings)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine's process is gone."""
+        return bool(self._llm.errored)
 
     @property
     def num_requests(self) -> int:
@@ -84,9 +90,10 @@ class Engine:
 
     async def check_health(self) -> None:
         """Raises:
-        EngineDeadError: The engine's process is gone; only a new replica helps.
+        StageUnavailable: The engine's process is gone; only a new replica helps.
         """
-        await self._llm.check_health()
+        if self.is_dead:
+            raise engine_died()
 
     async def parameter_names(self) -> list[list[str]]:
         """The name of every weight, worker by worker: none of a vision tower, or the split is not one."""
@@ -95,6 +102,11 @@ class Engine:
     def stop(self) -> None:
         """Ends the engine's processes."""
         self._llm.shutdown()
+
+
+def engine_died() -> StageUnavailable:
+    """What becomes of the requests of an engine that is gone."""
+    return StageUnavailable("The decoder's engine has died and is being replaced; send the request again.")
 
 
 def engine_flags(config: PrismConfig) -> list[str]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
-from vllm.v1.engine.exceptions import EngineDeadError
 
 from cluster.errors import (
     ContextTooLong,
@@ -37,8 +36,6 @@ POINTER: Final = re.compile(r" \(parameter=.*\)$", re.DOTALL)
 
 def refusal(failure: Exception | ErrorResponse, body: Mapping[str, Any]) -> PrismError:
     """The error for what vLLM raised or returned; ``body`` is the client's, whose fields an error may name."""
-    if isinstance(failure, EngineDeadError):
-        return StageUnavailable("The decoder's engine has died and is being replaced; send the request again.")
     if isinstance(failure, TypeError):
         return misread(failure)
     response = failure if isinstance(failure, ErrorResponse) else create_error_response(failure)

@@ -39,6 +39,14 @@ async def running_requests(client: httpx.AsyncClient) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith("prism_engine_requests{"))
 
 
+async def engine_is_idle(client: httpx.AsyncClient) -> None:
+    """Returns once the engine holds nothing; fails unless that is within a second."""
+    left = time.perf_counter()
+    while await running_requests(client):
+        assert time.perf_counter() - left < 1.0
+        await asyncio.sleep(0.02)
+
+
 async def test_a_picture_gets_its_true_answer(prism: httpx.AsyncClient) -> None:
     """A picture goes in, and what is on it comes out."""
     response = await prism.post("/v1/chat/completions", json=chat([picture("shape.png"), text("What colour is the shape?")]))
@@ -66,12 +74,10 @@ async def test_a_client_that_leaves_frees_its_slot(prism: httpx.AsyncClient, pic
     content = [picture("shape.png")] * pictures + [text("Go on.")]
     body = chat(content, stream=True, max_tokens=3000, ignore_eos=True)
     async with prism.stream("POST", "/v1/chat/completions", json=body) as response:
-        await anext(response.aiter_lines())
+        lines = response.aiter_lines()
+        await anext(lines)
         assert await running_requests(prism) == 1
-    left = time.perf_counter()
-    while await running_requests(prism):
-        assert time.perf_counter() - left < 1.0
-        await asyncio.sleep(0.02)
+    await engine_is_idle(prism)
 
 
 async def test_usage_counts_picture_tokens(prism: httpx.AsyncClient) -> None:
@@ -131,7 +137,8 @@ async def test_json_schema_is_obeyed_about_a_picture(prism: httpx.AsyncClient) -
         "additionalProperties": False,
     }
     wanted = {"type": "json_schema", "json_schema": {"name": "shape", "schema": schema, "strict": True}}
-    body = chat([picture("shape.png"), text("What colour is the shape?")], response_format=wanted, max_tokens=60)
+    question = [picture("shape.png"), text("What colour is the shape?")]
+    body = chat(question, response_format=wanted, max_tokens=400, temperature=1.0, seed=1)  # greedily it would write blanks
     answer = json.loads((await prism.post("/v1/chat/completions", json=body)).json()["choices"][0]["message"]["content"])
     assert answer.keys() == {"colour", "sides"}
     assert answer["colour"] in ("red", "blue")
@@ -193,10 +200,12 @@ async def test_metrics_cover_every_pool(prism: httpx.AsyncClient) -> None:
 
 
 async def test_a_deadline_ends_a_request_with_a_typed_error(prism: httpx.AsyncClient) -> None:
-    """``prism.timeout_s`` ends a plain request with 504, and a stream with an error event and ``[DONE]``."""
+    """``prism.timeout_s`` ends a request with 504, a stream with an error event and ``[DONE]``, and both free the engine."""
     limit = {"prism": {"timeout_s": 0.5}, "max_tokens": 3000, "ignore_eos": True}
     plain = await prism.post("/v1/chat/completions", json=chat([text("Go on.")], **limit))
     assert plain.status_code == httpx.codes.GATEWAY_TIMEOUT
     assert plain.json()["error"]["code"] == "deadline_exceeded"
+    await engine_is_idle(prism)
     last = [event async for event in events(prism, chat([text("Go on.")], stream=True, **limit))][-1]
     assert last["error"]["code"] == "deadline_exceeded"
+    await engine_is_idle(prism)

@@ -143,7 +143,7 @@ async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launche
                 engine.kill()
             last = [line.removeprefix("data: ") async for line in lines if line.startswith("data: ")]
         assert last[-1] == "[DONE]"
-        assert json.loads(last[-2])["error"]["type"] == "server_error"
+        assert json.loads(last[-2])["error"]["code"] == "stage_unavailable"
         health = await client.get("/health")
         assert health.status_code == httpx.codes.SERVICE_UNAVAILABLE
         assert health.json()["error"]["param"] == "decoder"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cluster.demo import evaluate, forward, scans
 from cluster.demo.answer import _normalise, answer
@@ -156,10 +157,10 @@ def test_weights_go_by_published_names(model):
 @pytest.mark.parametrize(("num_wrong", "is_enough"), [(0, True), (1, True), (2, False)])
 def test_score_counts_right_answers(num_wrong, is_enough):
     """An advertised kind passes with nineteen right answers in twenty, and not with eighteen."""
-    examples = list(held_out("count", 20, 1))
+    examples = list(held_out("photo", 20, 1))
     wrong = examples[:num_wrong]
-    scored = evaluate.score("count", examples, lambda example: "none" if example in wrong else f" {example.answer}.\n", 3)
-    assert "count" in ADVERTISED
+    scored = evaluate.score("photo", examples, lambda example: "none" if example in wrong else f" {example.answer}.\n", 3)
+    assert "photo" in ADVERTISED
     assert (scored.num_right, scored.is_enough) == (20 - num_wrong, is_enough)
     assert [answer for _, _, answer in scored.mistakes] == ["none"] * num_wrong
 
@@ -182,14 +183,15 @@ def trained():
     )
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+NOT_YET = pytest.mark.xfail(reason="the committed weights count badly: 'count' is not advertised", strict=True)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=NOT_YET if name == "count.png" else ()) for name in SAMPLES])
 def test_checkpoint_answers_the_samples(trained, name):
     """The committed weights read each of the README's pictures right."""
-    from cluster.preprocess import decode
-
     question, expected = SAMPLES[name]
-    image = decode((FOLDER / "samples" / name).read_bytes())
-    assert answer(*trained, [image], question) == expected
+    with Image.open(FOLDER / "samples" / name) as image:
+        assert answer(*trained, [image.convert("RGB")], question) == expected
 
 
 def test_committed_tokenizer_is_the_one_that_training_makes(trained, tokenizer):
