@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LOOPBACK = "127.0.0.1"
+SHARED_MEMORY = "/dev/shm/"
 PR_SET_CHILD_SUBREAPER = 36
 ENDING_TIMEOUT_S = 10.0
 
@@ -113,6 +114,7 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         with _uninterrupted(), ExitStack() as last:  # each step runs, in this order from the bottom, whatever the others do
             if not failed:
                 last.callback(shutil.rmtree, folder, ignore_errors=True)
+            last.callback(_unlink, _mapped_segments(_children() - strangers))
             last.callback(_end_children, but=strangers)
             last.callback(_shut_down)
 
@@ -221,6 +223,25 @@ def _send(process: Any, number: signal.Signals) -> None:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return
+
+
+def _mapped_segments(processes: set[Any]) -> set[Path]:
+    """The shared memory that processes have mapped now: what an engine leaves behind when it is killed."""
+    found: set[Path] = set()
+    for process in processes:
+        try:
+            lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+        except OSError:
+            continue  # it has just ended, or is not ours to read
+        found.update(Path(line.split(maxsplit=5)[5]) for line in lines if SHARED_MEMORY in line)
+    return {segment for segment in found if segment.exists()}
+
+
+def _unlink(segments: set[Path]) -> None:
+    """Removes segments that nobody maps any more."""
+    everybody = set(psutil.process_iter())
+    for segment in segments - _mapped_segments(everybody):
+        segment.unlink(missing_ok=True)
 
 
 def wait_forever() -> None:
