@@ -152,10 +152,11 @@ async def test_json_schema_is_obeyed_about_a_picture(prism: httpx.AsyncClient) -
 async def test_a_named_tool_is_called(openai: AsyncOpenAI) -> None:
     """A tool that is chosen by name comes back as a tool call with arguments that fit its schema."""
     parameters = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+    function = {"name": "paint", "strict": True, "parameters": {**parameters, "additionalProperties": False}}
     answer = await openai.chat.completions.create(
         model="prism-demo",
         messages=[{"role": "user", "content": "Paint it."}],
-        tools=[{"type": "function", "function": {"name": "paint", "parameters": parameters}}],
+        tools=[{"type": "function", "function": function}],
         tool_choice={"type": "function", "function": {"name": "paint"}},
         max_tokens=100,
         temperature=0,
