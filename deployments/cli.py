@@ -94,7 +94,8 @@ def serve(
 
     from deployments.launch import ApplicationFile, running, wait_forever
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background, which ignores the first
+        signal.signal(number, signal.default_int_handler)
     try:
         application = ApplicationFile.read(file)
     except (ValidationError, ValueError) as error:

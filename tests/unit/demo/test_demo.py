@@ -157,10 +157,10 @@ def test_weights_go_by_published_names(model):
 @pytest.mark.parametrize(("num_wrong", "is_enough"), [(0, True), (1, True), (2, False)])
 def test_score_counts_right_answers(num_wrong, is_enough):
     """An advertised kind passes with nineteen right answers in twenty, and not with eighteen."""
-    examples = list(held_out("photo", 20, 1))
+    examples = list(held_out("colour", 20, 1))
     wrong = examples[:num_wrong]
-    scored = evaluate.score("photo", examples, lambda example: "none" if example in wrong else f" {example.answer}.\n", 3)
-    assert "photo" in ADVERTISED
+    scored = evaluate.score("colour", examples, lambda example: "none" if example in wrong else f" {example.answer}.\n", 3)
+    assert "colour" in ADVERTISED
     assert (scored.num_right, scored.is_enough) == (20 - num_wrong, is_enough)
     assert [answer for _, _, answer in scored.mistakes] == ["none"] * num_wrong
 
