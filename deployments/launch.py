@@ -209,14 +209,28 @@ def _children() -> set[Any]:
 
 
 def _end_children(*, but: set[Any]) -> None:
-    """Ends what is left of the cluster's processes: a polite signal, then a certain one."""
+    """Ends what is left of the cluster's processes: a polite signal, then a certain one.
+
+    Python's resource trackers are left for last: they end by themselves, once they have unlinked what the dead left behind.
+    """
     children = _children() - but
-    for child in children:
+    trackers = {child for child in children if _is_tracker(child)}
+    for child in children - trackers:
         _send(child, signal.SIGTERM)
-    _, alive = psutil.wait_procs(children, timeout=ENDING_TIMEOUT_S)
+    _, alive = psutil.wait_procs(children - trackers, timeout=ENDING_TIMEOUT_S)
+    for child in alive:
+        _send(child, signal.SIGKILL)
+    _, alive = psutil.wait_procs([*alive, *trackers], timeout=ENDING_TIMEOUT_S)
     for child in alive:
         _send(child, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=ENDING_TIMEOUT_S)
+
+
+def _is_tracker(process: Any) -> bool:
+    try:
+        return "resource_tracker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _send(process: Any, number: signal.Signals) -> None:
