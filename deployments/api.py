@@ -96,10 +96,14 @@ class Desk:
                 raw = await self._read_body(http)
                 started_s = time.perf_counter()
                 answer = await self._router.answer(endpoint, raw)
+                streams = answer.stream and endpoint in STREAMING
+                if not streams:
+                    async for _ in answer.rest:  # nothing is left, but the call wants to be heard out to count as finished
+                        pass
             except BaseException as error:
                 place.leave(_status(error))
                 raise
-            if not answer.stream or endpoint not in STREAMING:
+            if not streams:
                 place.leave(200)
                 return Response(answer.first, media_type="application/json")
             FIRST_PIECE_S.labels(endpoint).observe(time.perf_counter() - started_s)

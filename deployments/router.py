@@ -78,13 +78,13 @@ class Router:
 
     async def _encode_one(self, picture: Picture) -> EmbeddingReference:
         response = self._pools["encoder"].encode.remote(picture)
-        with calling("encoder"), _cancelled_at_the_end(response):
+        with calling("encoder"), _cancelled_if_left(response):
             reference: EmbeddingReference = await response
         return reference
 
     async def _decode(self, call: Call, references: list[EmbeddingReference]) -> AsyncGenerator[str]:
         response = self._pools["decoder"].options(stream=True).generate.remote(call, references)
-        with calling("decoder"), _cancelled_at_the_end(response):
+        with calling("decoder"), _cancelled_if_left(response):
             async for text in cast(AsyncIterator[str], response):
                 yield text
 
@@ -128,12 +128,13 @@ async def ask_replicas(pool: DeploymentHandle[Any], method: str) -> list[Any]:
 
 
 @contextmanager
-def _cancelled_at_the_end(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> Iterator[None]:
-    """However a call is left, its replica stops working on it: Ray does not do that by itself. A finished call is let be."""
+def _cancelled_if_left(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> Iterator[None]:
+    """When a call is left before its end, its replica stops working on it: Ray does not do that by itself."""
     try:
         yield
-    finally:
+    except BaseException:  # a cancelled task and a closed generator among them
         response.cancel()  # type: ignore[no-untyped-call]
+        raise
 
 
 def read_pool_states() -> dict[str, Any]:
