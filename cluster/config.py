@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cluster import hub
+
 DEMO_CHECKPOINT = Path(__file__).parent / "demo" / "checkpoint"
+MEBIBYTE = 2**20
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -53,34 +57,61 @@ class ModelConfig(Frozen):
     """
 
     checkpoint: str = "demo"
+    hub_revision: str | None = None
+    """A commit, tag or branch on the Hub. Name a commit, so that replicas which start later serve the same weights."""
     served_name: str = "prism-demo"
     max_model_len: int = Field(default=4096, ge=1)
     dtype: Dtype = "bfloat16"
 
     @cached_property
-    def path(self) -> Path:
-        """The checkpoint's directory on this machine; a Hub name is fetched on first use (into the Hub's cache)."""
-        if self.checkpoint == "demo":
-            return DEMO_CHECKPOINT
-        if (local := Path(self.checkpoint)).is_dir():
-            return local
-        from huggingface_hub import snapshot_download
+    def settings_path(self) -> Path:
+        """A directory with the checkpoint's settings on this machine, its weights there or not."""
+        return self._local_path or hub.fetch(self.checkpoint, self.hub_revision)
 
-        return Path(snapshot_download(self.checkpoint))
+    @cached_property
+    def path(self) -> Path:
+        """The whole checkpoint's directory on this machine."""
+        return self.path_with(("",))
+
+    def path_with(self, prefixes: tuple[str, ...]) -> Path:
+        """A directory with the settings and at least those weights whose names start with one of the prefixes."""
+        return self._local_path or hub.fetch(self.checkpoint, self.hub_revision, prefixes)
 
     @cached_property
     def processor(self) -> ProcessorSettings:
-        return ProcessorSettings.from_checkpoint(self.path)
+        return ProcessorSettings.from_checkpoint(self.settings_path)
 
     @cached_property
     def revision(self) -> str:
-        """A fingerprint of the encoder: the checkpoint's settings and the sizes of its weight files, as 16 hex digits."""
+        """A fingerprint of the encoder as 16 hex digits: the checkpoint's settings, the dtype, and the commit on the Hub or the
+        ends of each weight file: names, shapes and some of the numbers, which no two trainings share.
+        """
         fingerprint = hashlib.sha256(self.dtype.encode())
         for name in ("config.json", "preprocessor_config.json"):
-            fingerprint.update((self.path / name).read_bytes())
-        for weights in sorted(self.path.glob("*.safetensors")):
-            fingerprint.update(f"{weights.name}:{weights.stat().st_size}".encode())
+            fingerprint.update((self.settings_path / name).read_bytes())
+        if self._local_path is None:
+            fingerprint.update(self.settings_path.name.encode())
+        else:
+            for weights in sorted(self._local_path.glob("*.safetensors")):
+                fingerprint.update(_ends(weights))
         return fingerprint.hexdigest()[:16]
+
+    @cached_property
+    def _local_path(self) -> Path | None:
+        if self.checkpoint == "demo":
+            return DEMO_CHECKPOINT
+        local = Path(self.checkpoint)
+        return local if local.is_dir() else None
+
+
+def _ends(file: Path) -> bytes:
+    """The size, first and last mebibyte of a file."""
+    with file.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - MEBIBYTE))
+        last = stream.read(MEBIBYTE)
+        stream.seek(0)
+        return b"%d:" % size + stream.read(MEBIBYTE) + last
 
 
 class MediaConfig(Frozen):
@@ -105,7 +136,8 @@ class Resources(Frozen):
     num_gpus: float = Field(default=0.0, ge=0)
     memory_bytes: int | None = Field(default=None, ge=1)
     pool_label: str | None = None
-    """Prefer nodes whose Ray label ``pool`` has this value; with ``pool_label_required``, use no others."""
+    """Prefer nodes whose Ray label ``pool`` has this value, then nodes that have no such label; with ``pool_label_required``,
+    use no others. A node of another pool is never used."""
     pool_label_required: bool = False
 
 
@@ -123,6 +155,9 @@ class RouterConfig(PoolConfig):
     max_in_flight: int = Field(default=256, ge=1)
     """Requests that one Router replica works on at a time; more are refused with 429."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
+    max_held_bytes: int = Field(default=2**30, ge=1)
+    """Bytes of bodies and pictures that one Router replica holds for requests which have not begun to answer; what does not fit
+    is refused with 429. The process uses up to twice as much."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """The longest that a request may take; a client may ask for less with ``prism.timeout_s``."""
 
@@ -172,3 +207,9 @@ class PrismConfig(Frozen):
     preprocessor: PreprocessorConfig = PreprocessorConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
+
+    @property
+    def pool_labels(self) -> list[str]:
+        """The Ray labels of all pools, each once."""
+        pools = (self.router, self.preprocessor, self.encoder, self.decoder)
+        return sorted({pool.resources.pool_label for pool in pools if pool.resources.pool_label is not None})

@@ -98,11 +98,10 @@ class ClientRequest:
     def stream(self) -> bool:
         return self.body.get("stream") is True
 
-    def put_pictures(self, digests: Mapping[str, Digest]) -> dict[str, Any]:
-        """Replaces each picture part by its digest, given by the slot's ``param``. Returns the body."""
+    def put_pictures(self, digests: Mapping[str, Digest]) -> None:
+        """Replaces each picture part in the body by its digest, given by the slot's ``param``."""
         for slot in self.slots:
             slot.parts[slot.index] = picture_part(digests[slot.param])
-        return self.body
 
 
 def read_request(raw: bytes, *, served_name: str, max_pictures: int) -> ClientRequest:

@@ -13,26 +13,35 @@ from typing import TYPE_CHECKING, Final
 from cluster.errors import InternalError, PrismError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 log: Final = logging.getLogger("ray.serve")
 
 DONE: Final = b"data: [DONE]\n\n"
 
 
-async def relay(first: str, rest: AsyncIterator[str]) -> AsyncIterator[bytes]:
-    """Passes a stream on; an error in mid-stream becomes its last events."""
+async def relay(first: str, rest: AsyncIterator[str], ended: Callable[[int], None]) -> AsyncGenerator[bytes]:
+    """Passes a stream on; an error in mid-stream becomes its last events.
+
+    Args:
+        first: The stream's first piece.
+        rest: What follows.
+        ended: Told the status that the stream would have had, once its last piece has been taken or its error is known. Not
+            called where the client leaves.
+    """
     yield first.encode()
     try:
         async for text in rest:
             yield text.encode()
     except PrismError as error:
-        yield error_event(error)
-        yield DONE
+        ended(error.status)
+        yield error_event(error) + DONE
     except Exception:  # the edge of the process: a client must never take a broken answer for a whole one
         log.exception("a stream broke")
-        yield error_event(InternalError("Prism failed in the middle of this answer; its log says why."))
-        yield DONE
+        ended(InternalError.status)
+        yield error_event(InternalError("Prism failed in the middle of this answer; its log says why.")) + DONE
+    else:
+        ended(200)
 
 
 def error_event(error: PrismError) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ from ray.exceptions import TaskCancelledError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from cluster.admission import Admission, Place
 from cluster.errors import (
     BodyTooLarge,
     DeadlineExceeded,
@@ -67,7 +69,7 @@ def build_api(router: Router) -> FastAPI:
         api.add_api_route(path, desk.endpoint(endpoint), methods=["POST"])
     api.add_api_route("/v1/models", desk.models)
     api.add_api_route("/v1/models/{name:path}", desk.model)
-    api.add_api_route("/health", desk.health)
+    api.add_api_route("/health", desk.health, methods=["GET", "HEAD"])
     api.add_api_route("/status", desk.status)
     api.add_api_route("/version", desk.version)
     api.add_api_route("/metrics", desk.metrics)
@@ -79,35 +81,36 @@ def build_api(router: Router) -> FastAPI:
 
 
 class Desk:
-    """What each route does. Admission is counted here: a request holds its place until its last byte is out."""
+    """What each route does. A request holds its place until its last byte is out, and its bytes until its first."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._limit = router.config.router.max_in_flight
-        self._in_flight = 0
+        self._admission = Admission(router.config.router.max_in_flight, router.config.router.max_held_bytes)
         self._started_s = int(time.time())
 
     def endpoint(self, endpoint: Endpoint) -> Callable[[Request], Any]:
         """The handler for one of vLLM's endpoints."""
 
         async def handle(http: Request) -> Response:
-            place = self._take_place(endpoint)
+            place = self._enter(endpoint)
             try:
-                raw = await self._read_body(http)
+                raw = await self._read_body(http, place)
                 started_s = time.perf_counter()
-                answer = await self._router.answer(endpoint, raw)
+                answer = await self._router.answer(endpoint, raw, place.hold)
                 streams = answer.stream and endpoint in STREAMING
                 if not streams:
                     async for _ in answer.rest:  # nothing is left, but the call wants to be heard out to count as finished
                         pass
             except BaseException as error:
-                place.leave(_status(error))
+                self._leave(place, endpoint, _status(error))
                 raise
             if not streams:
-                place.leave(200)
+                self._leave(place, endpoint, 200)
                 return Response(answer.first, media_type="application/json")
             FIRST_PIECE_S.labels(endpoint).observe(time.perf_counter() - started_s)
-            return HeldStream(relay(answer.first, answer.rest), place)
+            place.drop_bytes()
+            leave = partial(self._leave, place, endpoint)
+            return HeldStream(relay(answer.first, answer.rest, leave), leave)
 
         return handle
 
@@ -138,21 +141,23 @@ class Desk:
         """The whole cluster's metrics as Prometheus text."""
         return Response(await self._router.cluster_metrics(), media_type="text/plain; version=0.0.4")
 
-    def _take_place(self, endpoint: Endpoint) -> Place:
-        if self._in_flight >= self._limit:
-            REQUESTS.labels(endpoint, 429).inc()
-            message = f"{self._in_flight} requests are in flight here, which is the limit; send the request again shortly."
-            raise Overloaded(message, in_flight=self._in_flight, limit=self._limit)
-        self._in_flight += 1
-        IN_FLIGHT.set(self._in_flight)
-        return Place(self, endpoint)
+    def _enter(self, endpoint: Endpoint) -> Place:
+        try:
+            return self._admission.enter()
+        except Overloaded as error:
+            REQUESTS.labels(endpoint, error.status).inc()
+            raise
+        finally:
+            IN_FLIGHT.set(self._admission.num_requests)
 
-    def leave(self) -> None:
-        """Called by a place that is left."""
-        self._in_flight -= 1
-        IN_FLIGHT.set(self._in_flight)
+    def _leave(self, place: Place, endpoint: Endpoint, status: int) -> None:
+        """Counts a request by its HTTP status and gives its place back; of no effect the second time."""
+        if not place.is_left:
+            place.leave()
+            IN_FLIGHT.set(self._admission.num_requests)
+            REQUESTS.labels(endpoint, status).inc()
 
-    async def _read_body(self, http: Request) -> bytes:
+    async def _read_body(self, http: Request, place: Place) -> bytes:
         limit, timeout_s = self._router.config.router.max_body_bytes, self._router.config.router.request_timeout_s
         body = bytearray()
         announced = http.headers.get("content-length", "")
@@ -161,9 +166,10 @@ class Desk:
         try:
             async with asyncio.timeout(timeout_s):
                 async for chunk in http.stream():
+                    if len(body) + len(chunk) > limit:
+                        raise _body_too_large(len(body) + len(chunk), limit)
+                    place.hold(len(chunk))
                     body += chunk
-                    if len(body) > limit:
-                        raise _body_too_large(len(body), limit)
         except TimeoutError:
             message = f"The request's body did not arrive within {timeout_s:g} s; send it faster, or less of it."
             raise DeadlineExceeded(message, timeout_s=timeout_s) from None
@@ -183,33 +189,18 @@ class Desk:
         }
 
 
-class Place:
-    """One request's place among those in flight; leaving twice counts once."""
-
-    def __init__(self, desk: Desk, endpoint: Endpoint) -> None:
-        self._desk: Desk | None = desk
-        self._endpoint = endpoint
-
-    def leave(self, status: int) -> None:
-        """Gives the place back and counts the request by its HTTP status."""
-        if self._desk is not None:
-            self._desk.leave()
-            self._desk = None
-            REQUESTS.labels(self._endpoint, status).inc()
-
-
 class HeldStream(StreamingResponse):
-    """An SSE response that holds its place until the last byte is out or the client is gone."""
+    """An SSE response whose place is left at the latest when the client is gone."""
 
-    def __init__(self, content: AsyncIterator[bytes], place: Place) -> None:
+    def __init__(self, content: AsyncIterator[bytes], leave: Callable[[int], None]) -> None:
         super().__init__(content, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        self._place = place
+        self._leave = leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._place.leave(200)
+            self._leave(CLIENT_GONE)  # of no effect once the stream has come to its end
 
 
 def _status(error: BaseException) -> int:

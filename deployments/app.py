@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` as it stands, to validate the arguments.
 
+from collections.abc import Sequence
 from typing import Any
 
 from ray import serve
@@ -23,15 +24,21 @@ def build(config: PrismConfig) -> Application:
     Raises:
         ValidationError: A key is unknown or a value is out of range; the message names it.
     """
-    preprocessor = serve.deployment(**pool_options(config.preprocessor))(Preprocessor).bind(config)
-    encoder = serve.deployment(**pool_options(config.encoder))(VisionEncoder).bind(config, preprocessor)
-    decoder = serve.deployment(**decoder_options(config.decoder))(Decoder).bind(config)
-    router = serve.deployment(**pool_options(config.router))(serve.ingress()(Router))
+    labels = config.pool_labels
+    preprocessor = serve.deployment(**pool_options(config.preprocessor, labels))(Preprocessor).bind(config)
+    encoder = serve.deployment(**pool_options(config.encoder, labels))(VisionEncoder).bind(config, preprocessor)
+    decoder = serve.deployment(**decoder_options(config.decoder, labels))(Decoder).bind(config)
+    router = serve.deployment(**pool_options(config.router, labels))(serve.ingress()(Router))
     return router.bind(config, preprocessor=preprocessor, encoder=encoder, decoder=decoder)
 
 
-def pool_options(pool: PoolConfig) -> dict[str, Any]:
-    """Serve's options for a pool whose replicas each fit one Ray actor."""
+def pool_options(pool: PoolConfig, labels: Sequence[str]) -> dict[str, Any]:
+    """Serve's options for a pool whose replicas each fit one Ray actor.
+
+    Args:
+        pool: Its part of the configuration.
+        labels: Those of all pools. A pool whose own nodes are full or not there yet may go to nodes that belong to none.
+    """
     resources = pool.resources
     actor: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
     if resources.memory_bytes is not None:
@@ -39,7 +46,7 @@ def pool_options(pool: PoolConfig) -> dict[str, Any]:
     if resources.pool_label is not None:
         actor["label_selector"] = {"pool": resources.pool_label}
         if not resources.pool_label_required:
-            actor["fallback_strategy"] = [{"label_selector": {}}]
+            actor["fallback_strategy"] = [{"label_selector": {"pool": f"!in({', '.join(labels)})"}}]
     return {
         "num_replicas": pool.num_replicas,
         "max_ongoing_requests": pool.max_ongoing_requests,
@@ -48,9 +55,9 @@ def pool_options(pool: PoolConfig) -> dict[str, Any]:
     }
 
 
-def decoder_options(pool: DecoderConfig) -> dict[str, Any]:
+def decoder_options(pool: DecoderConfig, labels: Sequence[str]) -> dict[str, Any]:
     """Serve's options for decoders: on GPUs, one bundle per tensor-parallel worker, all on one node."""
-    options = pool_options(pool)
+    options = pool_options(pool, labels)
     if pool.device == "cpu":
         return options
     actor = options["ray_actor_options"]

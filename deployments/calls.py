@@ -68,5 +68,21 @@ def calling(stage: str) -> Iterator[None]:
         raise _unavailable(stage) from error
 
 
+def log_refusals_briefly() -> None:
+    """Serve logs every exception of a call with its traceback; for a request's typed end, one line is enough."""
+    logging.getLogger("ray.serve").addFilter(_Refusals())
+
+
+class _Refusals(logging.Filter):
+    """Takes the traceback from records about errors that are a client's, or that need no one's attention."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, PrismError) and not isinstance(error, InternalError):
+            record.levelno, record.levelname = logging.INFO, "INFO"
+            record.msg, record.args, record.exc_info = "Request refused: %s %s", (error.status, error.code), None
+        return True
+
+
 def _unavailable(stage: str) -> StageUnavailable:
     return StageUnavailable(f"The {stage} went away while it had the request; send the request again.")

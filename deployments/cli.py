@@ -92,7 +92,8 @@ def serve(
     """Starts a cluster of this machine alone on loopback, until Ctrl-C."""
     from pydantic import ValidationError
 
-    from deployments.launch import ApplicationFile, running, wait_forever
+    from deployments.application import ApplicationFile
+    from deployments.launch import running, wait_forever
 
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background, which ignores the first
         signal.signal(number, signal.default_int_handler)

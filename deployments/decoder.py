@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from cluster.metrics import ENGINE_REQUESTS
-from deployments.calls import ProcessMetrics, calling
+from deployments.calls import ProcessMetrics, calling, log_refusals_briefly
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -23,6 +23,7 @@ class Decoder:
     async def __init__(self, config: PrismConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         from cluster.decode.engine import Engine  # only in the replica: whoever builds the application needs no vLLM
 
+        log_refusals_briefly()
         self._engine = await Engine.start(config)
 
     async def generate(self, call: Call, references: Sequence[EmbeddingReference]) -> AsyncIterator[str]:

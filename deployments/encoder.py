@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from deployments.calls import EmbeddingReference, ProcessMetrics, calling
+from deployments.calls import EmbeddingReference, ProcessMetrics, calling, log_refusals_briefly
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -21,13 +21,15 @@ class VisionEncoder:
     """Turns pictures into embeddings, pulling their pixels from the preprocessors."""
 
     def __init__(self, config: PrismConfig, preprocessor: DeploymentHandle[Any]) -> None:
+        log_refusals_briefly()
         import torch  # only in the replica: whoever builds the application needs no model code
 
         from cluster import encode
 
         torch.set_num_threads(config.encoder.num_threads)
         model = config.model
-        self._tower = encode.VisionEncoder.load(model.path, model.processor, dtype=model.dtype, device=config.encoder.device)
+        checkpoint = model.path_with(encode.TOWER_PREFIXES)
+        self._tower = encode.VisionEncoder.load(checkpoint, model.processor, dtype=model.dtype, device=config.encoder.device)
         self._preprocessor = preprocessor
         self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
 

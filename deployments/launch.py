@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import yaml
-from ray.serve.schema import ServeDeploySchema
 
-from cluster.config import PrismConfig
+from cluster import segments
 from deployments.router import read_pool_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from deployments.application import ApplicationFile
+
 LOOPBACK = "127.0.0.1"
-SHARED_MEMORY = "/dev/shm/"
 PR_SET_CHILD_SUBREAPER = 36
 ENDING_TIMEOUT_S = 10.0
 
@@ -40,28 +39,6 @@ class Cluster:
 
     url: str
     logs: Path
-
-
-@dataclass(frozen=True, slots=True)
-class ApplicationFile:
-    """An application file, read and checked: Serve's part and Prism's."""
-
-    path: Path
-    serve: ServeDeploySchema
-    config: PrismConfig
-
-    @classmethod
-    def read(cls, path: Path) -> ApplicationFile:
-        """Reads and checks a file.
-
-        Raises:
-            ValidationError: A key or value is wrong; the message names it.
-            ValueError: The file does not hold exactly one application.
-        """
-        serve = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
-        if len(serve.applications) != 1:
-            raise ValueError(f"{path} must hold one application, it holds {len(serve.applications)}")
-        return cls(path, serve, PrismConfig.model_validate(serve.applications[0].args))
 
 
 def _silent(_: str) -> None:
@@ -114,7 +91,7 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         with _uninterrupted(), ExitStack() as last:  # each step runs, in this order from the bottom, whatever the others do
             if not failed:
                 last.callback(shutil.rmtree, folder, ignore_errors=True)
-            last.callback(_unlink, _mapped_segments(_children() - strangers))
+            last.callback(segments.unlink, segments.mapped_by(_children() - strangers))
             last.callback(_end_children, but=strangers)
             last.callback(_shut_down)
 
@@ -238,25 +215,6 @@ def _send(process: Any, number: signal.Signals) -> None:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return
-
-
-def _mapped_segments(processes: set[Any]) -> set[Path]:
-    """The shared memory that processes have mapped now: what an engine leaves behind when it is killed."""
-    found: set[Path] = set()
-    for process in processes:
-        try:
-            lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
-        except OSError:
-            continue  # it has just ended, or is not ours to read
-        found.update(Path(line.split(maxsplit=5)[5]) for line in lines if SHARED_MEMORY in line)
-    return {segment for segment in found if segment.exists()}
-
-
-def _unlink(segments: set[Path]) -> None:
-    """Removes segments that nobody maps any more."""
-    everybody = set(psutil.process_iter())
-    for segment in segments - _mapped_segments(everybody):
-        segment.unlink(missing_ok=True)
 
 
 def wait_forever() -> None:

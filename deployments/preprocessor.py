@@ -6,7 +6,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from deployments.calls import ProcessMetrics
+from deployments.calls import ProcessMetrics, log_refusals_briefly
 
 if TYPE_CHECKING:
     from cluster.config import PrismConfig
@@ -17,6 +17,7 @@ class Preprocessor:
     """Turns pictures into patches. More throughput means more replicas, never more threads: Pillow holds the GIL."""
 
     def __init__(self, config: PrismConfig) -> None:
+        log_refusals_briefly()
         import torch  # only in the replica: whoever builds the application needs no model code
 
         from cluster.preprocess import preprocess

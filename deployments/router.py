@@ -25,6 +25,8 @@ from deployments.api import Answer, build_api
 from deployments.calls import ProcessMetrics, calling
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastapi import FastAPI
     from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
@@ -47,8 +49,13 @@ class Router:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self)
 
-    async def answer(self, endpoint: Endpoint, raw: bytes) -> Answer:
+    async def answer(self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None]) -> Answer:
         """Serves one request up to its first piece; the rest follows as the decoder makes it.
+
+        Args:
+            endpoint: Which of vLLM's endpoints it is for.
+            raw: The body.
+            hold: Called before so many more bytes are held for it; may refuse.
 
         Raises:
             PrismError: Before the first piece, so that the client gets a proper status.
@@ -59,18 +66,18 @@ class Router:
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline):
-                references = await self._encode(request)
+                references = await self._encode(request, hold)
                 pieces = self._decode(Call(endpoint, uuid4().hex, request.body), references)
                 first = await anext(pieces)
         except TimeoutError:
             raise _too_late(timeout_s) from None
         return Answer(first, _until(pieces, deadline, timeout_s), stream=request.stream)
 
-    async def _encode(self, request: ClientRequest) -> list[EmbeddingReference]:
+    async def _encode(self, request: ClientRequest, hold: Callable[[int], None]) -> list[EmbeddingReference]:
         """Reads and encodes the request's pictures together, each distinct one once."""
         if not request.slots:
             return []
-        pictures = await all_or_first_error(self._media.read(slot.url, slot.param) for slot in request.slots)
+        pictures = await all_or_first_error(self._media.read(slot.url, slot.param, hold) for slot in request.slots)
         digests = {slot.param: picture.digest for slot, picture in zip(request.slots, pictures, strict=True)}
         request.put_pictures(digests)
         distinct: dict[Digest, Picture] = {picture.digest: picture for picture in pictures}

@@ -7,14 +7,17 @@ import os
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import psutil
 import torch
 from starlette.datastructures import State
 
+from cluster import segments
 from cluster.errors import StageUnavailable
 from cluster.messages import Call, Embedding, picture_part
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
+    from pathlib import Path
 
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -30,6 +33,7 @@ class Engine:
         self.serving = state
         self.embedding_shape = shape
         self._llm = llm
+        self._segments: set[Path] = set()
 
     @classmethod
     async def start(cls, config: PrismConfig) -> Self:
@@ -61,6 +65,7 @@ class Engine:
         )
         engine = cls(llm, state, shape)
         await engine._warm_up()
+        engine._segments = segments.mapped_by(psutil.Process().children(recursive=True))
         return engine
 
     async def _warm_up(self) -> None:
@@ -100,8 +105,9 @@ class Engine:
         return list(await self._llm.collective_rpc("parameter_names"))
 
     def stop(self) -> None:
-        """Ends the engine's processes."""
+        """Ends the engine's processes, and removes what shared memory they leave when they were killed."""
         self._llm.shutdown()
+        segments.unlink(self._segments)
 
 
 def engine_died() -> StageUnavailable:

@@ -36,6 +36,10 @@ Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
 
+def _unbounded(_: int) -> None:
+    """Lets any number of bytes be held."""
+
+
 class MediaReader:
     """Reads the pictures of requests.
 
@@ -58,12 +62,13 @@ class MediaReader:
         self._revision = revision
         self._fetcher = Fetcher(config, resolver=resolver, network=network)
 
-    async def read(self, url: str, param: str) -> Picture:
+    async def read(self, url: str, param: str, hold: Callable[[int], None] = _unbounded) -> Picture:
         """Fetches or decodes one picture, reads its header, and names it.
 
         Args:
             url: ``data:image/…;base64,…`` or ``https://…``.
             param: The field of the request that the URL stands in; every error names it.
+            hold: Called with the number of bytes before so many more are held; may refuse by raising.
 
         Raises:
             UnsupportedScheme: The URL is neither data: nor https:.
@@ -73,7 +78,7 @@ class MediaReader:
             PictureTooLarge: It has more bytes or pixels than are allowed.
         """
         try:
-            data = await self._bytes(url)
+            data = await self._bytes(url, hold)
             width, height = self._bounded(read_size(data))
         except InvalidRequest as error:
             error.param = param
@@ -85,14 +90,15 @@ class MediaReader:
         """Closes the connections that are kept open."""
         await self._fetcher.close()
 
-    async def _bytes(self, url: str) -> bytes:
+    async def _bytes(self, url: str, hold: Callable[[int], None]) -> bytes:
         scheme = url[: url.find(":", 0, 16) + 1].lower()
         if scheme == "data:":
             start = _payload_start(url)
             self._check_base64_size(url, start)
+            hold(_num_bytes(url, start))
             return await _off_loop(len(url), _from_base64, url, start)
         if scheme == "https:":
-            return await self._fetcher.fetch(url)
+            return await self._fetcher.fetch(url, hold)
         raise UnsupportedScheme("A picture's URL begins with data:image/ or https://; send it as one of these.")
 
     def _check_base64_size(self, url: str, start: int) -> None:

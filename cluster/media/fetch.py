@@ -67,8 +67,8 @@ class Fetcher:
             network_backend=guard,
         )
 
-    async def fetch(self, url: str) -> bytes:
-        """The body behind an https URL, redirects followed.
+    async def fetch(self, url: str, hold: Callable[[int], None]) -> bytes:
+        """The body behind an https URL, redirects followed; ``hold`` is called before more bytes are kept, and may refuse.
 
         Raises:
             UnsupportedScheme: The URL, or one that it redirects to, is not https.
@@ -78,7 +78,7 @@ class Fetcher:
         """
         try:
             async with asyncio.timeout(self._config.fetch_timeout_s):
-                return await self._follow(url)
+                return await self._follow(url, hold)
         except (TimeoutError, httpcore2.TimeoutException):
             message = f"The picture did not arrive within {self._config.fetch_timeout_s:g} s; send it as a data: URL instead."
             raise FetchFailed(message, limit_s=self._config.fetch_timeout_s) from None
@@ -91,20 +91,20 @@ class Fetcher:
         await self._connections.aclose()
         self._resolver_threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _follow(self, url: str) -> bytes:
+    async def _follow(self, url: str, hold: Callable[[int], None]) -> bytes:
         for _ in range(self._config.max_redirects + 1):
             target = _https_url(url)
             origin = httpcore2.URL(scheme=b"https", host=target.raw_host, port=target.port, target=target.raw_path)
             headers = [(b"Host", target.netloc), *HEADERS]
             async with self._connections.stream("GET", origin, headers=headers) as response:
                 if response.status not in REDIRECTS:
-                    return await self._read(response)
+                    return await self._read(response, hold)
                 location = _header(response, b"location").decode("utf-8", "replace")
             url = _join(target, location)
         message = f"The picture's URL redirects more than {self._config.max_redirects} times; send the URL that it ends at."
         raise FetchFailed(message)
 
-    async def _read(self, response: httpcore2.Response) -> bytes:
+    async def _read(self, response: httpcore2.Response, hold: Callable[[int], None]) -> bytes:
         if response.status != 200:
             raise FetchFailed(f"The picture's server answered with status {response.status} where 200 was expected.")
         if _header(response, b"content-encoding").lower() not in (b"", b"identity"):
@@ -120,6 +120,7 @@ class Fetcher:
             if num_bytes > limit_bytes:
                 message = f"The picture has more than the {limit_bytes} bytes that are allowed."
                 raise PictureTooLarge(message, limit_bytes=limit_bytes)
+            hold(len(chunk))
             chunks.append(chunk)
         return b"".join(chunks)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
+from deployments.application import UnknownKeyError, check_serve_config
 from tests.k8s.manifests import ROOT, read_document
-from tests.k8s.serve_keys import UnknownKeyError, check_serve_config
 
 if TYPE_CHECKING:
     from pathlib import Path

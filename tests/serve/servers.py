@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from cluster.config import PrismConfig
-from deployments.launch import ApplicationFile, Cluster, running
+from deployments.application import ApplicationFile
+from deployments.launch import Cluster, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

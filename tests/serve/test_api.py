@@ -44,6 +44,13 @@ async def running_requests(client: httpx.AsyncClient) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith("prism_engine_requests{"))
 
 
+async def ended_requests(client: httpx.AsyncClient, status: int) -> float:
+    """Chat requests that the Router counts as ended with a status."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    counters = [line for line in lines if line.startswith("prism_requests_total{") and 'endpoint="chat"' in line]
+    return sum(float(line.split()[-1]) for line in counters if f'status="{status}"' in line)
+
+
 async def engine_is_idle(client: httpx.AsyncClient) -> None:
     """Returns once the engine holds nothing; fails unless that is within a second."""
     left = time.perf_counter()
@@ -75,7 +82,8 @@ async def test_first_chunk_comes_before_the_last_token_is_made(prism: httpx.Asyn
 
 @pytest.mark.parametrize("pictures", [0, 1])
 async def test_a_client_that_leaves_frees_its_slot(prism: httpx.AsyncClient, pictures: int) -> None:
-    """When a client closes its connection in mid-stream, the engine drops the request within a second."""
+    """When a client closes its connection in mid-stream, the engine drops the request within a second, and it counts as 499."""
+    before = await ended_requests(prism, 499)
     content = [picture("shape.png")] * pictures + [text("Go on.")]
     body = chat(content, stream=True, max_tokens=3000, ignore_eos=True)
     async with prism.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -83,6 +91,7 @@ async def test_a_client_that_leaves_frees_its_slot(prism: httpx.AsyncClient, pic
         await anext(lines)
         assert await running_requests(prism) == 1
     await engine_is_idle(prism)
+    assert await ended_requests(prism, 499) == before + 1
 
 
 async def test_usage_counts_picture_tokens(prism: httpx.AsyncClient) -> None:
@@ -190,6 +199,7 @@ async def test_models_health_version_and_status(prism: httpx.AsyncClient, openai
     assert [model.id for model in models.data] == ["prism-demo"]
     assert (await openai.models.retrieve("prism-demo")).id == "prism-demo"
     assert (await prism.get("/health")).status_code == httpx.codes.OK
+    assert (await prism.head("/health")).status_code == httpx.codes.OK
     assert (await prism.get("/version")).json()["version"]
     pools = (await prism.get("/status")).json()["pools"]
     assert set(pools) == {"Router", "Preprocessor", "VisionEncoder", "Decoder"}
@@ -208,6 +218,7 @@ async def test_metrics_cover_every_pool(prism: httpx.AsyncClient) -> None:
 
 async def test_a_deadline_ends_a_request_with_a_typed_error(prism: httpx.AsyncClient) -> None:
     """``prism.timeout_s`` ends a request with 504, a stream with an error event and ``[DONE]``, and both free the engine."""
+    before = await ended_requests(prism, 504)
     limit = {"prism": {"timeout_s": 0.5}, "max_tokens": 3000, "ignore_eos": True}
     plain = await prism.post("/v1/chat/completions", json=chat([text("Go on.")], **limit))
     assert plain.status_code == httpx.codes.GATEWAY_TIMEOUT
@@ -216,3 +227,4 @@ async def test_a_deadline_ends_a_request_with_a_typed_error(prism: httpx.AsyncCl
     last = [event async for event in events(prism, chat([text("Go on.")], stream=True, **limit))][-1]
     assert last["error"]["code"] == "deadline_exceeded"
     await engine_is_idle(prism)
+    assert await ended_requests(prism, 504) == before + 2

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from typing import TYPE_CHECKING
+
 import pytest
 from pydantic import ValidationError
 
 from cluster.config import DEMO_CHECKPOINT, ModelConfig, PrismConfig, ProcessorSettings
 from deployments.app import build, decoder_options, pool_options
-from deployments.launch import ApplicationFile
+from deployments.application import ApplicationFile
 from tests.serve.servers import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,18 @@ def test_processor_settings_come_from_the_checkpoint() -> None:
     assert (settings.min_pixels, settings.max_pixels) == (112 * 112, 224 * 168)
 
 
+def test_other_weights_have_another_revision(tmp_path: Path) -> None:
+    """Weights of the same shapes, trained again, are told apart."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(DEMO_CHECKPOINT, folder)
+    model = {"checkpoint": str(folder)}
+    before = ModelConfig(**model).revision
+    assert before == ModelConfig().revision
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-2] + b"\x01\x02")
+    assert ModelConfig(**model).revision != before
+
+
 def test_the_revision_names_the_encoder() -> None:
     """The same checkpoint has the same revision, another dtype another one."""
     assert ModelConfig(dtype="float32").revision == ModelConfig(dtype="float32").revision
@@ -64,19 +82,21 @@ def test_application_files_build(name: str) -> None:
 
 def test_the_32b_decoders_take_four_gpus_of_one_node() -> None:
     """A TP=4 decoder asks for one bundle per worker, each with a GPU, all on one node of the decoder pool."""
-    options = decoder_options(ApplicationFile.read(ROOT / "deployments" / "qwen2_5_vl_32b.yaml").config.decoder)
+    config = ApplicationFile.read(ROOT / "deployments" / "qwen2_5_vl_32b.yaml").config
+    options = decoder_options(config.decoder, config.pool_labels)
     assert [bundle["GPU"] for bundle in options["placement_group_bundles"]] == [1, 1, 1, 1]
     assert options["placement_group_strategy"] == "STRICT_PACK"
     assert options["placement_group_bundle_label_selector"] == [{"pool": "decoder"}]
 
 
 def test_a_pool_label_is_a_preference_unless_required() -> None:
-    """A pool prefers its labelled nodes and takes others, or takes no others when the label is required."""
-    preferred = PrismConfig.model_validate({"encoder": {"resources": {"pool_label": "encoder"}}}).encoder
-    actor = pool_options(preferred)["ray_actor_options"]
+    """A pool prefers its own nodes and then takes nodes of no pool, or takes no others when the label is required."""
+    resources = {pool: {"resources": {"pool_label": pool}} for pool in ("encoder", "decoder")}
+    config = PrismConfig.model_validate(resources)
+    actor = pool_options(config.encoder, config.pool_labels)["ray_actor_options"]
     assert actor["label_selector"] == {"pool": "encoder"}
-    assert actor["fallback_strategy"] == [{"label_selector": {}}]
+    assert actor["fallback_strategy"] == [{"label_selector": {"pool": "!in(decoder, encoder)"}}]
     required = PrismConfig.model_validate(
         {"encoder": {"resources": {"pool_label": "encoder", "pool_label_required": True}}}
     ).encoder
-    assert "fallback_strategy" not in pool_options(required)["ray_actor_options"]
+    assert "fallback_strategy" not in pool_options(required, ["encoder"])["ray_actor_options"]

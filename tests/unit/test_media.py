@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from cluster.admission import Admission
 from cluster.config import MediaConfig
-from cluster.errors import ForbiddenUrl, InvalidPicture, PictureTooLarge, PrismError, UnsupportedScheme
+from cluster.errors import ForbiddenUrl, InvalidPicture, Overloaded, PictureTooLarge, PrismError, UnsupportedScheme
 from cluster.media import MediaReader
 from cluster.media.header import MAX_STEPS, read_size
 from cluster.preprocess import PILLOW_FORMATS
@@ -51,6 +52,20 @@ async def read(url: str, *, revision: str = REVISION, **config: Any) -> Picture:
         return await reader.read(url, PARAM)
     finally:
         await reader.close()
+
+
+async def test_inline_bytes_are_announced_too() -> None:
+    """A data: URL's picture counts before it is decoded."""
+    reader = MediaReader(MediaConfig(), revision=REVISION, resolver=no_lookup)
+    admission = Admission(1, len(DATA))
+    place = admission.enter()
+    await reader.read(URL, PARAM, place.hold)
+    assert admission.num_bytes == len(DATA)
+    with pytest.raises(Overloaded):
+        await reader.read(URL, PARAM, place.hold)
+    place.drop_bytes()
+    await reader.read(URL, PARAM, place.hold)
+    await reader.close()
 
 
 async def refusal(kind: type[PrismError], url: str, **config: Any) -> PrismError:

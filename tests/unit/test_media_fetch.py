@@ -15,8 +15,9 @@ import httpcore2
 import pytest
 import trustme
 
+from cluster.admission import Admission
 from cluster.config import MediaConfig
-from cluster.errors import FetchFailed, ForbiddenUrl, InvalidPicture, PictureTooLarge, PrismError, UnsupportedScheme
+from cluster.errors import FetchFailed, ForbiddenUrl, InvalidPicture, Overloaded, PictureTooLarge, PrismError, UnsupportedScheme
 from cluster.media import MediaReader
 from cluster.media.fetch import AddressGuard, is_public
 from tests.unit.pictures import SAMPLES
@@ -69,14 +70,14 @@ async def site(authority: trustme.CA) -> AsyncIterator[Site]:
 
 
 @asynccontextmanager
-async def reading(site: Site, ca_file: str | None, **options: Any) -> AsyncIterator[Callable[[str], Awaitable[Any]]]:
+async def reading(site: Site, ca_file: str | None, **options: Any) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
     """A function that reads a URL, in which ``{port}`` is the site's. By default localhost is trusted and really looked up."""
     resolver, network = options.pop("resolver", None), options.pop("network", None)
     config = MediaConfig(**{"trusted_hosts": {"localhost"}, "ca_file": ca_file, "fetch_timeout_s": 30.0, **options})
     reader = MediaReader(config, revision="r", resolver=resolver, network=network)
 
-    async def read(url: str) -> Any:
-        return await reader.read(url.replace("{port}", str(site.port)), PARAM)
+    async def read(url: str, hold: Callable[[int], None] = lambda _: None) -> Any:
+        return await reader.read(url.replace("{port}", str(site.port)), PARAM, hold)
 
     try:
         yield read
@@ -109,6 +110,19 @@ async def test_a_picture_is_fetched_over_tls(site: Site, ca_file: str) -> None:
     assert f"\r\nHost: localhost:{site.port}\r\n" in request
     assert "\r\nAccept-Encoding: identity\r\n" in request
     assert not {"cookie", "authorization", "referer"} & {line.split(":")[0].lower() for line in request.splitlines()}
+
+
+async def test_bytes_are_announced_before_they_are_kept(site: Site, ca_file: str) -> None:
+    """Whoever pays for the memory hears of every byte, and may say no in the middle of a body."""
+    site.replies["/cat.jpg"] = ok(DATA)
+    place = Admission(1, 2**20).enter()
+    async with reading(site, ca_file) as read:
+        await read("https://localhost:{port}/cat.jpg", place.hold)
+        with pytest.raises(Overloaded):
+            await read("https://localhost:{port}/cat.jpg", Admission(1, len(DATA) - 1).enter().hold)
+    with pytest.raises(Overloaded):
+        place.hold(2**20 - len(DATA) + 1)
+    place.hold(2**20 - len(DATA))
 
 
 async def test_a_chunked_answer_is_put_together(site: Site, ca_file: str) -> None:

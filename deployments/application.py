@@ -1,9 +1,11 @@
-"""Checks a Serve configuration key by key: Ray itself accepts, and ignores, a key that it does not know."""
+"""Reads application files, key by key: Ray itself accepts, and ignores, a key that it does not know."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self, get_args
 
+import yaml
 from pydantic import BaseModel
 from ray.serve.config import AutoscalingPolicy
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
@@ -12,6 +14,13 @@ from cluster.config import PrismConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+BUILDER: Final = "deployments.app:build"
+
+APPLIED: Final = frozenset({"proxy_location", "http_options", "logging_config", "applications"})
+APPLIED_TO_APPLICATION: Final = frozenset({"name", "route_prefix", "import_path", "args"})
+"""The keys of Serve's that ``prism serve`` applies; ``--port`` and loopback stand in for where a file wants to listen."""
 
 LOOSE: dict[tuple[type[BaseModel], str], type[BaseModel]] = {
     (ServeApplicationSchema, "args"): PrismConfig,
@@ -26,6 +35,41 @@ Part = tuple[type[BaseModel], "Mapping[str, Any]", str]
 
 class UnknownKeyError(ValueError):
     """A key that no schema names."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationFile:
+    """An application file, read and checked: Serve's part and Prism's."""
+
+    path: Path
+    serve: ServeDeploySchema
+    config: PrismConfig
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads and checks a file for a cluster of this machine alone.
+
+        Raises:
+            UnknownKeyError: A key is in none of the schemas; the message gives its path.
+            ValidationError: A value is wrong; the message names it.
+            ValueError: The file does not hold exactly one application of Prism's, or asks Serve for what only ``serve run``
+                and KubeRay give.
+        """
+        content = yaml.safe_load(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it must hold a mapping with the key applications")
+        serve = check_serve_config(content)
+        if len(serve.applications) != 1:
+            raise ValueError(f"it must hold one application, it holds {len(serve.applications)}")
+        [application] = content["applications"]
+        if application["import_path"] != BUILDER:
+            raise ValueError(f"applications.import_path must be {BUILDER}; use serve run for other applications")
+        beyond = sorted(content.keys() - APPLIED) + sorted(
+            f"applications.{key}" for key in application.keys() - APPLIED_TO_APPLICATION
+        )
+        if beyond:
+            raise ValueError(f"prism serve does not apply {', '.join(beyond)}; leave it out, or use serve run")
+        return cls(path, serve, PrismConfig.model_validate(application.get("args", {})))
 
 
 def check_serve_config(config: Mapping[str, Any]) -> ServeDeploySchema:

@@ -1,0 +1,73 @@
+"""Admission: what one Router replica takes on at a time, in requests and in bytes. What does not fit is refused at once."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cluster.errors import Overloaded
+
+
+class Admission:
+    """The places and the bytes of one Router replica.
+
+    Args:
+        max_requests: Requests in flight.
+        max_bytes: Bytes of bodies and pictures that are held for requests which have not yet begun to answer.
+    """
+
+    def __init__(self, max_requests: int, max_bytes: int) -> None:
+        self._max_requests: Final = max_requests
+        self._max_bytes: Final = max_bytes
+        self.num_requests = 0
+        self.num_bytes = 0
+
+    def enter(self) -> Place:
+        """Takes a place.
+
+        Raises:
+            Overloaded: All are taken.
+        """
+        if self.num_requests >= self._max_requests:
+            message = f"{self.num_requests} requests are in flight here, which is the limit; send the request again shortly."
+            raise Overloaded(message, in_flight=self.num_requests, limit=self._max_requests)
+        self.num_requests += 1
+        return Place(self)
+
+    def take_bytes(self, num_bytes: int) -> None:
+        """Raises:
+        Overloaded: They do not fit beside those of the other requests.
+        """
+        if self.num_bytes + num_bytes > self._max_bytes:
+            message = f"{self.num_bytes} bytes of requests and pictures are held here, near the limit; send it again shortly."
+            raise Overloaded(message, held_bytes=self.num_bytes, limit_bytes=self._max_bytes)
+        self.num_bytes += num_bytes
+
+
+class Place:
+    """One request's place and its bytes; giving either back twice counts once."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission: Final = admission
+        self._num_bytes = 0
+        self.is_left = False
+
+    def hold(self, num_bytes: int) -> None:
+        """Holds so many bytes more.
+
+        Raises:
+            Overloaded: They do not fit beside those of the other requests.
+        """
+        self._admission.take_bytes(num_bytes)
+        self._num_bytes += num_bytes
+
+    def drop_bytes(self) -> None:
+        """Gives the bytes back."""
+        self._admission.num_bytes -= self._num_bytes
+        self._num_bytes = 0
+
+    def leave(self) -> None:
+        """Gives everything back."""
+        self.drop_bytes()
+        if not self.is_left:
+            self.is_left = True
+            self._admission.num_requests -= 1

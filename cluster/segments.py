@@ -1,0 +1,32 @@
+"""Segments of shared memory (``/dev/shm``) that processes leave behind when they are killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FOLDER: Final = "/dev/shm/"  # noqa: S108 - nothing is created there
+
+
+def mapped_by(processes: Iterable[psutil.Process]) -> set[Path]:
+    """The segments that processes have mapped now and that still have a name."""
+    found: set[Path] = set()
+    for process in processes:
+        try:
+            lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+        except OSError:
+            continue  # it has just ended, or is not ours to read
+        found.update(Path(line.split(maxsplit=5)[5]) for line in lines if FOLDER in line)
+    return {segment for segment in found if segment.exists()}
+
+
+def unlink(segments: set[Path]) -> None:
+    """Removes those of the segments that nobody maps any more."""
+    if segments:
+        for segment in segments - mapped_by(psutil.process_iter()):
+            segment.unlink(missing_ok=True)

@@ -1,0 +1,62 @@
+"""What one Router replica takes on at a time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from cluster.admission import Admission, Place
+from cluster.errors import Overloaded
+
+
+def test_places_and_bytes_come_back() -> None:
+    """What a request holds is free again once it leaves, and leaving twice frees nothing of others."""
+    admission = Admission(2, 100)
+    first, second = admission.enter(), admission.enter()
+    with pytest.raises(Overloaded, match="2 requests"):
+        admission.enter()
+    first.hold(60)
+    with pytest.raises(Overloaded, match="60 bytes"):
+        second.hold(41)
+    second.hold(40)
+    first.leave()
+    first.leave()
+    assert (admission.num_requests, admission.num_bytes) == (1, 40)
+    admission.enter().hold(60)
+
+
+def test_a_refusal_says_the_limit() -> None:
+    """The error carries what is held and how much may be, and is worth a retry."""
+    with pytest.raises(Overloaded) as caught:
+        Admission(1, 10).enter().hold(11)
+    assert caught.value.figures == {"held_bytes": 0, "limit_bytes": 10}
+    assert (caught.value.status, caught.value.retryable) == (429, True)
+
+
+def test_any_order_of_events_keeps_the_books() -> None:
+    """Over random comings and goings the sums are those of the places that are taken."""
+    draw = random.Random(0)
+    admission = Admission(8, 1000)
+    places: dict[Place, int] = {}
+    for _ in range(5000):
+        match draw.randrange(4):
+            case 0 if len(places) < 8:
+                places[admission.enter()] = 0
+            case 1 if places:
+                place, num_bytes = draw.choice([*places]), draw.randrange(200)
+                if sum(places.values()) + num_bytes <= 1000:
+                    place.hold(num_bytes)
+                    places[place] += num_bytes
+                else:
+                    with pytest.raises(Overloaded):
+                        place.hold(num_bytes)
+            case 2 if places:
+                place = draw.choice([*places])
+                place.drop_bytes()
+                places[place] = 0
+            case 3 if places:
+                place = draw.choice([*places])
+                place.leave()
+                del places[place]
+        assert (admission.num_requests, admission.num_bytes) == (len(places), sum(places.values()))

@@ -1,0 +1,79 @@
+"""Each pool brings from the Hub what it needs, and no more."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+import pytest
+
+from cluster.config import DEMO_CHECKPOINT, ModelConfig
+from cluster.encode import TOWER_PREFIXES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMMIT = "7cfb30d71a1f4f49a57592323337a4a4727301da"
+WEIGHTS = {
+    "visual.blocks.0.norm1.weight": "model-00001-of-00003.safetensors",
+    "model.embed_tokens.weight": "model-00001-of-00003.safetensors",
+    "model.layers.0.mlp.up_proj.weight": "model-00002-of-00003.safetensors",
+    "visual.merger.mlp.2.weight": "model-00003-of-00003.safetensors",
+}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where files of a sharded checkpoint arrive, from a Hub that is a folder and obeys the patterns as the real one does."""
+    origin, cache = tmp_path / "origin", tmp_path / "cache" / "snapshots" / COMMIT
+    origin.mkdir()
+    for name in ("config.json", "preprocessor_config.json", "tokenizer.json"):
+        shutil.copy(DEMO_CHECKPOINT / name, origin)
+    (origin / "model.safetensors.index.json").write_text(json.dumps({"weight_map": WEIGHTS}))
+    for name in WEIGHTS.values():
+        (origin / name).write_bytes(b"weights")
+
+    def download(repo_id: str, *, revision: str | None, allow_patterns: list[str], **_: Any) -> str:
+        assert repo_id == "Qwen/Qwen2.5-VL-3B-Instruct"
+        assert revision in ("v1", COMMIT)
+        cache.mkdir(parents=True, exist_ok=True)
+        for file in origin.iterdir():
+            if any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, cache)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return cache
+
+
+def model() -> ModelConfig:
+    """A model on the Hub."""
+    return ModelConfig(checkpoint="Qwen/Qwen2.5-VL-3B-Instruct", hub_revision="v1")
+
+
+def weights_in(folder: Path) -> list[int]:
+    """The numbers of the weight files in a folder."""
+    return sorted(int(file.name[6:11]) for file in folder.glob("*.safetensors"))
+
+
+def test_routers_and_preprocessors_need_no_weights(cache: Path) -> None:
+    """The processor's settings and the revision come from the small files; the revision names the commit."""
+    revision = model().revision
+    assert model().processor.patch_size == 14
+    assert weights_in(cache) == []
+    assert revision == model().revision != ModelConfig().revision
+
+
+def test_encoders_bring_the_tower_s_files(cache: Path) -> None:
+    """Only files that hold weights of the vision tower are fetched."""
+    assert model().path_with(TOWER_PREFIXES) == cache
+    assert weights_in(cache) == [1, 3]
+
+
+def test_decoders_bring_everything(cache: Path) -> None:
+    """The decoder's engine gets the whole checkpoint."""
+    assert model().path == cache
+    assert weights_in(cache) == [1, 2, 3]
