@@ -57,6 +57,7 @@ class Place:
         Raises:
             Overloaded: They do not fit beside those of the other requests.
         """
+        assert not self.is_left, "a request that has ended holds nothing"
         self._admission.take_bytes(num_bytes)
         self._num_bytes += num_bytes
 

@@ -83,8 +83,9 @@ class ModelConfig(Frozen):
 
     @cached_property
     def revision(self) -> str:
-        """A fingerprint of the encoder as 16 hex digits: the checkpoint's settings, the dtype, and the commit on the Hub or the
-        ends of each weight file: names, shapes and some of the numbers, which no two trainings share.
+        """A fingerprint of the encoder as 16 hex digits: the checkpoint's settings, the dtype, and the commit on the Hub.
+
+        For a directory the ends of each weight file stand in for the commit: names, shapes and some of the numbers.
         """
         fingerprint = hashlib.sha256(self.dtype.encode())
         for name in ("config.json", "preprocessor_config.json"):
@@ -137,7 +138,7 @@ class Resources(Frozen):
     memory_bytes: int | None = Field(default=None, ge=1)
     pool_label: str | None = None
     """Prefer nodes whose Ray label ``pool`` has this value, then nodes that have no such label; with ``pool_label_required``,
-    use no others. A node of another pool is never used."""
+    and for decoders over several GPUs, use no others. A node of another pool is never used."""
     pool_label_required: bool = False
 
 
@@ -157,9 +158,15 @@ class RouterConfig(PoolConfig):
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
     max_held_bytes: int = Field(default=2**30, ge=1)
     """Bytes of bodies and pictures that one Router replica holds for requests which have not begun to answer; what does not fit
-    is refused with 429. The process uses up to twice as much."""
+    is refused with 429. The process uses up to three times as much: raw, parsed and decoded."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """The longest that a request may take; a client may ask for less with ``prism.timeout_s``."""
+
+    @model_validator(mode="after")
+    def _a_body_can_be_held(self) -> Self:
+        if self.max_held_bytes < 2 * self.max_body_bytes:
+            raise ValueError("max_held_bytes must be at least twice max_body_bytes: a body, and the pictures within it")
+        return self
 
 
 class PreprocessorConfig(PoolConfig):

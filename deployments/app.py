@@ -46,7 +46,7 @@ def pool_options(pool: PoolConfig, labels: Sequence[str]) -> dict[str, Any]:
     if resources.pool_label is not None:
         actor["label_selector"] = {"pool": resources.pool_label}
         if not resources.pool_label_required:
-            actor["fallback_strategy"] = [{"label_selector": {"pool": f"!in({', '.join(labels)})"}}]
+            actor["fallback_strategy"] = [{"label_selector": {"pool": f"!in({','.join(labels)})"}}]
     return {
         "num_replicas": pool.num_replicas,
         "max_ongoing_requests": pool.max_ongoing_requests,

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 BUILDER: Final = "deployments.app:build"
 
 APPLIED: Final = frozenset({"proxy_location", "http_options", "logging_config", "applications"})
+APPLIED_TO_HTTP: Final = frozenset({"host", "port"})
 APPLIED_TO_APPLICATION: Final = frozenset({"name", "route_prefix", "import_path", "args"})
-"""The keys of Serve's that ``prism serve`` applies; ``--port`` and loopback stand in for where a file wants to listen."""
+"""The keys of Serve's that ``prism serve`` applies. For where a file wants to listen, ``--port`` and loopback stand in; on one
+node every ``proxy_location`` is the same."""
 
 LOOSE: dict[tuple[type[BaseModel], str], type[BaseModel]] = {
     (ServeApplicationSchema, "args"): PrismConfig,
@@ -64,9 +66,12 @@ class ApplicationFile:
         [application] = content["applications"]
         if application["import_path"] != BUILDER:
             raise ValueError(f"applications.import_path must be {BUILDER}; use serve run for other applications")
-        beyond = sorted(content.keys() - APPLIED) + sorted(
-            f"applications.{key}" for key in application.keys() - APPLIED_TO_APPLICATION
+        parts = (
+            ("", content, APPLIED),
+            ("http_options.", content.get("http_options") or {}, APPLIED_TO_HTTP),
+            ("applications.", application, APPLIED_TO_APPLICATION),
         )
+        beyond = [path + key for path, part, applied in parts for key in sorted(part.keys() - applied)]
         if beyond:
             raise ValueError(f"prism serve does not apply {', '.join(beyond)}; leave it out, or use serve run")
         return cls(path, serve, PrismConfig.model_validate(application.get("args", {})))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import generate_latest
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from cluster.errors import InternalError, Overloaded, PrismError, StageUnavailable
@@ -62,6 +63,8 @@ def calling(stage: str) -> Iterator[None]:
             raise _unavailable(stage) from error
         log.exception("the %s failed", stage)
         raise InternalError(f"The {stage} failed on this request.") from error
+    except TaskCancelledError:  # Ray's word for it: the client left
+        raise asyncio.CancelledError from None
     except BackPressureError as error:
         raise Overloaded(f"The {stage} has no room; send the request again shortly.") from error
     except (RayActorError, RayError, RayServeException) as error:
@@ -74,11 +77,11 @@ def log_refusals_briefly() -> None:
 
 
 class _Refusals(logging.Filter):
-    """Takes the traceback from records about errors that are a client's, or that need no one's attention."""
+    """Takes the traceback from records about errors that are a client's."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, PrismError) and not isinstance(error, InternalError):
+        if isinstance(error, PrismError) and error.status < 500:
             record.levelno, record.levelname = logging.INFO, "INFO"
             record.msg, record.args, record.exc_info = "Request refused: %s %s", (error.status, error.code), None
         return True

@@ -67,6 +67,7 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     strangers = _children()
     folder = Path(tempfile.mkdtemp(prefix="prism-"))
+    mapped: set[Path] = set()
     failed = True
     try:
         ray.init(
@@ -82,6 +83,7 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         serve.start(http_options={"host": LOOPBACK, "port": port}, logging_config=file.serve.logging_config)
         with _watched(progress):
             _deploy(file, logs)
+        mapped |= segments.mapped_by(_children() - strangers)  # a replica that is killed later leaves its engine's behind
         yield Cluster(f"http://{LOOPBACK}:{port}", logs)
         failed = False
     except (KeyboardInterrupt, SystemExit):
@@ -91,7 +93,7 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         with _uninterrupted(), ExitStack() as last:  # each step runs, in this order from the bottom, whatever the others do
             if not failed:
                 last.callback(shutil.rmtree, folder, ignore_errors=True)
-            last.callback(segments.unlink, segments.mapped_by(_children() - strangers))
+            last.callback(segments.unlink, mapped | segments.mapped_by(_children() - strangers))
             last.callback(_end_children, but=strangers)
             last.callback(_shut_down)
 

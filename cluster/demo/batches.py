@@ -1,6 +1,6 @@
 """Batches for the trainer: pictures of one grid each, and the conversations about them as token ids.
 
-Batch number n is the same in every run: it depends on nothing but the seed, the stage and n.
+Batch number n is the same in every run: it depends on nothing but the seed, the stage, the rank and n.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 IGNORED: Final = -100
 """The target of every token that is not part of an answer, and the class of every fact that a picture has not."""
 
-BATCH_SIZE: Final = 48
+BATCH_SIZE: Final = 40
+"""Conversations per rank and step."""
 
 PADDED_TO: Final = 16
 """Lengths are multiples of this: for every new shape oneDNN compiles kernels anew, which takes longer than using them."""
@@ -38,11 +39,11 @@ MAX_PATCHES: Final = 192
 SMALL_PATCHES: Final = 144
 """The first stage learns on small pictures, twice as fast; the second sees all sizes."""
 
-EASY_BATCHES: Final = 1000
+EASY_BATCHES: Final = 600
 """Over the first so many batches, small squares in black and white give way to everything else."""
 
-_WEIGHTS_VISION: Final = {"colour": 0.02, "shape": 0.15, "count": 0.19, "digit": 0.27, "word": 0.34, "photo": 0.03}
-_WEIGHTS_ANSWERS: Final = {"colour": 0.06, "shape": 0.11, "count": 0.21, "digit": 0.25, "word": 0.29, "photo": 0.08}
+_WEIGHTS_VISION: Final = {"colour": 0.02, "shape": 0.20, "count": 0.31, "digit": 0.32, "word": 0.12, "photo": 0.03}
+_WEIGHTS_ANSWERS: Final = {"colour": 0.06, "shape": 0.18, "count": 0.29, "digit": 0.29, "word": 0.12, "photo": 0.06}
 """How often each kind is drawn: the first stage works on what is hard to see."""
 
 
@@ -74,15 +75,16 @@ class Batches(Dataset[Batch]):
     Args:
         tokenizer: The model's own.
         seed: With the batch's number, all that it depends on.
+        rank: Ranks draw other pictures, of the same grids at the same number, so that none waits for another.
         num_batches: How many there are.
         conversations: False for the first stage, which needs pictures and classes only.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: str, num_batches: int, conversations: bool) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: str, rank: int, num_batches: int, conversations: bool) -> None:
         self._encode = lru_cache(20_000)(lambda text: tokenizer.encode(text, add_special_tokens=False))
         self._image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self._pad_token = tokenizer.pad_token_id
-        self._seed, self._num_batches, self._conversations = seed, num_batches, conversations
+        self._seed, self._rank, self._num_batches, self._conversations = seed, rank, num_batches, conversations
 
     def __len__(self) -> int:
         return self._num_batches
@@ -95,14 +97,13 @@ class Batches(Dataset[Batch]):
         easy = 0.0 if self._conversations else max(0.0, 1 - number / EASY_BATCHES)
         max_patches = MAX_PATCHES if self._conversations else SMALL_PATCHES
         weights = _WEIGHTS_ANSWERS if self._conversations else _WEIGHTS_VISION
-        groups = [_scenes(rng, weights, max_patches, easy) for _ in range(num_pictures)]
+        grids = [_grid(rng, max_patches, easy) for _ in range(num_pictures)]
         longer = rng.random() < 0.15
-        rows = []
-        for row in range(BATCH_SIZE):
-            grids = [grid for grid, _ in groups]
-            rows.append(self._row([scenes[row] for _, scenes in groups], grids, longer, rng))
-        pictures = [(_patches(scenes), grid) for grid, scenes in groups]
-        return Batch(pictures, [_labels(scenes) for _, scenes in groups], *self._pad(rows))
+        rng = random.Random(f"{self._seed} {number} {self._rank}")
+        groups = [_scenes(grid, weights, easy, rng) for grid in grids]
+        rows = [self._row([scenes[row] for scenes in groups], grids, longer, rng) for row in range(BATCH_SIZE)]
+        pictures = [(_patches(scenes), grid) for grid, scenes in zip(grids, groups, strict=True)]
+        return Batch(pictures, [_labels(scenes) for scenes in groups], *self._pad(rows))
 
     def _row(
         self, scenes: list[Scene], grids: list[PatchGrid], longer: bool, rng: random.Random
@@ -212,18 +213,21 @@ def _about_two(scenes: list[Scene], rng: random.Random) -> Turn:
     return form.format(p=PICTURE, q=asked), answered
 
 
-def _scenes(rng: random.Random, weights: dict[str, float], max_patches: int, easy: float) -> tuple[PatchGrid, list[Scene]]:
-    """A batch of pictures that the processor brings to one grid; grids that users cause often come more often."""
+def _grid(rng: random.Random, max_patches: int, easy: float) -> PatchGrid:
+    """The grid of a batch; grids that users cause often come more often."""
     grids = {grid: len(sizes) for grid, sizes in sizes_by_grid().items() if math.prod(grid) <= max_patches}
     grid = rng.choices(list(grids), [num_sizes**0.4 for num_sizes in grids.values()])[0]
-    if rng.random() < easy:
-        grid = (8, 8)
+    return (8, 8) if rng.random() < easy else grid
+
+
+def _scenes(grid: PatchGrid, weights: dict[str, float], easy: float, rng: random.Random) -> list[Scene]:
+    """A batch of pictures that the processor brings to one grid."""
     found: list[Scene] = []
     while len(found) < BATCH_SIZE:
         drawn = scene(rng.choices(list(weights), list(weights.values()))[0], size_of_grid(grid, rng), rng, easy=easy)
         if grid_of(drawn.image.size) == grid:
             found.append(drawn)
-    return grid, found
+    return found
 
 
 def _patches(scenes: list[Scene]) -> NDArray[np.uint8]:

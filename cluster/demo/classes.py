@@ -6,15 +6,12 @@ from typing import Final
 
 COLOURS: Final = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
 SHAPES: Final = ("circle", "square", "rectangle", "triangle", "star", "heart", "cross", "diamond")
-COUNTS: Final = ("1", "2", "3", "4", "5", "6")
+COUNTS: Final = ("1", "2", "3", "4")
 DIGITS: Final = tuple("0123456789")
 # fmt: off
 WORDS: Final = (
-    "on", "go", "me", "no", "we", "yes", "cat", "dog", "sun", "car", "red", "box", "bus", "cup", "egg", "fox", "hat",
-    "ice", "key", "map", "pen", "pig", "run", "sky", "sea", "tea", "tree", "top", "van", "win", "book", "blue", "bird",
-    "cake", "door", "fish", "girl", "hand", "home", "king", "lamp", "love", "milk", "moon", "nose", "open", "park", "rain",
-    "ring", "road", "ship", "shop", "snow", "stop", "time", "apple", "bread", "chair", "horse", "house", "light", "music",
-    "queen", "river", "smile", "table", "train", "water", "world",
+    "on", "go", "no", "we", "yes", "cat", "dog", "sun", "bus", "cup", "egg", "fox", "hat", "key", "map", "sky", "tree",
+    "book", "fish", "home", "milk", "park", "stop", "time", "apple", "house", "light", "music", "water", "world",
 )
 # fmt: on
 PHOTOS: Final = (
@@ -54,7 +51,7 @@ LETTERS: Final = {f"letter {place}": " abcdefghijklmnopqrstuvwxyz" for place in 
 
 KINDS: Final = tuple(CLASSES)
 
-ADVERTISED: Final = ("colour",)
+ADVERTISED: Final = ("colour", "shape", "photo")
 """The kinds that the model answers right at least 19 times in 20; the evaluation fails if one of them does not."""
 
 ANSWERS: Final = tuple(dict.fromkeys(answer for answers in CLASSES.values() for answer in answers))

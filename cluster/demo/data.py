@@ -67,9 +67,9 @@ def held_out(kind: str, num: int, seed: int) -> Iterator[Example]:
     Photographs are other crops and renderings of the same subjects, since one photograph of each is all there is.
     """
     rng = random.Random(f"held out {kind} {seed}")
+    every_size = [size for sizes in sizes_by_grid().values() for size in sizes]
     for _ in range(num):
-        grid = rng.choice(list(sizes_by_grid()))
-        shown = scene(kind, size_of_grid(grid, rng), rng, held_out=True)
+        shown = scene(kind, rng.choice(every_size), rng, held_out=True)
         yield Example(shown.image, questions.ask(kind, rng), shown.facts[kind], kind)
 
 
@@ -79,10 +79,12 @@ def scene(kind: str, size: Size, rng: random.Random, held_out: bool = False, eas
     Args:
         kind: One of ``KINDS``.
         size: (width, height) in pixels; a small one may be doubled so that the answer stays legible, and grids stay the same
-            or nearly so.
+            or nearly so; words are written across.
         held_out: Take handwritten digits from the scans that training never sees.
         easy: How many are black and white, or large and in the middle; training begins with such.
     """
+    if kind == "word":
+        size = max(size), min(size)
     while min(size) < _SMALLEST[kind]:
         size = (size[0] * 2, size[1] * 2)
     image, facts = _draw(kind, size, rng, held_out, easy)
@@ -103,7 +105,7 @@ def sizes_by_grid() -> dict[PatchGrid, list[Size]]:
     sizes: dict[PatchGrid, list[Size]] = {}
     for _ in range(40_000):
         longer = math.exp(rng.uniform(math.log(110), math.log(360))) if rng.random() < 0.7 else _any_side(rng)
-        ratio = rng.choice((1, 1, 4 / 3, 3 / 2, 16 / 9, rng.uniform(1, 1.6), rng.uniform(1, 3)))
+        ratio = rng.choice((1, 1, 4 / 3, 3 / 2, 16 / 9, rng.uniform(1, 1.6), rng.uniform(1, 2)))
         shorter = max(8, round(longer / ratio))
         size = (round(longer), shorter) if rng.random() < 0.6 else (shorter, round(longer))
         sizes.setdefault(grid_of(size), []).append(size)
@@ -131,7 +133,7 @@ def _any_side(rng: random.Random) -> float:
 def _draw(kind: str, size: Size, rng: random.Random, held_out: bool, easy: float) -> tuple[Image.Image, dict[str, str]]:
     chance = rng.random()
     if kind in ("colour", "shape"):
-        return draw.one_shape(size, rng, photos.backdrop(size, rng) if chance < 0.08 else None, easy)
+        return draw.one_shape(size, rng, photos.backdrop(size, rng) if chance < 0.05 else None, easy)
     if kind == "count":
         return draw.many_shapes(size, rng)
     if kind == "word":

@@ -46,7 +46,7 @@ def distance(first: RGB, second: RGB) -> float:
     return math.dist(first, second)
 
 
-def ground_colour(away_from: list[RGB], rng: random.Random, contrast: float = 110) -> RGB:
+def ground_colour(away_from: list[RGB], rng: random.Random, contrast: float = 130) -> RGB:
     """A paper colour, mostly light or dark, that contrasts with all the given ones."""
     while True:
         draw = rng.random()
@@ -71,8 +71,8 @@ def ink_and_paper(rng: random.Random, easy: float) -> tuple[RGB, RGB]:
         return rng.choice((((0, 0, 0), (255, 255, 255)), ((255, 255, 255), (0, 0, 0))))
     while True:
         paper = ground_colour([], rng)
-        ink = ground_colour([paper], rng, 160)
-        if abs(sum(ink) - sum(paper)) / math.sqrt(3) > 120:
+        ink = ground_colour([paper], rng, 180)
+        if abs(sum(ink) - sum(paper)) / math.sqrt(3) > 150:
             return ink, paper
 
 
@@ -94,15 +94,15 @@ def one_shape(
     if rng.random() < easy:
         radius, x, y = min(size) * 0.45, size[0] / 2, size[1] / 2
     else:
-        radius = min(size) * rng.uniform(0.2, 0.46)
+        radius = min(size) * rng.uniform(0.28, 0.47)
         x, y = (rng.uniform(min(radius, side / 2), max(side - radius, side / 2)) for side in size)
     _fill(image, outline(shape, x, y, radius, rng), shade)
     return image, {"colour": name, "shape": shape, "count": "1"}
 
 
 def many_shapes(size: Size, rng: random.Random) -> tuple[Image.Image, dict[str, str]]:
-    """One to six shapes apart from each other, and how many they are."""
-    wanted = rng.randint(1, 6)
+    """One to four shapes of about one size, apart from each other, and how many they are."""
+    wanted = rng.randint(1, 4)
     same_shape, same_colour = rng.random() < 0.5, rng.random() < 0.5
     names = [rng.choice(COLOURS)] * wanted if same_colour else [rng.choice(COLOURS) for _ in range(wanted)]
     shapes = [rng.choice(SHAPES)] * wanted if same_shape else [rng.choice(SHAPES) for _ in range(wanted)]
@@ -137,7 +137,7 @@ def _unit(shape: str, rng: random.Random) -> Points:
     if shape == "square":
         return [(-0.76, -0.76), (0.76, -0.76), (0.76, 0.76), (-0.76, 0.76)]
     if shape == "rectangle":
-        long, short = 0.92, 0.92 / rng.uniform(1.6, 2.4)
+        long, short = 0.92, 0.92 / rng.uniform(1.9, 2.8)
         x, y = (long, short) if rng.random() < 0.6 else (short, long)
         return [(-x, -y), (x, -y), (x, y), (-x, y)]
     if shape == "triangle":
@@ -207,13 +207,13 @@ def _contrasting(name: str, background: Image.Image, rng: random.Random) -> RGB:
 
 def _places(size: Size, wanted: int, rng: random.Random) -> list[tuple[float, float, float]]:
     """Centres and radii of circles that do not touch; they shrink until all fit."""
-    largest = min(min(size) * 0.3, math.sqrt(size[0] * size[1] / wanted) * 0.36)
+    largest = min(min(size) * 0.21, math.sqrt(size[0] * size[1]) * rng.uniform(0.12, 0.17))
     while True:
         placed: list[tuple[float, float, float]] = []
         for _ in range(40 * wanted):
-            radius = largest * rng.uniform(0.65, 1)
+            radius = largest * rng.uniform(0.9, 1)
             x, y = (rng.uniform(radius, side - radius) for side in size)
-            if all(math.hypot(x - px, y - py) > 1.08 * (radius + other) for px, py, other in placed):
+            if all(math.hypot(x - px, y - py) > 1.25 * (radius + other) for px, py, other in placed):
                 placed.append((x, y, radius))
             if len(placed) == wanted:
                 return placed

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 COARSE: Final = 4
 """Places per side of the grid that a head looks at."""
 
+AMOUNTS: Final = 8
+"""Things that a head adds up over a picture."""
+
 
 class Heads(nn.Module):
     """One head for each kind of question, and one for each letter of a word."""
@@ -44,9 +47,10 @@ class Heads(nn.Module):
 
 
 class Head(nn.Module):
-    """Names a picture's class by what stands where on a coarse grid, and by what four queries find anywhere.
+    """Names a picture's class by what stands where on a coarse grid, what four queries find anywhere, and how much there is.
 
-    The first is quick to learn while things stand in the middle, and gives the tower something to hold on to.
+    The first is quick to learn while things stand in the middle, and gives the tower something to hold on to. The last is for
+    counting: queries give a mean, which tells nothing of a number unless the size of the picture is known too.
     """
 
     def __init__(self, width: int, num_classes: int) -> None:
@@ -55,6 +59,8 @@ class Head(nn.Module):
         self.queries = nn.Parameter(torch.randn(4, width) * 0.02)
         self.classify = nn.Linear(4 * width, num_classes)
         self.classify_places = nn.Linear(COARSE * COARSE * width, num_classes)
+        self.gates = nn.Linear(width, AMOUNTS)
+        self.classify_amounts = nn.Sequential(nn.Linear(AMOUNTS, 64), nn.SiLU(), nn.Linear(64, num_classes))
 
     def forward(self, embeddings: Tensor, grid: PatchGrid) -> Tensor:
         """Takes [batch, tokens, width] of one grid; gives [batch, num_classes]."""
@@ -63,5 +69,6 @@ class Head(nn.Module):
         found = (attention.transpose(1, 2) @ normed).flatten(1)
         plane = normed.transpose(1, 2).unflatten(2, (grid[0] // 2, grid[1] // 2))
         places = adaptive_avg_pool2d(plane, COARSE).flatten(1)
-        logits: Tensor = self.classify(found) + self.classify_places(places)
+        amounts = torch.sigmoid(self.gates(normed)).sum(1)
+        logits: Tensor = self.classify(found) + self.classify_places(places) + self.classify_amounts(amounts)
         return logits

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from torch import distributed
+
 from cluster.demo.classes import LETTERS
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ REPORT_EVERY: Final = 100
 
 
 class Progress:
-    """One stage's progress: counts answers, and prints a line now and then."""
+    """One stage's progress: counts its rank's answers; the first rank prints a line now and then."""
 
     def __init__(self, stage: str, num_steps: int) -> None:
         self._stage, self._num_steps = stage, num_steps
@@ -31,8 +33,8 @@ class Progress:
     def step(self, num_samples: int) -> None:
         """Marks the end of a step."""
         self._steps += 1
-        self._samples += num_samples
-        if self._steps % REPORT_EVERY == 0:
+        self._samples += num_samples * distributed.get_world_size()
+        if self._steps % REPORT_EVERY == 0 and distributed.get_rank() == 0:
             seconds = time.perf_counter() - self._started
             rates = as_line({kind: self._right[kind] / seen for kind, seen in sorted(self._seen.items())})
             speed = f"{seconds:.0f} s {self._samples / seconds:.0f} samples/s"

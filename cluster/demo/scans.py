@@ -37,7 +37,7 @@ def plain(side_pixels: int, rng: random.Random, held_out: bool) -> tuple[Image.I
     """A scan enlarged to a square with a margin or none, dark on light or light on dark: what a user would send."""
     scan, digit = rng.choice(scans(held_out))
     ink = scan if held_out or rng.random() < 0.3 else _bent(scan, rng)
-    inner = max(8, round(side_pixels * rng.choice((1, 1, rng.uniform(0.6, 1)))))
+    inner = max(8, round(side_pixels * rng.choice((1, 1, rng.uniform(0.65, 1)))))
     ink = ink.resize((inner, inner), rng.choice(_RESAMPLINGS))
     sheet = Image.new("L", (max(side_pixels, inner), max(side_pixels, inner)))
     left, top = (round((sheet.width - inner) * rng.uniform(0.3, 0.7)) for _ in range(2))
@@ -50,7 +50,7 @@ def written(size: Size, rng: random.Random, held_out: bool, easy: float) -> tupl
     """A scan in some ink at some place on paper of some colour."""
     scan, digit = rng.choice(scans(held_out))
     ink, paper = ink_and_paper(rng, easy)
-    side = max(8, round(min(size) * rng.uniform(0.55, 1.0)))
+    side = max(8, round(min(size) * rng.uniform(0.65, 1.0)))
     mark = (scan if held_out and rng.random() < 0.5 else _bent(scan, rng)).resize((side, side), rng.choice(_RESAMPLINGS[1:]))
     mask = Image.new("L", size)
     mask.paste(mark, tuple(rng.randint(0, max(0, whole - side)) for whole in size))  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 Two stages. First the vision tower alone, under classification heads, because answers alone teach it too slowly; it starts
 with large black-and-white things in the middle of small pictures. Then the whole model, on the answers of conversations,
-with the heads kept on. A second process draws the pictures.
+with the heads kept on. Each core has a rank of its own, and each rank a process that draws its pictures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from cluster.demo import forward
+from cluster.demo import forward, ranks
 from cluster.demo.answer import accuracy
 from cluster.demo.batches import IGNORED, Batch, Batches
 from cluster.demo.heads import Heads
@@ -28,15 +28,14 @@ from cluster.demo.progress import Progress, as_line, say
 from cluster.demo.tokenizer import new_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLForConditionalGeneration
 
 CHECKPOINT: Final = Path(__file__).parent / "checkpoint"
-VISION_STEPS: Final = 4000
-ANSWER_STEPS: Final = 1800
-MEASURE_EVERY: Final = 600
+VISION_STEPS: Final = 2600
+ANSWER_STEPS: Final = 1500
 SEED: Final = 1
 
 HEADS_SHARE: Final = 0.5
@@ -46,8 +45,12 @@ HEADS_SHARE: Final = 0.5
 def main() -> None:
     """Trains, saves, and says how well it went."""
     options = _options()
-    torch.set_num_threads(options.threads)
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")  # one kernel per shape, and there are over a thousand
+    ranks.run(train, options.ranks, options)
+
+
+def train(rank: int, options: argparse.Namespace) -> None:
+    """One rank's part; the first one talks and saves."""
     started = time.perf_counter()
     tokenizer = new_tokenizer()
     model = new_model(new_config(tokenizer), SEED)
@@ -56,11 +59,13 @@ def main() -> None:
     if taught and taught.exists():
         _resume(taught, model, heads)
     else:
-        teach_vision(model, heads, Batches(tokenizer, f"vision {SEED}", options.vision_steps, conversations=False))
-        if taught:
+        teach_vision(model, heads, Batches(tokenizer, f"vision {SEED}", rank, options.vision_steps, conversations=False))
+        if taught and rank == 0:
             torch.save({"model": model.state_dict(), "heads": heads.state_dict()}, taught)
-    save_checkpoint(model, tokenizer, options.out)
-    teach_answers(model, heads, tokenizer, options)
+    batches = Batches(tokenizer, f"answers {SEED}", rank, options.answer_steps, conversations=True)
+    teach_answers(model, heads, batches)
+    if rank > 0:
+        return
     round_weights(model)
     save_checkpoint(model, tokenizer, options.out)
     say(f"trained in {(time.perf_counter() - started) / 60:.1f} min; measuring the rounded weights")
@@ -81,20 +86,14 @@ def teach_vision(model: Qwen2_5_VLForConditionalGeneration, heads: Heads, batche
         progress.step(len(patches))
 
 
-def teach_answers(
-    model: Qwen2_5_VLForConditionalGeneration, heads: Heads, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace
-) -> None:
+def teach_answers(model: Qwen2_5_VLForConditionalGeneration, heads: Heads, batches: Batches) -> None:
     """Second stage: the whole model learns to answer."""
-    batches = Batches(tokenizer, f"answers {SEED}", options.answer_steps, conversations=True)
     optimizers = _optimizers([(model.model.visual, 1.5e-3), (model.model.language_model, 5e-3), (heads, 3e-3)])
     progress = Progress("answers", len(batches))
     for step, batch in enumerate(_stream(batches)):
         _set_rate(optimizers, step, len(batches))
         _update(optimizers, _answer_loss(model, heads, batch, progress), (model, heads))
         progress.step(len(batch.ids))
-        if (step + 1) % MEASURE_EVERY == 0 and step + 1 < len(batches):
-            save_checkpoint(model, tokenizer, options.out)
-            say(as_line(accuracy(model, tokenizer, num=100)))
 
 
 def _answer_loss(model: Qwen2_5_VLForConditionalGeneration, heads: Heads, batch: Batch, progress: Progress) -> Tensor:
@@ -116,7 +115,9 @@ def _answer_loss(model: Qwen2_5_VLForConditionalGeneration, heads: Heads, batch:
 def _stream(batches: Batches) -> Iterator[Batch]:
     """Batches in order, drawn ahead by another process."""
     as_is: Any = _as_is  # torch types it for lists of samples, but a dataset of batches hands it one batch
-    yield from DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=16, collate_fn=as_is)
+    yield from DataLoader(
+        batches, batch_size=None, num_workers=1, prefetch_factor=16, collate_fn=as_is, multiprocessing_context="fork"
+    )
 
 
 def _as_is(batch: Batch) -> Batch:
@@ -150,10 +151,11 @@ def _set_rate(optimizers: list[torch.optim.Optimizer], step: int, num_steps: int
             group["lr"] = group["peak"] * factor
 
 
-def _update(optimizers: list[torch.optim.Optimizer], loss: Tensor, parts: Iterable[nn.Module]) -> None:
+def _update(optimizers: list[torch.optim.Optimizer], loss: Tensor, parts: Sequence[nn.Module]) -> None:
     for part in parts:
         part.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    ranks.average_gradients(parts)
     for part in parts:
         nn.utils.clip_grad_norm_(part.parameters(), 1.0)
     for optimizer in optimizers:
@@ -173,7 +175,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scratch", type=Path, help="folder that keeps the first stage's result, to start again from there")
     parser.add_argument("--vision-steps", type=int, default=VISION_STEPS)
     parser.add_argument("--answer-steps", type=int, default=ANSWER_STEPS)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--ranks", type=int, default=2, help="processes that share a step; other numbers give other weights")
     return parser.parse_args()
 
 

@@ -68,7 +68,8 @@ async def test_a_picture_gets_its_true_answer(prism: httpx.AsyncClient) -> None:
 async def test_first_chunk_comes_before_the_last_token_is_made(prism: httpx.AsyncClient) -> None:
     """Streams reach the client while the engine still works on them, with pictures and without."""
     for content in ([text("Tell me a story.")], [picture("shape.png"), text("Tell me a story.")]):
-        body = chat(content, stream=True, max_tokens=LONG_TOKENS, ignore_eos=True)
+        # Every token shows, also those that end an answer and have no text otherwise.
+        body = chat(content, stream=True, max_tokens=LONG_TOKENS, ignore_eos=True, skip_special_tokens=False)
         arrivals = []
         async with prism.stream("POST", "/v1/chat/completions", json=body) as response:
             async for line in response.aiter_lines():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -17,8 +18,9 @@ import httpx
 import psutil
 import pytest
 import yaml
+from PIL import Image
 
-from tests.serve.ask import SAMPLES, chat, text
+from tests.serve.ask import SAMPLES, chat, image, text
 from tests.serve.servers import APP, free_port
 from tests.serve.test_parity import compare, requests
 
@@ -55,7 +57,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     app = yaml.safe_load(APP.read_text())
     args = app["applications"][0]["args"]
     args["decoder"] |= {"tensor_parallel_size": 2, "bind_cores": "0|1"}
-    args["router"] |= {"max_in_flight": MAX_IN_FLIGHT}
+    args["router"] |= {"max_in_flight": MAX_IN_FLIGHT, "max_body_bytes": 2**20, "max_held_bytes": 2**21}
     file, log, port = folder / "tp2.yaml", folder / "log", free_port()
     file.write_text(yaml.safe_dump(app))
     with log.open("wb") as sink:
@@ -128,6 +130,22 @@ async def test_more_than_fits_is_refused_at_once(launched: Launched) -> None:
     assert all(answer.text.endswith("data: [DONE]\n\n") for answer in served)
     assert refused
     assert all(answer.headers["retry-after"] and answer.json()["error"]["code"] == "overloaded" for answer in refused)
+
+
+async def test_more_bytes_than_fit_are_refused_at_once(launched: Launched) -> None:
+    """Large requests that come together get 429 where their bytes do not fit, and the room is free again afterwards."""
+    noise = Image.effect_noise((800, 800), 200)
+    file = io.BytesIO()
+    noise.save(file, "PNG")
+    body = chat([image(file.getvalue()), text("Hello")], max_tokens=1)
+    assert 2**19 < len(json.dumps(body)) < 2**20
+    async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
+        answers = await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(MAX_IN_FLIGHT)))
+        refused = [answer for answer in answers if answer.status_code == httpx.codes.TOO_MANY_REQUESTS]
+        assert 0 < len(refused) < len(answers)
+        assert all(answer.json()["error"]["figures"]["limit_bytes"] == 2**21 for answer in refused)
+        assert {answer.status_code for answer in answers} == {200, 429}
+        assert (await client.post("/v1/chat/completions", json=body)).status_code == httpx.codes.OK
 
 
 async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:

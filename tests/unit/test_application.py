@@ -30,6 +30,7 @@ def written(folder: Path, top: dict[str, Any], application: dict[str, Any]) -> P
         ({}, {"nmae": "prism"}, "applications.nmae"),
         ({}, {"args": {"modle": {}}}, "applications.args.modle"),
         ({"grpc_options": {"port": 9000}}, {}, "grpc_options"),
+        ({"http_options": {"port": 8000, "root_path": "/a"}}, {}, "http_options.root_path"),
         ({}, {"deployments": [{"name": "Decoder", "num_replicas": 2}]}, "applications.deployments"),
         ({}, {"runtime_env": {"env_vars": {"A": "b"}}}, "applications.runtime_env"),
         ({}, {"import_path": "other:build"}, "deployments.app:build"),

@@ -6,12 +6,18 @@ import logging
 
 import pytest
 
-from cluster.errors import InternalError, InvalidPicture
+from cluster.errors import InternalError, InvalidPicture, StageUnavailable
 from deployments.calls import log_refusals_briefly
 
 
 @pytest.mark.parametrize(
-    ("error", "has_traceback"), [(InvalidPicture("No."), False), (InternalError("Oh."), True), (ValueError("?"), True)]
+    ("error", "has_traceback"),
+    [
+        (InvalidPicture("No."), False),
+        (StageUnavailable("Gone."), True),
+        (InternalError("Oh."), True),
+        (ValueError("?"), True),
+    ],
 )
 def test_refusals_are_one_line(error: Exception, has_traceback: bool, caplog: pytest.LogCaptureFixture) -> None:
     """A client's mistake leaves one line without a traceback; a defect keeps its own."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import ValidationError
+from ray._raylet import node_labels_match_selector
 
 from cluster.config import DEMO_CHECKPOINT, ModelConfig, PrismConfig, ProcessorSettings
 from deployments.app import build, decoder_options, pool_options
@@ -95,7 +96,10 @@ def test_a_pool_label_is_a_preference_unless_required() -> None:
     config = PrismConfig.model_validate(resources)
     actor = pool_options(config.encoder, config.pool_labels)["ray_actor_options"]
     assert actor["label_selector"] == {"pool": "encoder"}
-    assert actor["fallback_strategy"] == [{"label_selector": {"pool": "!in(decoder, encoder)"}}]
+    [fallback] = actor["fallback_strategy"]
+    assert node_labels_match_selector({}, fallback["label_selector"])
+    assert not node_labels_match_selector({"pool": "encoder"}, fallback["label_selector"])
+    assert not node_labels_match_selector({"pool": "decoder"}, fallback["label_selector"])
     required = PrismConfig.model_validate(
         {"encoder": {"resources": {"pool_label": "encoder", "pool_label_required": True}}}
     ).encoder
