@@ -8,6 +8,7 @@
     6. stream      stream.py       carries the answer to the client                        in the Router
 
 Text-only requests take 1, 5 and 6. Stages never import each other; they share ``config`` (what is set), ``errors`` (how a
-request can fail), ``messages`` (what travels between them) and ``metrics``. ``demo`` holds the small trained checkpoint and
-everything that made it.
+request can fail), ``messages`` (what travels between them) and ``metrics``. Beside them, ``admission`` says what a Router takes
+on at a time, ``hub`` which of a checkpoint's files a pool fetches, and ``segments`` clears away shared memory that killed
+engines leave. ``demo`` holds the small trained checkpoint and everything that made it.
 """
