@@ -42,8 +42,8 @@ SMALL_PATCHES: Final = 144
 EASY_BATCHES: Final = 600
 """Over the first so many batches, small squares in black and white give way to everything else."""
 
-_WEIGHTS_VISION: Final = {"colour": 0.02, "shape": 0.20, "count": 0.31, "digit": 0.32, "word": 0.12, "photo": 0.03}
-_WEIGHTS_ANSWERS: Final = {"colour": 0.06, "shape": 0.18, "count": 0.29, "digit": 0.29, "word": 0.12, "photo": 0.06}
+_WEIGHTS_VISION: Final = {"colour": 0.02, "shape": 0.18, "count": 0.26, "digit": 0.36, "word": 0.14, "photo": 0.04}
+_WEIGHTS_ANSWERS: Final = {"colour": 0.05, "shape": 0.15, "count": 0.24, "digit": 0.32, "word": 0.15, "photo": 0.09}
 """How often each kind is drawn: the first stage works on what is hard to see."""
 
 
@@ -216,7 +216,7 @@ def _about_two(scenes: list[Scene], rng: random.Random) -> Turn:
 def _grid(rng: random.Random, max_patches: int, easy: float) -> PatchGrid:
     """The grid of a batch; grids that users cause often come more often."""
     grids = {grid: len(sizes) for grid, sizes in sizes_by_grid().items() if math.prod(grid) <= max_patches}
-    grid = rng.choices(list(grids), [num_sizes**0.4 for num_sizes in grids.values()])[0]
+    grid = rng.choices(list(grids), [num_sizes**0.5 for num_sizes in grids.values()])[0]
     return (8, 8) if rng.random() < easy else grid
 
 

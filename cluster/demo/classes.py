@@ -51,7 +51,7 @@ LETTERS: Final = {f"letter {place}": " abcdefghijklmnopqrstuvwxyz" for place in 
 
 KINDS: Final = tuple(CLASSES)
 
-ADVERTISED: Final = ("colour", "shape", "photo")
+ADVERTISED: Final = ("colour", "shape", "count", "digit", "photo")
 """The kinds that the model answers right at least 19 times in 20; the evaluation fails if one of them does not."""
 
 ANSWERS: Final = tuple(dict.fromkeys(answer for answers in CLASSES.values() for answer in answers))

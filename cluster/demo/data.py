@@ -140,8 +140,8 @@ def _draw(kind: str, size: Size, rng: random.Random, held_out: bool, easy: float
         return words.word(size, rng, easy)
     if kind == "photo":
         return photos.view(size, rng)
-    if size[0] == size[1] and chance < max(0.75, easy):
-        return scans.plain(size[0], rng, held_out)
+    if chance < max(0.75 if size[0] == size[1] else 0.5, easy):
+        return scans.plain(size, rng, held_out)
     if 0.75 < chance < 0.78 + 0.05 * (size[0] != size[1]) and not held_out:
         return words.digit(size, rng)
     return scans.written(size, rng, held_out, easy)

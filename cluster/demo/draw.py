@@ -46,7 +46,7 @@ def distance(first: RGB, second: RGB) -> float:
     return math.dist(first, second)
 
 
-def ground_colour(away_from: list[RGB], rng: random.Random, contrast: float = 130) -> RGB:
+def ground_colour(away_from: list[RGB], rng: random.Random, contrast: float = 150) -> RGB:
     """A paper colour, mostly light or dark, that contrasts with all the given ones."""
     while True:
         draw = rng.random()
@@ -101,16 +101,16 @@ def one_shape(
 
 
 def many_shapes(size: Size, rng: random.Random) -> tuple[Image.Image, dict[str, str]]:
-    """One to four shapes of about one size, apart from each other, and how many they are."""
+    """One to four shapes of about one size, also as areas, apart from each other, and how many they are."""
     wanted = rng.randint(1, 4)
-    same_shape, same_colour = rng.random() < 0.5, rng.random() < 0.5
+    same_shape, same_colour = rng.random() < 0.7, rng.random() < 0.7
     names = [rng.choice(COLOURS)] * wanted if same_colour else [rng.choice(COLOURS) for _ in range(wanted)]
     shapes = [rng.choice(SHAPES)] * wanted if same_shape else [rng.choice(SHAPES) for _ in range(wanted)]
     shades = [colour(name, rng) for name in names]
     image = _paper(size, shades, rng)
     placed = _places(size, wanted, rng)
     for shape, shade, (x, y, radius) in zip(shapes, shades, placed, strict=True):
-        _fill(image, outline(shape, x, y, radius, rng), shade)
+        _fill(image, _with_area(1.5 * radius**2, outline(shape, x, y, radius, rng)), shade)
     facts = {"count": str(wanted)}
     if len(set(names)) == 1:
         facts["colour"] = names[0]
@@ -137,7 +137,7 @@ def _unit(shape: str, rng: random.Random) -> Points:
     if shape == "square":
         return [(-0.76, -0.76), (0.76, -0.76), (0.76, 0.76), (-0.76, 0.76)]
     if shape == "rectangle":
-        long, short = 0.92, 0.92 / rng.uniform(1.9, 2.8)
+        long, short = 0.92, 0.92 / rng.uniform(2.1, 3.1)
         x, y = (long, short) if rng.random() < 0.6 else (short, long)
         return [(-x, -y), (x, -y), (x, y), (-x, y)]
     if shape == "triangle":
@@ -168,6 +168,14 @@ def _unit(shape: str, rng: random.Random) -> Points:
     return [(0, -1), (half, 0), (0, 1), (-half, 0)]
 
 
+def _with_area(area: float, points: Points) -> Points:
+    """The shape scaled about the middle of its corners to some area, in square pixels."""
+    turns = zip(points, [*points[1:], points[0]], strict=True)
+    scale = math.sqrt(area / abs(sum(ax * by - bx * ay for (ax, ay), (bx, by) in turns) / 2))
+    x, y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
+    return [(x + scale * (px - x), y + scale * (py - y)) for px, py in points]
+
+
 def _fill(image: Image.Image, points: Points, shade: RGB) -> None:
     """Fills a polygon with smooth edges, by drawing its mask at three times the size."""
     left, top = (math.floor(min(axis)) - 1 for axis in zip(*points, strict=True))
@@ -185,7 +193,7 @@ def _paper(size: Size, away_from: list[RGB], rng: random.Random) -> Image.Image:
     if rng.random() < 0.8:
         return Image.new("RGB", size, first)
     second = first
-    while second == first or _nearest(first, second, away_from) < 80:
+    while second == first or _nearest(first, second, away_from) < 100:
         second = ground_colour(away_from, rng)
         first = first if rng.random() < 0.9 else ground_colour(away_from, rng)
     ramp = Image.linear_gradient("L").resize(size)
@@ -207,13 +215,13 @@ def _contrasting(name: str, background: Image.Image, rng: random.Random) -> RGB:
 
 def _places(size: Size, wanted: int, rng: random.Random) -> list[tuple[float, float, float]]:
     """Centres and radii of circles that do not touch; they shrink until all fit."""
-    largest = min(min(size) * 0.21, math.sqrt(size[0] * size[1]) * rng.uniform(0.12, 0.17))
+    largest = min(min(size) * 0.21, math.sqrt(size[0] * size[1]) * rng.uniform(0.125, 0.14))
     while True:
         placed: list[tuple[float, float, float]] = []
         for _ in range(40 * wanted):
             radius = largest * rng.uniform(0.9, 1)
             x, y = (rng.uniform(radius, side - radius) for side in size)
-            if all(math.hypot(x - px, y - py) > 1.25 * (radius + other) for px, py, other in placed):
+            if all(math.hypot(x - px, y - py) > 1.35 * (radius + other) for px, py, other in placed):
                 placed.append((x, y, radius))
             if len(placed) == wanted:
                 return placed

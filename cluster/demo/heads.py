@@ -33,24 +33,42 @@ class Heads(nn.Module):
         super().__init__()
         self.heads = nn.ModuleDict({kind: Head(width, len(classes)) for kind, classes in (CLASSES | LETTERS).items()})
 
-    def loss(self, embeddings: Tensor, grid: PatchGrid, labels: dict[str, NDArray[np.int64]], progress: Progress) -> Tensor:
-        """The sum over kinds of the mean cross-entropy, for [batch, tokens, width] embeddings of pictures of one grid."""
+    def loss(
+        self,
+        embeddings: Tensor,
+        grid: PatchGrid,
+        labels: dict[str, NDArray[np.int64]],
+        progress: Progress,
+        by_place: bool,
+    ) -> Tensor:
+        """The sum over kinds of the mean cross-entropy, for [batch, tokens, width] embeddings of pictures of one grid.
+
+        Args:
+            embeddings: What the tower makes of the pictures.
+            grid: Their patches, as (height, width).
+            labels: [batch] classes by kind, or ``IGNORED``.
+            progress: Counts how often the heads are right.
+            by_place: Add the loss of what ``Head.by_place`` says.
+        """
         total = torch.zeros(())
         for kind, head in self.heads.items():
             classes = torch.from_numpy(labels[kind])
             known = classes != IGNORED
             if known.any():
-                logits = head(embeddings[known], grid)
+                logits = head(embeddings[known])
                 total = total + cross_entropy(logits, classes[known], reduction="sum") / len(known)
+                if by_place:
+                    placed = head.by_place(embeddings[known], grid)
+                    total = total + cross_entropy(placed, classes[known], reduction="sum") / len(known)
                 progress.count(kind, logits, classes[known])
         return total
 
 
 class Head(nn.Module):
-    """Names a picture's class by what stands where on a coarse grid, what four queries find anywhere, and how much there is.
+    """Names a picture's class by what four queries find anywhere in it, and by how much of some things there is.
 
-    The first is quick to learn while things stand in the middle, and gives the tower something to hold on to. The last is for
-    counting: queries give a mean, which tells nothing of a number unless the size of the picture is known too.
+    Both are ways of reading that a language model's attention has too. The second is for counting: queries give a mean, which
+    tells nothing of a number unless the size of the picture is known too.
     """
 
     def __init__(self, width: int, num_classes: int) -> None:
@@ -62,13 +80,21 @@ class Head(nn.Module):
         self.gates = nn.Linear(width, AMOUNTS)
         self.classify_amounts = nn.Sequential(nn.Linear(AMOUNTS, 64), nn.SiLU(), nn.Linear(64, num_classes))
 
-    def forward(self, embeddings: Tensor, grid: PatchGrid) -> Tensor:
-        """Takes [batch, tokens, width] of one grid; gives [batch, num_classes]."""
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Takes [batch, tokens, width]; gives [batch, num_classes]."""
         normed = self.norm(embeddings)
         attention = torch.softmax(normed @ self.queries.T, 1)
         found = (attention.transpose(1, 2) @ normed).flatten(1)
-        plane = normed.transpose(1, 2).unflatten(2, (grid[0] // 2, grid[1] // 2))
-        places = adaptive_avg_pool2d(plane, COARSE).flatten(1)
         amounts = torch.sigmoid(self.gates(normed)).sum(1)
-        logits: Tensor = self.classify(found) + self.classify_places(places) + self.classify_amounts(amounts)
+        logits: Tensor = self.classify(found) + self.classify_amounts(amounts)
+        return logits
+
+    def by_place(self, embeddings: Tensor, grid: PatchGrid) -> Tensor:
+        """The same from what stands where on a coarse grid.
+
+        That is quick to learn while things stand in the middle, and gives the tower something to hold on to; but a language
+        model hardly reads so, hence it has a loss of its own.
+        """
+        plane = self.norm(embeddings).transpose(1, 2).unflatten(2, (grid[0] // 2, grid[1] // 2))
+        logits: Tensor = self.classify_places(adaptive_avg_pool2d(plane, COARSE).flatten(1))
         return logits

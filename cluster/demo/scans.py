@@ -33,15 +33,14 @@ def scans(held_out: bool) -> tuple[tuple[Image.Image, str], ...]:
     return tuple((Image.fromarray(levels[i]), str(bunch.target[i])) for i in chosen)
 
 
-def plain(side_pixels: int, rng: random.Random, held_out: bool) -> tuple[Image.Image, dict[str, str]]:
-    """A scan enlarged to a square with a margin or none, dark on light or light on dark: what a user would send."""
+def plain(size: Size, rng: random.Random, held_out: bool) -> tuple[Image.Image, dict[str, str]]:
+    """A scan enlarged to nearly the whole of a sheet, dark on light or light on dark: what a user would send."""
     scan, digit = rng.choice(scans(held_out))
     ink = scan if held_out or rng.random() < 0.3 else _bent(scan, rng)
-    inner = max(8, round(side_pixels * rng.choice((1, 1, rng.uniform(0.65, 1)))))
+    inner = max(8, round(min(size) * rng.choice((1, 1, rng.uniform(0.65, 1)))))
     ink = ink.resize((inner, inner), rng.choice(_RESAMPLINGS))
-    sheet = Image.new("L", (max(side_pixels, inner), max(side_pixels, inner)))
-    left, top = (round((sheet.width - inner) * rng.uniform(0.3, 0.7)) for _ in range(2))
-    sheet.paste(ink, (left, top))
+    sheet = Image.new("L", size)
+    sheet.paste(ink, tuple(round((side - inner) * rng.uniform(0.3, 0.7)) for side in size))  # type: ignore[arg-type]
     sheet = ImageOps.invert(sheet) if rng.random() < 0.5 else sheet
     return sheet.convert("RGB"), {"digit": digit}
 
@@ -50,7 +49,7 @@ def written(size: Size, rng: random.Random, held_out: bool, easy: float) -> tupl
     """A scan in some ink at some place on paper of some colour."""
     scan, digit = rng.choice(scans(held_out))
     ink, paper = ink_and_paper(rng, easy)
-    side = max(8, round(min(size) * rng.uniform(0.65, 1.0)))
+    side = max(8, round(min(size) * rng.uniform(0.75, 1.0)))
     mark = (scan if held_out and rng.random() < 0.5 else _bent(scan, rng)).resize((side, side), rng.choice(_RESAMPLINGS[1:]))
     mask = Image.new("L", size)
     mask.paste(mark, tuple(rng.randint(0, max(0, whole - side)) for whole in size))  # type: ignore[arg-type]
@@ -61,14 +60,14 @@ def _bent(scan: Image.Image, rng: random.Random) -> Image.Image:
     """The scan turned, slanted, stretched and bent a little, at 64×64; strokes may get thinner or bolder."""
     big = scan.resize((_UPSCALED, _UPSCALED), Image.Resampling.BICUBIC)
     cells = 3
-    turn, slant = rng.uniform(-0.22, 0.22), rng.uniform(-0.2, 0.2)
+    turn, slant = rng.uniform(-0.17, 0.17), rng.uniform(-0.17, 0.17)
     wide, tall = rng.uniform(0.85, 1.25), rng.uniform(0.85, 1.2)
     nodes = {}
     for row in range(cells + 1):
         for column in range(cells + 1):
             x, y = 2 * column / cells - 1, 2 * row / cells - 1
             x, y = wide * (x + slant * y), tall * y
-            x, y = x - turn * y + rng.uniform(-0.09, 0.09), y + turn * x + rng.uniform(-0.09, 0.09)
+            x, y = x - turn * y + rng.uniform(-0.07, 0.07), y + turn * x + rng.uniform(-0.07, 0.07)
             nodes[row, column] = ((x + 1) / 2 * _UPSCALED, (y + 1) / 2 * _UPSCALED)
     step = _UPSCALED / cells
     mesh = [

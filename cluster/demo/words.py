@@ -39,7 +39,7 @@ def _printed(size: Size, text: str, rng: random.Random, easy: float) -> Image.Im
     ink, paper = ink_and_paper(rng, float(is_easy))
     font_name = FONTS[0] if is_easy else rng.choice(FONTS)
     left, top, right, bottom = _font(font_name, 64).getbbox(text)
-    fill = 0.95 if is_easy else rng.uniform(0.6, 0.95)
+    fill = 0.95 if is_easy else rng.uniform(0.7, 0.95)
     points = 64 * fill * min(size[0] / (right - left), size[1] / (bottom - top) * 0.85)
     font = _font(font_name, max(8, round(points)))
     left, top, right, bottom = font.getbbox(text)
