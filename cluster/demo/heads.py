@@ -52,6 +52,7 @@ class Heads(nn.Module):
         """
         total = torch.zeros(())
         for kind, head in self.heads.items():
+            assert isinstance(head, Head)
             classes = torch.from_numpy(labels[kind])
             known = classes != IGNORED
             if known.any():
