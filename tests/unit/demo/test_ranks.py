@@ -52,6 +52,6 @@ def test_gradients_are_those_of_the_common_batch(tmp_path: Path) -> None:
 
 
 def test_an_error_in_one_rank_ends_all() -> None:
-    """Nobody waits for a rank that is gone: its error, or what another makes of its absence, is raised where they were started."""
+    """Nobody waits for a rank that is gone: an error is raised where the ranks were started, its own or another rank's."""
     with pytest.raises(ProcessRaisedException):
         ranks.run(fail_on_one, 2)
