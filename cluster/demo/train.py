@@ -40,7 +40,7 @@ ANSWER_STEPS: Final = 1900
 SEED: Final = 1
 
 FROZEN_SHARE: Final = 0.5
-"""How much of the second stage leaves the vision tower as it is: twice as fast, and an untaught reader would only harm it."""
+"""How much of the second stage leaves the vision tower as it is: that is faster, and an untaught reader would only harm it."""
 
 HEADS_SHARE: Final = 0.5
 """How much the heads' loss counts beside the answers' in the second stage."""
