@@ -1,6 +1,8 @@
 """Where things run: one thin Ray Serve deployment per pool, over the logic in ``cluster``.
 
+app.yaml         what runs by default; qwen2_5_vl_32b.yaml is the real thing
 app.py           builds the application from the YAML's ``args:``
+application.py   reads such a file key by key
 api.py           the HTTP surface of the Router: routes, admission, errors
 router.py        the ingress: one request from body to last byte
 preprocessor.py  pool of CPU processes
@@ -9,4 +11,5 @@ decoder.py       pool of vLLM engines
 calls.py         calls between pools: what Ray raises becomes one of Prism's errors
 launch.py        starts and ends a cluster on this machine
 cli.py           the ``prism`` command
+install.py       sets up ``.venv``
 """

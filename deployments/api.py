@@ -227,7 +227,8 @@ def _prism_error(_: Request, error: Exception) -> Response:
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return _prism_error(request, RouteNotFound(f"{request.url.path} is not served here; the API lives under /v1."))
+        routes = ", ".join((*ENDPOINTS, "/v1/models", "/health", "/status", "/version", "/metrics"))
+        return _prism_error(request, RouteNotFound(f"{request.url.path} is not served here; there are {routes}."))
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         response = _prism_error(request, MethodNotAllowed(f"{request.url.path} takes {allowed}, not {request.method}."))

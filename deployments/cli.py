@@ -108,6 +108,7 @@ def serve(
                 progress = _Progress(spinner, started)
                 cluster = stack.enter_context(running(application, port=port, progress=progress))
             _print_ready(cluster.url, cluster.logs, time.monotonic() - started)
+            stack.callback(out.print, "\nEnding; this takes some seconds …")
             wait_forever()
     except KeyboardInterrupt:
         out.print("\nAll processes have ended.")

@@ -133,9 +133,7 @@ def _watched(progress: Callable[[str], None]) -> Iterator[None]:
         while not done.wait(1.0):
             states = read_pool_states()
             waiting = [name for name, pool in states.items() if pool["status"] != "HEALTHY"]
-            progress(
-                f"{len(states) - len(waiting)} of {len(states)} pools ready; starting {', '.join(waiting) or 'nothing more'}"
-            )
+            progress(f"{len(states) - len(waiting)} of {len(states)} pools ready; starting {', '.join(waiting) or 'HTTP'}")
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
