@@ -227,7 +227,7 @@ def _prism_error(_: Request, error: Exception) -> Response:
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        routes = ", ".join((*ENDPOINTS, "/v1/models", "/health", "/status", "/version", "/metrics"))
+        routes = ", ".join(route.path_format for route in request.app.routes)
         return _prism_error(request, RouteNotFound(f"{request.url.path} is not served here; there are {routes}."))
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")

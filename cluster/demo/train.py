@@ -93,8 +93,6 @@ def teach_vision(model: Qwen2_5_VLForConditionalGeneration, heads: Heads, batche
 def teach_answers(model: Qwen2_5_VLForConditionalGeneration, heads: Heads, batches: Batches) -> None:
     """Second stage: the whole model learns to answer."""
     optimizers = _optimizers([(model.model.visual, 1.5e-3), (model.model.language_model, 5e-3), (heads, 3e-3)])
-    for part in (model, heads):
-        part.zero_grad(set_to_none=True)  # what the first stage left would move the frozen tower
     progress = Progress("answers", len(batches))
     for step, batch in enumerate(_stream(batches)):
         _set_rate(optimizers, step, len(batches))
@@ -165,14 +163,13 @@ def _set_rate(optimizers: list[torch.optim.Optimizer], step: int, num_steps: int
 
 
 def _update(optimizers: list[torch.optim.Optimizer], loss: Tensor, parts: Sequence[nn.Module]) -> None:
-    for part in parts:
-        part.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     ranks.average_gradients(parts)
     for part in parts:
         nn.utils.clip_grad_norm_(part.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # also for weights that the next stage leaves alone: a stale gradient moves them
 
 
 def _resume(taught: Path, model: nn.Module, heads: Heads) -> None:
