@@ -167,6 +167,17 @@ async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launche
         assert health.json()["error"]["param"] == "decoder"
 
 
+async def test_a_decoder_whose_engine_died_is_replaced(launched: Launched) -> None:
+    """After an engine's death Serve starts another decoder: ``/health`` says yes again, and answers are right."""
+    async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while (await client.get("/health")).status_code != httpx.codes.OK:
+            assert time.monotonic() < deadline, "no decoder came back"
+            await asyncio.sleep(0.25)
+    asked = run("ask", "--url", launched.url, SAMPLES / "shape.png", "What colour is the shape?")
+    assert (asked.returncode, asked.stdout) == (0, "red\n")
+
+
 def is_engine(process: psutil.Process) -> bool:
     """Whether a process is vLLM's engine core."""
     return "EngineCore" in " ".join(process.cmdline())
