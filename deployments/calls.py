@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import generate_latest
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from cluster.errors import InternalError, Overloaded, PrismError, StageUnavailable
@@ -18,19 +18,7 @@ from cluster.errors import InternalError, Overloaded, PrismError, StageUnavailab
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ray import ObjectRef
-
-    from cluster.messages import Digest, Embedding
-
 log: Final = logging.getLogger("ray.serve")
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingReference:
-    """A picture's embedding, left where it was made: the tensor stays in shared memory until a decoder maps it."""
-
-    digest: Digest
-    embedding: ObjectRef[Embedding]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +35,12 @@ class ProcessMetrics:
 
 
 @contextmanager
-def calling(stage: str) -> Iterator[None]:
+def calling(stage: str, *, given_by: str | None = None) -> Iterator[None]:
     """Around a call to another pool.
+
+    Args:
+        stage: Whom it goes to.
+        given_by: Whose results are its arguments. Where one of them is missing, the call fails in its place.
 
     Raises:
         PrismError: The one that the stage raised, or ``StageUnavailable``, ``Overloaded`` or ``InternalError`` for what
@@ -60,15 +52,15 @@ def calling(stage: str) -> Iterator[None]:
         if isinstance(error.cause, PrismError):
             raise error.cause from None
         if isinstance(error.cause, RayError | RayServeException):
-            raise _unavailable(stage) from error
+            raise _unavailable(given_by or stage, error) from error
         log.exception("the %s failed", stage)
         raise InternalError(f"The {stage} failed on this request.") from error
     except TaskCancelledError:  # Ray's word for it: the client left
         raise asyncio.CancelledError from None
     except BackPressureError as error:
         raise Overloaded(f"The {stage} has no room; send the request again shortly.") from error
-    except (RayActorError, RayError, RayServeException) as error:
-        raise _unavailable(stage) from error
+    except (RayError, RayServeException) as error:
+        raise _unavailable(stage, error) from error
 
 
 def log_refusals_briefly() -> None:
@@ -87,5 +79,6 @@ class _Refusals(logging.Filter):
         return True
 
 
-def _unavailable(stage: str) -> StageUnavailable:
+def _unavailable(stage: str, cause: Exception) -> StageUnavailable:
+    log.warning("the %s went away: %r", stage, cause)
     return StageUnavailable(f"The {stage} went away while it had the request; send the request again.")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from cluster.metrics import ENGINE_REQUESTS
-from deployments.calls import ProcessMetrics, calling, log_refusals_briefly
+from deployments.calls import ProcessMetrics, log_refusals_briefly
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
     from cluster.config import PrismConfig
-    from cluster.messages import Call
-    from deployments.calls import EmbeddingReference
+    from cluster.messages import Call, Embedding
 
 
 class Decoder:
@@ -26,12 +24,9 @@ class Decoder:
         log_refusals_briefly()
         self._engine = await Engine.start(config)
 
-    async def generate(self, call: Call, references: Sequence[EmbeddingReference]) -> AsyncIterator[str]:
-        """Runs one call: SSE text for a stream, its JSON once for anything else."""
-        with calling("encoder"):
-            embeddings = await asyncio.gather(*(reference.embedding for reference in references))
+    async def generate(self, call: Call, *embeddings: Embedding) -> AsyncIterator[str]:
+        """Runs one call on the embeddings of its pictures: SSE text for a stream, its JSON once for anything else."""
         answer = self._engine.answer(call, {embedding.digest: embedding for embedding in embeddings})
-        del references, embeddings  # the object store gets its room back while tokens are made
         async with aclosing(answer) as texts:
             async for text in texts:
                 yield text

@@ -6,15 +6,13 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import ray
-
-from deployments.calls import EmbeddingReference, ProcessMetrics, calling, log_refusals_briefly
+from deployments.calls import ProcessMetrics, calling, log_refusals_briefly
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
     from cluster.config import PrismConfig
-    from cluster.messages import Picture
+    from cluster.messages import Embedding, Picture
 
 
 class VisionEncoder:
@@ -33,12 +31,12 @@ class VisionEncoder:
         self._preprocessor = preprocessor
         self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
 
-    async def encode(self, picture: Picture) -> EmbeddingReference:
-        """Encodes one picture; the tensor stays in this node's object store, and a reference travels."""
+    async def encode(self, picture: Picture) -> Embedding:
+        """Encodes one picture. The Router passes the result on unread: the tensor goes from here to a decoder."""
         with calling("preprocessor"):
             pixels = await self._preprocessor.preprocess.remote(picture)
         [embedding] = await asyncio.get_running_loop().run_in_executor(self._lane, self._tower.encode, [pixels])
-        return EmbeddingReference(picture.digest, ray.put(embedding))
+        return embedding
 
     async def ready(self) -> bool:
         """Whether this replica can serve."""

@@ -1,15 +1,15 @@
 """The ingress: takes one request from its body to its last byte.
 
 The path, in the words of the stages: **request** reads the body, **media** makes bounded bytes of each picture, **encode**
-(which pulls from **preprocess**) gives references to embeddings, **decode** makes the answer, **stream** carries it.
+(which pulls from **preprocess**) gives embeddings to **decode**, which makes the answer, and **stream** carries it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
 
 from ray import serve
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
     from cluster.config import PrismConfig
-    from cluster.messages import Digest, Endpoint, Picture
+    from cluster.messages import Endpoint, Picture
     from cluster.request import ClientRequest
-    from deployments.calls import EmbeddingReference
+
+    Response = TypeVar("Response", bound=DeploymentResponse[Any] | DeploymentResponseGenerator[Any])
 
 ASK_TIMEOUT_S = 5.0
 
@@ -66,34 +67,36 @@ class Router:
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline):
-                references = await self._encode(request, hold)
-                pieces = self._decode(Call(endpoint, uuid4().hex, request.body), references)
+                pictures = await self._read_pictures(request, hold)
+                pieces = self._generate(Call(endpoint, uuid4().hex, request.body), pictures)
                 first = await anext(pieces)
         except TimeoutError:
             raise _too_late(timeout_s) from None
         return Answer(first, _until(pieces, deadline, timeout_s), stream=request.stream)
 
-    async def _encode(self, request: ClientRequest, hold: Callable[[int], None]) -> list[EmbeddingReference]:
-        """Reads and encodes the request's pictures together, each distinct one once."""
-        if not request.slots:
-            return []
-        pictures = await all_or_first_error(self._media.read(slot.url, slot.param, hold) for slot in request.slots)
-        digests = {slot.param: picture.digest for slot, picture in zip(request.slots, pictures, strict=True)}
-        request.put_pictures(digests)
-        distinct: dict[Digest, Picture] = {picture.digest: picture for picture in pictures}
-        return await all_or_first_error(self._encode_one(picture) for picture in distinct.values())
+    async def _read_pictures(self, request: ClientRequest, hold: Callable[[int], None]) -> list[Picture]:
+        """Reads the request's pictures together; gives each distinct one once, and puts their digests into the body."""
+        pictures: list[Picture] = await all_or_first_error(
+            self._media.read(slot.url, slot.param, hold) for slot in request.slots
+        )
+        request.put_pictures({slot.param: picture.digest for slot, picture in zip(request.slots, pictures, strict=True)})
+        return list({picture.digest: picture for picture in pictures}.values())
 
-    async def _encode_one(self, picture: Picture) -> EmbeddingReference:
-        response = self._pools["encoder"].encode.remote(picture)
-        with calling("encoder"), _cancelled_if_left(response):
-            reference: EmbeddingReference = await response
-        return reference
+    async def _generate(self, call: Call, pictures: Iterable[Picture]) -> AsyncGenerator[str]:
+        """Has the pictures encoded and the call answered.
 
-    async def _decode(self, call: Call, references: list[EmbeddingReference]) -> AsyncGenerator[str]:
-        response = self._pools["decoder"].options(stream=True).generate.remote(call, references)
-        with calling("decoder"), _cancelled_if_left(response):
-            async for text in cast(AsyncIterator[str], response):
-                yield text
+        An encoder's response is passed on unread: Ray hands the decoder the embedding itself, and starts it once all are
+        there. (References made by the encoder and returned *inside* its answer are no way to do this: Ray 2.60 forgets
+        about some of them, ray-project/ray#58080.)
+        """
+        with ExitStack() as calls:
+            encode, generate = self._pools["encoder"].encode, self._pools["decoder"].options(stream=True).generate
+            embeddings = [calls.enter_context(_cancelled_if_left(encode.remote(picture))) for picture in pictures]
+            response = calls.enter_context(_cancelled_if_left(generate.remote(call, *embeddings)))
+            del pictures  # nobody needs their bytes while tokens are made
+            with calling("decoder", given_by="encoder"):
+                async for text in cast(AsyncIterator[str], response):
+                    yield text
 
     async def check_ready(self) -> None:
         """Raises:
@@ -135,10 +138,10 @@ async def ask_replicas(pool: DeploymentHandle[Any], method: str) -> list[Any]:
 
 
 @contextmanager
-def _cancelled_if_left(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> Iterator[None]:
+def _cancelled_if_left(response: Response) -> Iterator[Response]:
     """When a call is left before its end, its replica stops working on it: Ray does not do that by itself."""
     try:
-        yield
+        yield response
     except BaseException:  # a cancelled task and a closed generator among them
         response.cancel()  # type: ignore[no-untyped-call]
         raise
