@@ -7,8 +7,8 @@ may set, and Prism's own object ``prism``.
 
 from __future__ import annotations
 
-import math
 import string
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,8 +37,6 @@ MAX_TEXT_BYTES: Final = 2 * 2**20
 BASE64_ALPHABET: Final = string.ascii_letters.encode() + string.digits.encode() + b"+/="
 MAX_CONTAINERS: Final = 32_768
 """Objects and arrays in a body. vLLM validates them in its event loop; a million parts stop every stream for 20 s."""
-MAX_ANSWERS: Final = 256
-"""Answers to one request, ``n`` to each prompt. vLLM would take 16384, and serve nobody else for 45 s."""
 
 TEXT_PARTS: Final = {
     "text": "text",
@@ -74,6 +72,7 @@ OPERATOR_FIELDS: Final = {
 """Fields of vLLM's that would reach behind the Router, each with what to do instead."""
 
 PRISM_FIELDS: Final = frozenset({"timeout_s"})
+MAX_FLOAT: Final = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,26 +168,11 @@ def _check_size(num_bytes: int, body: dict[str, Any]) -> None:
 
 
 def _check_fields(body: dict[str, Any]) -> None:
-    """Refuses what vLLM takes and should not, or refuses as if it had failed."""
+    """Refuses what vLLM takes and should not."""
     if not isinstance(body.get("stream"), bool | None):
         raise InvalidField(f"stream must be true or false, not {_kind(body['stream'])}.", param="stream")
-    for param, value in _numbers(body):
-        if not (math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**63):
-            raise InvalidField(f"{param} must be a finite number, and an integer must fit 64 bits.", param=param)
-    prompt, num_per_prompt = body.get("prompt"), body.get("n")
-    if prompt is not None and "messages" in body:
+    if body.get("prompt") is not None and "messages" in body:
         raise InvalidField("Send prompt to /v1/completions or messages to /v1/chat/completions, not both.", param="prompt")
-    num_prompts = len(prompt) if isinstance(prompt, list) and isinstance(next(iter(prompt), None), str | list) else 1
-    if isinstance(num_per_prompt, int) and num_prompts * num_per_prompt > max(num_prompts, MAX_ANSWERS):
-        message = f"The request asks for {num_prompts * num_per_prompt} answers; at most {MAX_ANSWERS} are given."
-        raise InvalidField(message, param="n", asked=num_prompts * num_per_prompt, limit=MAX_ANSWERS)
-
-
-def _numbers(body: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
-    """The numbers that vLLM sends on to its engine as they are: a field's value, or a value of its object."""
-    for name, value in body.items():
-        fields = [(f"{name}.{key}", inner) for key, inner in value.items()] if isinstance(value, dict) else [(name, value)]
-        yield from ((param, number) for param, number in fields if isinstance(number, int | float))
 
 
 def _read_prism(options: object) -> float | None:
@@ -200,7 +184,7 @@ def _read_prism(options: object) -> float | None:
     timeout_s = options.get("timeout_s")
     if timeout_s is None:
         return None
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s <= MAX_FLOAT:
         raise InvalidField("prism.timeout_s must be a positive number of seconds.", param="prism.timeout_s")
     return float(timeout_s)
 

@@ -12,6 +12,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 
+from cluster.decode.bounds import check_bounds
 from cluster.decode.embeddings import offered
 from cluster.decode.engine import engine_died
 from cluster.decode.placement import PlacedChatRequest
@@ -95,9 +96,11 @@ async def _serve(engine: Engine, call: Call, body: dict[str, Any]) -> Any:
 
 def _read(kind: type[Request], body: dict[str, Any]) -> Request:
     try:
-        return kind.model_validate(body)
+        request = kind.model_validate(body)
     except (AttributeError, LookupError, TypeError) as error:
         raise misread(error) from None
+    check_bounds(request)
+    return request
 
 
 def _num_pictures(body: dict[str, Any]) -> int:

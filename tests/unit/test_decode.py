@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import pytest
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
+from cluster.decode.bounds import MAX_ANSWERS, check_bounds
 from cluster.decode.embeddings import EmbeddingShape, TableConnector, offered
-from cluster.errors import InternalError
+from cluster.errors import InternalError, InvalidField
 from cluster.messages import Embedding
 
 SHAPE = EmbeddingShape(hidden_size=6, merge_size=2, dtype="float32")
@@ -69,3 +73,43 @@ def test_the_engine_fetches_nothing(method: str) -> None:
     """Every road by which vLLM would fetch a URL ends in a refusal."""
     with pytest.raises(ValueError, match="fetches no media"):
         getattr(TableConnector(), method)("https://127.0.0.1/")
+
+
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [
+        ("top_k", {"top_k": 2**63}),
+        ("top_k", {"top_k": str(2**70)}),
+        ("min_tokens", {"min_tokens": -(2**63) - 1}),
+        ("temperature", {"temperature": math.inf}),
+        ("stream_interval", {"stream_interval": 10**30}),
+        ("temperature", {"temperature": "nan"}),
+        ("logit_bias.5", {"logit_bias": {"5": "inf"}}),
+        ("n", {"n": MAX_ANSWERS + 1}),
+        ("n", {"n": str(MAX_ANSWERS + 1)}),
+        ("n", {"n": float(MAX_ANSWERS + 1)}),
+    ],
+    ids=str,
+)
+def test_what_the_engine_could_not_bear_is_refused(param: str, fields: dict[str, Any]) -> None:
+    """A number is judged as vLLM reads it, also where it came as text or with a point."""
+    request = ChatCompletionRequest.model_validate({"messages": [{"role": "user", "content": "a"}], **fields})
+    with pytest.raises(InvalidField) as refused:
+        check_bounds(request)
+    assert refused.value.param == param
+
+
+def test_answers_are_bounded_over_all_prompts() -> None:
+    """``n`` answers to each prompt are as many as they are together; a batch of prompts is left to vLLM."""
+    for fits in (
+        {"n": MAX_ANSWERS},
+        {"prompt": ["a"] * 1000},
+        {"prompt": ["a"] * 1000, "n": 1},
+        {"prompt": [5] * 1000, "n": 2},
+    ):
+        check_bounds(CompletionRequest.model_validate({"prompt": "a", **fits}))
+    half = MAX_ANSWERS // 2
+    for prompt in (["a"] * half, [[5]] * half):
+        with pytest.raises(InvalidField) as refused:
+            check_bounds(CompletionRequest.model_validate({"prompt": prompt, "n": 3}))
+        assert (refused.value.param, refused.value.figures) == ("n", {"asked": 3 * half, "limit": MAX_ANSWERS})

@@ -24,7 +24,6 @@ from cluster.messages import PICTURE_PART, is_picture, picture_part
 from cluster.request import (
     DETAILS,
     EMBEDDING_PARTS,
-    MAX_ANSWERS,
     MAX_CONTAINERS,
     MAX_TEXT_BYTES,
     OPERATOR_FIELDS,
@@ -194,10 +193,6 @@ def test_bad_messages_are_named(param: str, messages: Any) -> None:
         ("model", {"model": 5}),
         ("stream", {"stream": "true"}),
         ("stream", {"stream": 1}),
-        ("top_k", {"top_k": 2**63}),
-        ("stream_interval", {"stream_interval": -(2**63) - 1}),
-        ("logit_bias.5", {"logit_bias": {"5": 10**30}}),
-        ("n", {"n": MAX_ANSWERS + 1}),
         ("prompt", {"prompt": "hello"}),
         ("truncate_prompt_tokens", {"truncate_prompt_tokens": 5}),
         ("prism", {"prism": 5}),
@@ -234,11 +229,6 @@ def test_what_is_not_a_json_object_is_refused(raw: bytes) -> None:
     refusal(InvalidJson, raw, None)
 
 
-def test_numbers_beyond_json_are_refused_by_field() -> None:
-    """A number that overflows to infinity is refused where it stands."""
-    refusal(InvalidField, b'{"prompt": "hello", "temperature": 1e999}', "temperature")
-
-
 def test_pictures_are_counted_over_the_whole_request() -> None:
     """As many pictures as allowed are taken, and one more is refused with both figures."""
     assert len(read(ask(*[picture("a")] * 4)).slots) == 4
@@ -263,21 +253,6 @@ def test_objects_are_bounded() -> None:
     assert read({"tokens": [5] * 10 * MAX_CONTAINERS}).slots == ()
     refusal(BodyTooLarge, {"prompt": "a", "tools": [{}] * (room + 1)}, None)
     refusal(BodyTooLarge, {"prompt": "a", "tools": [[[]]] * room}, None)
-
-
-def test_answers_are_bounded_over_all_prompts() -> None:
-    """``n`` answers to each prompt are as many as they are together; a batch of prompts is left to vLLM."""
-    for fits in (
-        {"n": MAX_ANSWERS},
-        {"prompt": ["a"] * 1000},
-        {"prompt": ["a"] * 1000, "n": 1},
-        {"prompt": [5] * 1000, "n": 2},
-    ):
-        assert read({"prompt": "a", **fits}).slots == ()
-    half = MAX_ANSWERS // 2
-    for prompt in (["a"] * half, [[5]] * half):
-        error = refusal(InvalidField, {"prompt": prompt, "n": 3}, "n")
-        assert error.figures == {"asked": 3 * half, "limit": MAX_ANSWERS}
 
 
 def test_prism_options_are_read_and_go_no_further() -> None:
