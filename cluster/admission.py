@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cluster.errors import Overloaded
+from cluster.errors import BodyTooLarge, Overloaded
 
 
 class Admission:
@@ -33,10 +33,18 @@ class Admission:
         self.num_requests += 1
         return Place(self)
 
-    def take_bytes(self, num_bytes: int) -> None:
-        """Raises:
-        Overloaded: They do not fit beside those of the other requests.
+    def take_bytes(self, num_bytes: int, *, beside: int) -> None:
+        """Takes so many bytes for a request that has some already.
+
+        Raises:
+            BodyTooLarge: The request alone needs more than there are.
+            Overloaded: They do not fit beside those of the other requests.
         """
+        if beside + num_bytes > self._max_bytes:
+            message = (
+                f"The request and its pictures need more than the {self._max_bytes} bytes that are held; send fewer pictures."
+            )
+            raise BodyTooLarge(message, asked_bytes=beside + num_bytes, limit_bytes=self._max_bytes)
         if self.num_bytes + num_bytes > self._max_bytes:
             message = f"{self.num_bytes} bytes of requests and pictures are held here, near the limit; send it again shortly."
             raise Overloaded(message, held_bytes=self.num_bytes, limit_bytes=self._max_bytes)
@@ -55,10 +63,11 @@ class Place:
         """Holds so many bytes more.
 
         Raises:
+            BodyTooLarge: The request alone needs more than there are.
             Overloaded: They do not fit beside those of the other requests.
         """
         assert not self.is_left, "a request that has ended holds nothing"
-        self._admission.take_bytes(num_bytes)
+        self._admission.take_bytes(num_bytes, beside=self._num_bytes)
         self._num_bytes += num_bytes
 
     def drop_bytes(self) -> None:

@@ -147,8 +147,13 @@ class PoolConfig(Frozen):
 
     num_replicas: int = Field(default=1, ge=1)
     max_ongoing_requests: int = Field(default=64, ge=1)
-    """Serve's limit per replica: the last wall, behind the Router's own admission."""
+    """Calls that one replica works on at a time; others wait in line for it, until their request's time is up."""
     resources: Resources = Resources()
+
+    def without_label(self) -> Self:
+        """The same on any node."""
+        anywhere = {"pool_label": None, "pool_label_required": False}
+        return self.model_copy(update={"resources": self.resources.model_copy(update=anywhere)})
 
 
 class RouterConfig(PoolConfig):
@@ -193,6 +198,14 @@ class DecoderConfig(PoolConfig):
     """vLLM's parser for tools that the model calls by itself (``tool_choice: auto``), such as ``hermes``."""
 
     @model_validator(mode="after")
+    def _devices_follow_from_tensor_parallel_size(self) -> Self:
+        if self.resources.num_gpus:
+            raise ValueError("leave out resources.num_gpus: a decoder has one GPU per tensor-parallel worker")
+        if self.device == "cuda" and self.tensor_parallel_size > 1 and self.resources.memory_bytes is not None:
+            raise ValueError("leave out resources.memory_bytes: Ray does not reserve memory for a decoder over several GPUs")
+        return self
+
+    @model_validator(mode="after")
     def _tensor_parallel_on_cpu_binds_cores(self) -> Self:
         if self.device == "cpu" and self.tensor_parallel_size > 1 and self.bind_cores is None:
             example = "|".join(str(core) for core in range(self.tensor_parallel_size))
@@ -216,7 +229,15 @@ class PrismConfig(Frozen):
     decoder: DecoderConfig = DecoderConfig()
 
     @property
+    def pools(self) -> tuple[PoolConfig, ...]:
+        return self.router, self.preprocessor, self.encoder, self.decoder
+
+    @property
     def pool_labels(self) -> list[str]:
         """The Ray labels of all pools, each once."""
-        pools = (self.router, self.preprocessor, self.encoder, self.decoder)
-        return sorted({pool.resources.pool_label for pool in pools if pool.resources.pool_label is not None})
+        return sorted({pool.resources.pool_label for pool in self.pools if pool.resources.pool_label is not None})
+
+    def without_pool_labels(self) -> Self:
+        """The same on whatever nodes there are."""
+        names = ("router", "preprocessor", "encoder", "decoder")
+        return self.model_copy(update={name: getattr(self, name).without_label() for name in names})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from transformers import Qwen2_5_VLConfig
@@ -36,7 +37,7 @@ class VisionEncoder:
 
     def __init__(self, tower: Qwen2_5_VisionTransformerPretrainedModel, settings: ProcessorSettings) -> None:
         self._tower = tower.eval()
-        self._merge_unit = settings.merge_size**2
+        self._merge_size = settings.merge_size
         # Per channel, as the processor does it: one fused step on the 0..255 scale.
         self._mean = (torch.tensor(settings.image_mean) * 255)[:, None].to(tower.device)
         self._std = (torch.tensor(settings.image_std) * 255)[:, None].to(tower.device)
@@ -73,8 +74,14 @@ class VisionEncoder:
         patches = torch.cat([self.normalise(pixels) for pixels in batch])
         grids = torch.tensor([pixels.grid for pixels in batch], device=patches.device)
         rows: Tensor = self._tower(patches, grid_thw=grids).pooler_output
-        sizes = [pixels.num_patches // self._merge_unit for pixels in batch]
+        sizes = [pixels.num_patches // self._merge_size**2 for pixels in batch]
         return [self._embedding(pixels, part) for pixels, part in zip(batch, torch.split(rows, sizes), strict=True)]
+
+    def check(self) -> None:
+        """Encodes the smallest picture there is; raises what the tower raises."""
+        _, height, width = grid = (1, self._merge_size, self._merge_size)
+        size = 3 * self._tower.config.temporal_patch_size * self._tower.config.patch_size**2
+        self.encode([Pixels("0" * 64, np.zeros((height * width, size), np.uint8), grid)])
 
     def normalise(self, pixels: Pixels) -> Tensor:
         """[num_patches, 3 · temporal · patch · patch] uint8 → the same shape in the tower's dtype."""

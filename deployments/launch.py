@@ -26,11 +26,14 @@ from deployments.router import read_pool_states
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cluster.config import PrismConfig
     from deployments.application import ApplicationFile
 
 LOOPBACK = "127.0.0.1"
 PR_SET_CHILD_SUBREAPER = 36
 ENDING_TIMEOUT_S = 10.0
+DRAIN_S = 2.0
+"""What Ctrl-C leaves to requests in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,10 @@ class Cluster:
 
     url: str
     logs: Path
+
+
+class MachineTooSmallError(RuntimeError):
+    """The pools reserve more than there is; Serve would wait for it for ever."""
 
 
 def _silent(_: str) -> None:
@@ -55,6 +62,7 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         progress: Told in a few words what is still starting.
 
     Raises:
+        MachineTooSmallError: The pools reserve more CPUs or GPUs than this machine has.
         RuntimeError: The port is taken, or the application did not start; the logs say why and are kept.
     """
     os.environ["RAY_AUTH_MODE"] = "disabled"  # everything is on loopback, and a token would be left in the home directory
@@ -86,7 +94,7 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         mapped |= segments.mapped_by(_children() - strangers)  # a replica that is killed later leaves its engine's behind
         yield Cluster(f"http://{LOOPBACK}:{port}", logs)
         failed = False
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, MachineTooSmallError):
         failed = False
         raise
     finally:
@@ -110,18 +118,37 @@ def _check_port(port: int) -> None:
 def _deploy(file: ApplicationFile, logs: Path) -> None:
     from ray import serve
 
-    from deployments.app import build
+    from deployments.app import compose
 
     application = file.serve.applications[0]
+    config = file.config.without_pool_labels()  # they choose among nodes, and here is one
+    _check_room(config)
     try:
         serve.run(
-            build(file.config),
+            compose(config, drain_s=DRAIN_S),
             name=application.name,
             route_prefix=application.route_prefix,
             logging_config=file.serve.logging_config,
         )
     except RuntimeError as error:
         raise RuntimeError(f"{error}\nThe logs are in {logs}") from error
+
+
+def _check_room(config: PrismConfig) -> None:
+    import ray
+
+    from deployments.app import resources_of
+
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    short = [
+        f"{needed:g} {name}s, and this machine has {there.get(name, 0):g}"
+        for name, needed in resources_of(config).items()
+        if needed > there.get(name, 0)
+    ]
+    if short:
+        raise MachineTooSmallError(
+            f"The pools need {'; '.join(short)}. Give them fewer replicas, or run them on a Ray cluster."
+        )
 
 
 @contextmanager

@@ -131,10 +131,14 @@ class Router:
 async def ask_replicas(pool: DeploymentHandle[Any], method: str) -> list[Any]:
     """Asks every replica of a pool, past its queue; the answers of those that gave one in time."""
     try:
-        answers = await pool.broadcast(method).results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
+        async with asyncio.timeout(ASK_TIMEOUT_S):
+            # What is public of a broadcast, `results_async`, gives nothing at all as soon as one replica is late.
+            calls = await pool.broadcast(method)._fetch_replica_results_async()
     except (TimeoutError, RayError, RayServeException):
         return []
-    return [answer for answer in answers if not isinstance(answer, Exception)]
+    waits = (asyncio.wait_for(call.get_async(), ASK_TIMEOUT_S) for call in calls)  # type: ignore[no-untyped-call]
+    answers = await asyncio.gather(*waits, return_exceptions=True)
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 @contextmanager

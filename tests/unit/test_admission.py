@@ -7,7 +7,7 @@ import random
 import pytest
 
 from cluster.admission import Admission, Place
-from cluster.errors import Overloaded
+from cluster.errors import BodyTooLarge, Overloaded
 
 
 def test_places_and_bytes_come_back() -> None:
@@ -28,10 +28,21 @@ def test_places_and_bytes_come_back() -> None:
 
 def test_a_refusal_says_the_limit() -> None:
     """The error carries what is held and how much may be, and is worth a retry."""
+    admission = Admission(2, 10)
+    admission.enter().hold(5)
     with pytest.raises(Overloaded) as caught:
-        Admission(1, 10).enter().hold(11)
-    assert caught.value.figures == {"held_bytes": 0, "limit_bytes": 10}
+        admission.enter().hold(6)
+    assert caught.value.figures == {"held_bytes": 5, "limit_bytes": 10}
     assert (caught.value.status, caught.value.retryable) == (429, True)
+
+
+def test_what_can_never_fit_is_not_put_off() -> None:
+    """A request that alone needs more than all there is gets 413, for to send it again would not help."""
+    place = Admission(1, 10).enter()
+    place.hold(6)
+    with pytest.raises(BodyTooLarge) as caught:
+        place.hold(5)
+    assert caught.value.figures == {"asked_bytes": 11, "limit_bytes": 10}
 
 
 def test_any_order_of_events_keeps_the_books() -> None:
@@ -49,7 +60,7 @@ def test_any_order_of_events_keeps_the_books() -> None:
                     place.hold(num_bytes)
                     places[place] += num_bytes
                 else:
-                    with pytest.raises(Overloaded):
+                    with pytest.raises(BodyTooLarge if places[place] + num_bytes > 1000 else Overloaded):
                         place.hold(num_bytes)
             case 2 if places:
                 place = draw.choice([*places])
