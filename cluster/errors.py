@@ -26,8 +26,8 @@
         ├── StageUnavailable         503  a pool lost the replica that had the request, or has none
         └── DeadlineExceeded         504  the request's time ran out
 
-Each leaf says its HTTP status, its OpenAI ``type`` and ``code``, and whether a retry can help. Errors cross
-process borders whole: they pickle with their message and parameters.
+Each leaf says its HTTP status, its OpenAI ``type`` and ``code``. Errors cross process borders whole: they pickle with
+their message and parameters.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ class PrismError(Exception):
     status: int = 500
     type: ClassVar[str] = "server_error"
     code: str = "internal_error"
-    retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, param: str | None = None, **figures: int | float) -> None:
         super().__init__(message)
@@ -118,7 +117,6 @@ class ForbiddenUrl(InvalidRequest):
 
 class FetchFailed(InvalidRequest):
     code = "image_fetch_failed"
-    retryable = True
 
 
 class InvalidPicture(InvalidRequest):
@@ -160,7 +158,6 @@ class PictureTooLarge(InvalidRequest):
 
 class ServingError(PrismError):
     status = 503
-    retryable = True
 
 
 class Overloaded(ServingError):
@@ -180,7 +177,6 @@ class EngineRefused(ServingError):
 
     type = "invalid_request_error"
     code = "invalid_request"
-    retryable = False
 
     def __init__(self, message: str, *, param: str | None = None, status: int = 400) -> None:
         super().__init__(message, param=param)
@@ -189,7 +185,6 @@ class EngineRefused(ServingError):
 
 class InternalError(ServingError):
     status = 500
-    retryable = False
 
 
 class StageUnavailable(ServingError):

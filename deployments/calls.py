@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import generate_latest
 from ray import serve
-from ray.exceptions import RayError, RayTaskError, TaskCancelledError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import RayServeException
 
-from cluster.errors import InternalError, Overloaded, PrismError, StageUnavailable
+from cluster.errors import InternalError, PrismError, StageUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ def calling(stage: str, *, given_by: str | None = None) -> Iterator[None]:
         given_by: Whose results are its arguments. Where one of them is missing, the call fails in its place.
 
     Raises:
-        PrismError: The one that the stage raised, or ``StageUnavailable``, ``Overloaded`` or ``InternalError`` for what
+        PrismError: The one that the stage raised, or ``StageUnavailable`` or ``InternalError`` for what
             became of the call on the way.
     """
     try:
@@ -57,10 +57,9 @@ def calling(stage: str, *, given_by: str | None = None) -> Iterator[None]:
         raise InternalError(f"The {stage} failed on this request.") from error
     except TaskCancelledError:  # Ray's word for it: the client left
         raise asyncio.CancelledError from None
-    except BackPressureError as error:
-        raise Overloaded(f"The {stage} has no room; send the request again shortly.") from error
     except (RayError, RayServeException) as error:
-        raise _unavailable(stage, error) from error
+        lacks_argument = isinstance(error.__cause__, RayActorError)
+        raise _unavailable((given_by if lacks_argument else None) or stage, error) from error
 
 
 def log_refusals_briefly() -> None:

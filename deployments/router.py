@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
 
@@ -147,7 +147,8 @@ def _cancelled_if_left(response: Response) -> Iterator[Response]:
     try:
         yield response
     except BaseException:  # a cancelled task and a closed generator among them
-        response.cancel()  # type: ignore[no-untyped-call]
+        with suppress(RayError, RayServeException):  # it has failed by itself, and says so once more
+            response.cancel()  # type: ignore[no-untyped-call]
         raise
 
 

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 
 from tests.serve.ask import SAMPLES, chat, image, text
-from tests.serve.servers import APP, free_port
+from tests.serve.servers import APP, ROOT, free_port
 from tests.serve.test_parity import compare, requests
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     app = yaml.safe_load(APP.read_text())
     args = app["applications"][0]["args"]
     args["decoder"] |= {"tensor_parallel_size": 2, "bind_cores": "0|1"}
+    args["preprocessor"] |= {"num_replicas": 2, "resources": {"num_cpus": 0.2}}
     args["router"] |= {"max_in_flight": MAX_IN_FLIGHT, "max_body_bytes": 2**20, "max_held_bytes": 2**21}
     file, log, port = folder / "tp2.yaml", folder / "log", free_port()
     file.write_text(yaml.safe_dump(app))
@@ -102,9 +103,9 @@ def test_status_lists_the_pools(launched: Launched) -> None:
     """``prism status`` gives one plain line per pool and exits 0 when all can serve."""
     status = run("status", "--url", launched.url)
     assert status.returncode == 0
-    rows = [line.split("\t") for line in status.stdout.splitlines()]
-    assert {row[0] for row in rows} == {"Router", "Preprocessor", "VisionEncoder", "Decoder"}
-    assert {tuple(row[1:3]) for row in rows} == {("healthy", "1 running")}
+    rows = {line.split("\t")[0]: line.split("\t")[1:3] for line in status.stdout.splitlines()}
+    one, two = ["healthy", "1 running"], ["healthy", "2 running"]
+    assert rows == {"Router": one, "Preprocessor": two, "VisionEncoder": one, "Decoder": one}
 
 
 def test_exit_codes_mean_something(launched: Launched, tmp_path: Path) -> None:
@@ -148,6 +149,78 @@ async def test_more_bytes_than_fit_are_refused_at_once(launched: Launched) -> No
         assert (await client.post("/v1/chat/completions", json=body)).status_code == httpx.codes.OK
 
 
+def test_a_machine_that_is_too_small_is_told_so() -> None:
+    """``prism serve`` ends at once, with the figures, where Serve would wait for ever for GPUs that are not there."""
+    served = run("serve", ROOT / "deployments" / "qwen2_5_vl_32b.yaml", "--port", str(free_port()))
+    assert served.returncode == 1
+    assert "10 GPUs, and this machine has 0" in served.stderr
+
+
+def replicas(launched: Launched, deployment: str) -> list[psutil.Process]:
+    """The processes of a pool."""
+    family = psutil.Process(launched.process.pid).children(recursive=True)
+    return [process for process in family if f"ServeReplica:prism:{deployment}" in " ".join(process.cmdline())]
+
+
+async def is_ready_again(client: httpx.AsyncClient) -> None:
+    """Returns once ``/health`` says that every pool can serve."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while (await client.get("/health")).status_code != httpx.codes.OK:
+        assert time.monotonic() < deadline, "the pool did not come back"
+        await asyncio.sleep(0.25)
+
+
+async def test_a_replica_that_does_not_answer_hides_no_other(launched: Launched) -> None:
+    """With one of two preprocessors stopped the pool can serve, and the other's metrics are there."""
+    stopped, _ = replicas(launched, "Preprocessor")
+    async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
+        stopped.suspend()
+        try:
+            health, metrics = await asyncio.gather(client.get("/health"), client.get("/metrics"))
+        finally:
+            stopped.resume()
+    assert health.status_code == httpx.codes.OK
+    assert metrics.text.count('process_resident_memory_bytes{pool="preprocessor"') == 1
+
+
+async def test_a_replica_that_dies_with_a_request_in_it_fails_that_request_alone(launched: Launched) -> None:
+    """A request whose encoder is killed ends in a typed error that names the pool; text goes on, and pictures soon again."""
+    stopped, [encoder] = replicas(launched, "Preprocessor"), replicas(launched, "VisionEncoder")
+    ask = chat([image((SAMPLES / "shape.png").read_bytes()), text("What colour is the shape?")])
+    async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
+        for process in stopped:
+            process.suspend()  # so that the encoder has the request, and waits
+        try:
+            with_picture = asyncio.ensure_future(client.post("/v1/chat/completions", json=ask))
+            await asyncio.sleep(1)
+            encoder.kill()
+            failed = await with_picture
+        finally:
+            for process in stopped:
+                process.resume()
+        assert (failed.status_code, failed.json()["error"]["code"]) == (503, "stage_unavailable")
+        assert "encoder" in failed.json()["error"]["message"]
+        assert (await client.post("/v1/chat/completions", json=chat([text("Hello")]))).status_code == httpx.codes.OK
+        await is_ready_again(client)
+        answer = await client.post("/v1/chat/completions", json=ask)
+    assert answer.json()["choices"][0]["message"]["content"] == "red"
+
+
+async def test_a_request_that_waits_for_a_replica_outlives_it(launched: Launched) -> None:
+    """What a pool's replicas have not begun on when they die is done by those that take their place."""
+    ask = chat([image((SAMPLES / "shape.png").read_bytes()), text("What colour is the shape?")])
+    async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
+        dying = replicas(launched, "Preprocessor")
+        for process in dying:
+            process.suspend()
+        asked = asyncio.ensure_future(client.post("/v1/chat/completions", json=ask))
+        await asyncio.sleep(1)
+        for process in dying:
+            process.kill()
+        answer = await asked
+    assert answer.json()["choices"][0]["message"]["content"] == "red"
+
+
 async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:
     """When the engine is killed in mid-stream, the stream ends with a typed error and ``[DONE]``, and ``/health`` says no."""
     engines = [process for process in psutil.Process(launched.process.pid).children(recursive=True) if is_engine(process)]
@@ -170,10 +243,7 @@ async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launche
 async def test_a_decoder_whose_engine_died_is_replaced(launched: Launched) -> None:
     """After an engine's death Serve starts another decoder: ``/health`` says yes again, and answers are right."""
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while (await client.get("/health")).status_code != httpx.codes.OK:
-            assert time.monotonic() < deadline, "no decoder came back"
-            await asyncio.sleep(0.25)
+        await is_ready_again(client)
     asked = run("ask", "--url", launched.url, SAMPLES / "shape.png", "What colour is the shape?")
     assert (asked.returncode, asked.stdout) == (0, "red\n")
 

@@ -27,13 +27,13 @@ def test_places_and_bytes_come_back() -> None:
 
 
 def test_a_refusal_says_the_limit() -> None:
-    """The error carries what is held and how much may be, and is worth a retry."""
+    """The error carries what is held and how much may be."""
     admission = Admission(2, 10)
     admission.enter().hold(5)
     with pytest.raises(Overloaded) as caught:
         admission.enter().hold(6)
     assert caught.value.figures == {"held_bytes": 5, "limit_bytes": 10}
-    assert (caught.value.status, caught.value.retryable) == (429, True)
+    assert caught.value.status == 429
 
 
 def test_what_can_never_fit_is_not_put_off() -> None:

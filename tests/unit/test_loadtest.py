@@ -297,7 +297,7 @@ def test_the_probe_says_when_it_differs(server: Server, tmp_path: Path, capsys: 
         "-u",
         "1",
         "--seconds",
-        "0.5",
+        "3",
         "--tolerance",
         "0.9",
     ]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from cluster.admission import Admission
 from cluster.config import MediaConfig
-from cluster.errors import ForbiddenUrl, InvalidPicture, Overloaded, PictureTooLarge, PrismError, UnsupportedScheme
+from cluster.errors import BodyTooLarge, ForbiddenUrl, InvalidPicture, PictureTooLarge, PrismError, UnsupportedScheme
 from cluster.media import MediaReader
 from cluster.media.header import MAX_STEPS, read_size
 from cluster.preprocess import PILLOW_FORMATS
@@ -61,7 +61,7 @@ async def test_inline_bytes_are_announced_too() -> None:
     place = admission.enter()
     await reader.read(URL, PARAM, place.hold)
     assert admission.num_bytes == len(DATA)
-    with pytest.raises(Overloaded):
+    with pytest.raises(BodyTooLarge):
         await reader.read(URL, PARAM, place.hold)
     place.drop_bytes()
     await reader.read(URL, PARAM, place.hold)
