@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 FOLDER: Final = "/dev/shm/"  # noqa: S108 - nothing is created there
 
 
-def mapped_by(processes: Iterable[psutil.Process]) -> set[Path]:
-    """The segments that processes have mapped now and that still have a name."""
+def held_by(processes: Iterable[psutil.Process]) -> set[Path]:
+    """The segments that processes have mapped now and that still have a name, and the semaphores named after them by loky."""
     found: set[Path] = set()
     for process in processes:
+        found.update(Path(FOLDER).glob(f"sem.loky-{process.pid}-*"))
         try:
             lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
         except OSError:
@@ -26,7 +27,7 @@ def mapped_by(processes: Iterable[psutil.Process]) -> set[Path]:
 
 
 def unlink(segments: set[Path]) -> None:
-    """Removes those of the segments that nobody maps any more."""
+    """Removes those of the segments that nobody holds any more."""
     if segments:
-        for segment in segments - mapped_by(psutil.process_iter()):
+        for segment in segments - held_by(psutil.process_iter()):
             segment.unlink(missing_ok=True)

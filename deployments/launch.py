@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 PR_SET_CHILD_SUBREAPER = 36
 ENDING_TIMEOUT_S = 10.0
-DRAIN_S = 2.0
-"""What Ctrl-C leaves to requests in flight."""
+DRAIN_S = 20.0
+"""What Ctrl-C leaves to requests in flight, and then to an engine for its end. Serve kills a replica that takes longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     strangers = _children()
     folder = Path(tempfile.mkdtemp(prefix="prism-"))
-    mapped: set[Path] = set()
+    held: set[Path] = set()
     failed = True
     try:
         ray.init(
@@ -91,7 +91,7 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         serve.start(http_options={"host": LOOPBACK, "port": port}, logging_config=file.serve.logging_config)
         with _watched(progress):
             _deploy(file, logs)
-        mapped |= segments.mapped_by(_children() - strangers)  # a replica that is killed later leaves its engine's behind
+        held |= segments.held_by(_children() - strangers)  # a replica that is killed later leaves its engine's behind
         yield Cluster(f"http://{LOOPBACK}:{port}", logs)
         failed = False
     except (KeyboardInterrupt, SystemExit, MachineTooSmallError):
@@ -101,7 +101,7 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         with _uninterrupted(), ExitStack() as last:  # each step runs, in this order from the bottom, whatever the others do
             if not failed:
                 last.callback(shutil.rmtree, folder, ignore_errors=True)
-            last.callback(segments.unlink, mapped | segments.mapped_by(_children() - strangers))
+            last.callback(segments.unlink, held | segments.held_by(_children() - strangers))
             last.callback(_end_children, but=strangers)
             last.callback(_shut_down)
 

@@ -55,17 +55,20 @@ class Engine:
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(engine_flags(config))
         validate_parsed_serve_args(args)
         vllm_config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
-        llm = AsyncLLM.from_vllm_config(vllm_config)
-        state = State()
-        await init_app_state(llm, state, args, await llm.get_supported_tasks())
+        llm, state = AsyncLLM.from_vllm_config(vllm_config), State()
         shape = EmbeddingShape(
             hidden_size=vllm_config.model_config.get_inputs_embeds_size(),
             merge_size=config.model.processor.merge_size,
             dtype=str(vllm_config.model_config.dtype).removeprefix("torch."),
         )
         engine = cls(llm, state, shape)
-        await engine._warm_up()
-        engine._segments = segments.mapped_by(psutil.Process().children(recursive=True))
+        engine._segments = segments.held_by(psutil.Process().children(recursive=True))
+        try:
+            await init_app_state(llm, state, args, await llm.get_supported_tasks())
+            await engine._warm_up()
+        except BaseException:
+            engine.stop()
+            raise
         return engine
 
     async def _warm_up(self) -> None:

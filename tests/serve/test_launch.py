@@ -221,20 +221,32 @@ async def test_a_request_that_waits_for_a_replica_outlives_it(launched: Launched
     assert answer.json()["choices"][0]["message"]["content"] == "red"
 
 
+async def last_events(client: httpx.AsyncClient, victims: list[psutil.Process]) -> list[str]:
+    """The events of a long stream from when the victims are killed."""
+    assert victims
+    body = chat([text("Go on.")], stream=True, max_tokens=3500, ignore_eos=True)
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        lines = response.aiter_lines()
+        await anext(lines)
+        for victim in victims:
+            victim.kill()
+        return [line.removeprefix("data: ") async for line in lines if line.startswith("data: ")]
+
+
+async def test_a_decoder_that_dies_ends_its_streams_with_a_typed_error(launched: Launched) -> None:
+    """When a decoder is killed in mid-stream, the stream ends with a typed error and ``[DONE]``; another takes its place."""
+    async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
+        *_, error, done = await last_events(client, replicas(launched, "Decoder"))
+        assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
+        await is_ready_again(client)
+
+
 async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:
     """When the engine is killed in mid-stream, the stream ends with a typed error and ``[DONE]``, and ``/health`` says no."""
     engines = [process for process in psutil.Process(launched.process.pid).children(recursive=True) if is_engine(process)]
-    assert engines
-    body = chat([text("Go on.")], stream=True, max_tokens=3500, ignore_eos=True)
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
-        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-            lines = response.aiter_lines()
-            await anext(lines)
-            for engine in engines:
-                engine.kill()
-            last = [line.removeprefix("data: ") async for line in lines if line.startswith("data: ")]
-        assert last[-1] == "[DONE]"
-        assert json.loads(last[-2])["error"]["code"] == "stage_unavailable"
+        *_, error, done = await last_events(client, engines)
+        assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
         health = await client.get("/health")
         assert health.status_code == httpx.codes.SERVICE_UNAVAILABLE
         assert health.json()["error"]["param"] == "decoder"
@@ -249,7 +261,7 @@ async def test_a_decoder_whose_engine_died_is_replaced(launched: Launched) -> No
 
 
 def is_engine(process: psutil.Process) -> bool:
-    """Whether a process is vLLM's engine core."""
+    """Whether a process is vLLM's engine core, and alive."""
     return "EngineCore" in " ".join(process.cmdline())
 
 
