@@ -69,7 +69,10 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
         running.wait_until_ready()
         yield running
     finally:
-        if process.poll() is None:
+        process.send_signal(signal.SIGINT)  # of no effect after the last test, which has done so
+        try:
+            process.wait(timeout=90)
+        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
@@ -158,8 +161,13 @@ def test_a_machine_that_is_too_small_is_told_so() -> None:
 
 def replicas(launched: Launched, deployment: str) -> list[psutil.Process]:
     """The processes of a pool."""
+    return [process for process in living(launched) if f"ServeReplica:prism:{deployment}" in " ".join(process.cmdline())]
+
+
+def living(launched: Launched) -> list[psutil.Process]:
+    """The cluster's processes but for those that have ended and were not waited for."""
     family = psutil.Process(launched.process.pid).children(recursive=True)
-    return [process for process in family if f"ServeReplica:prism:{deployment}" in " ".join(process.cmdline())]
+    return [process for process in family if process.status() != psutil.STATUS_ZOMBIE]
 
 
 async def is_ready_again(client: httpx.AsyncClient) -> None:
@@ -243,7 +251,7 @@ async def test_a_decoder_that_dies_ends_its_streams_with_a_typed_error(launched:
 
 async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:
     """When the engine is killed in mid-stream, the stream ends with a typed error and ``[DONE]``, and ``/health`` says no."""
-    engines = [process for process in psutil.Process(launched.process.pid).children(recursive=True) if is_engine(process)]
+    engines = [process for process in living(launched) if "EngineCore" in " ".join(process.cmdline())]
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         *_, error, done = await last_events(client, engines)
         assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
@@ -258,11 +266,6 @@ async def test_a_decoder_whose_engine_died_is_replaced(launched: Launched) -> No
         await is_ready_again(client)
     asked = run("ask", "--url", launched.url, SAMPLES / "shape.png", "What colour is the shape?")
     assert (asked.returncode, asked.stdout) == (0, "red\n")
-
-
-def is_engine(process: psutil.Process) -> bool:
-    """Whether a process is vLLM's engine core, and alive."""
-    return "EngineCore" in " ".join(process.cmdline())
 
 
 def test_ctrl_c_leaves_nothing_behind(launched: Launched) -> None:
