@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ray._raylet import node_labels_match_selector
 
 from cluster.config import DEMO_CHECKPOINT, ModelConfig, PrismConfig, ProcessorSettings
-from deployments.app import build, decoder_options, pool_options
+from deployments.app import build, decoder_options, pool_options, resources_of
 from deployments.application import ApplicationFile
 from tests.serve.servers import ROOT
 
@@ -88,6 +88,23 @@ def test_the_32b_decoders_take_four_gpus_of_one_node() -> None:
     assert [bundle["GPU"] for bundle in options["placement_group_bundles"]] == [1, 1, 1, 1]
     assert options["placement_group_strategy"] == "STRICT_PACK"
     assert options["placement_group_bundle_label_selector"] == [{"pool": "decoder"}]
+
+
+def test_what_one_machine_is_asked_for() -> None:
+    """On a single machine the 32B file wants no labelled nodes, and all its replicas together want ten GPUs."""
+    config = ApplicationFile.read(ROOT / "deployments" / "qwen2_5_vl_32b.yaml").config.without_pool_labels()
+    assert config.pool_labels == []
+    assert "label_selector" not in pool_options(config.encoder, [])["ray_actor_options"]
+    assert "placement_group_bundle_label_selector" not in decoder_options(config.decoder, [])
+    # 2 routers of 2 CPUs, 16 preprocessors of 1, 2 encoders of 4, and 2 decoders of 2 with a CPU more for each other worker
+    assert resources_of(config) == {"CPU": 4 + 16 + 8 + 2 * (2 + 3), "GPU": 2 + 2 * 4}
+
+
+@pytest.mark.parametrize("resources", [{"num_gpus": 4}, {"memory_bytes": 2**30}])
+def test_what_a_decoder_over_several_gpus_cannot_reserve_is_refused(resources: dict[str, int]) -> None:
+    """Its GPUs follow from tensor_parallel_size, and Ray's bundles carry no memory."""
+    with pytest.raises(ValidationError, match=f"leave out resources.{next(iter(resources))}"):
+        PrismConfig.model_validate({"decoder": {"device": "cuda", "tensor_parallel_size": 4, "resources": resources}})
 
 
 def test_a_pool_label_is_a_preference_unless_required() -> None:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from cluster.config import ModelConfig
+import deployments.encoder
+from cluster.config import ModelConfig, PrismConfig
 from cluster.encode import VisionEncoder, read_tower_weights
 from cluster.messages import Picture, Pixels
 from cluster.preprocess import preprocess
@@ -77,3 +78,22 @@ def test_bfloat16_rows_keep_their_bytes(batch: list[Pixels]) -> None:
     assert embedding.dtype == "bfloat16"
     assert numbers.shape == exact.shape
     assert np.abs(numbers.float().numpy() - exact).max() < 0.05 * np.abs(exact).max()
+
+
+async def test_a_tower_that_fails_is_found_by_its_health_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica whose tower fails says that it cannot serve, and Serve's health check fails with the tower's own error."""
+    replica = deployments.encoder.VisionEncoder(PrismConfig(model=MODEL), None)  # type: ignore[arg-type]
+    await replica.check_health()
+    assert await replica.ready()
+    with monkeypatch.context() as patch:
+        patch.setattr(replica._tower, "encode", broken)
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            await replica.check_health()
+        assert not await replica.ready()
+    await replica.check_health()
+    assert await replica.ready()
+
+
+def broken(_: list[Pixels]) -> None:
+    """What a CUDA device says once it has failed, to whatever comes after."""
+    raise RuntimeError("CUDA error: device-side assert triggered")
