@@ -1,0 +1,41 @@
+"""What a request may ask of the engine, judged after vLLM has read its fields: it takes "7" and 7.0 for 7."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from cluster.errors import InvalidField
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic import BaseModel
+
+MAX_ANSWERS: Final = 256
+"""Answers to one request, ``n`` to each prompt. vLLM would take 16384, and serve nobody else for 45 s."""
+
+
+def check_bounds(request: BaseModel) -> None:
+    """Refuses what vLLM takes and should not: numbers that cannot be sent to its engine, and too many answers.
+
+    Raises:
+        InvalidField: Names the field.
+    """
+    for param, value in _numbers(request):
+        if not (math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**63):
+            raise InvalidField(f"{param} must be a finite number, and an integer must fit 64 bits.", param=param)
+    prompt, num_per_prompt = getattr(request, "prompt", None), getattr(request, "n", None) or 1
+    num_prompts = len(prompt) if isinstance(prompt, list) and isinstance(next(iter(prompt), None), str | list) else 1
+    if num_prompts * num_per_prompt > max(num_prompts, MAX_ANSWERS):
+        message = f"The request asks for {num_prompts * num_per_prompt} answers; at most {MAX_ANSWERS} are given."
+        raise InvalidField(message, param="n", asked=num_prompts * num_per_prompt, limit=MAX_ANSWERS)
+
+
+def _numbers(request: BaseModel) -> Iterator[tuple[str, int | float]]:
+    """The numbers that vLLM sends on to its engine as they are: a field's value, or a value of its object."""
+    for name, value in request:
+        fields: list[tuple[str, Any]] = [(name, value)]
+        if isinstance(value, dict):
+            fields = [(f"{name}.{key}", inner) for key, inner in value.items()]
+        yield from ((param, number) for param, number in fields if isinstance(number, int | float))
