@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from prometheus_client import generate_latest
 
 from cluster.config import PrismConfig, RouterConfig
-from cluster.request import MAX_ANSWERS
+from cluster.decode.bounds import MAX_ANSWERS
 from deployments.api import build_api
 from deployments.router import Router
 from tests.serve.ask import chat, image, text
