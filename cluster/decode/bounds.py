@@ -35,7 +35,6 @@ def check_bounds(request: BaseModel) -> None:
 def _numbers(request: BaseModel) -> Iterator[tuple[str, int | float]]:
     """The numbers that vLLM sends on to its engine as they are: a field's value, or a value of its object."""
     for name, value in request:
-        fields: list[tuple[str, Any]] = [(name, value)]
-        if isinstance(value, dict):
-            fields = [(f"{name}.{key}", inner) for key, inner in value.items()]
-        yield from ((param, number) for param, number in fields if isinstance(number, int | float))
+        inner = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+        fields: dict[str, Any] = {f"{name}.{key}": part for key, part in inner.items()} or {name: value}
+        yield from ((param, number) for param, number in fields.items() if isinstance(number, int | float))

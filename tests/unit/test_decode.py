@@ -85,6 +85,7 @@ def test_the_engine_fetches_nothing(method: str) -> None:
         ("stream_interval", {"stream_interval": 10**30}),
         ("temperature", {"temperature": "nan"}),
         ("logit_bias.5", {"logit_bias": {"5": "inf"}}),
+        ("repetition_detection.min_count", {"repetition_detection": {"max_pattern_size": 4, "min_count": 10**30}}),
         ("n", {"n": MAX_ANSWERS + 1}),
         ("n", {"n": str(MAX_ANSWERS + 1)}),
         ("n", {"n": float(MAX_ANSWERS + 1)}),

@@ -69,7 +69,7 @@ def chat_fields() -> Iterator[Bad]:
     for code, table in {"invalid_value": wrong_kind, "invalid_request": unfit}.items():
         for name, values in table.items():
             for value in values:
-                yield Bad(f"{name} {str(value)[:40]}", code, name, ask(text("hello"), **{name: value}))
+                yield Bad(f"{name} {repr(value)[:40]}", code, name, ask(text("hello"), **{name: value}))
     named: list[tuple[str, str | None, dict[str, Any]]] = [
         ("invalid_value", "stop[1]", {"stop": ["a", 1]}),
         ("invalid_value", "logit_bias.5", {"logit_bias": {"5": "a"}}),

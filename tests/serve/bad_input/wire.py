@@ -70,7 +70,9 @@ def json_zoo() -> Iterator[Bad]:
     }
     for name, body in bodies.items():
         yield Bad(f"json: {name}", "invalid_json", None, body)
-    yield Bad("json: 1e999", "invalid_value", "temperature", b'{"temperature": 1e999}')
+    yield Bad(
+        "json: 1e999", "invalid_value", "temperature", b'{"messages": [{"role": "user", "content": "a"}], "temperature": 1e999}'
+    )
 
 
 def routes() -> Iterator[Bad]:
