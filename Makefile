@@ -5,7 +5,10 @@ APP ?= deployments/app.yaml
 EXTRAS ?= cpu
 BIN := .venv/bin
 
-.PHONY: serve test check format setup demo clean
+.PHONY: help serve test check format setup demo clean
+
+help:  ## Say what there is to make.
+	@sed -nE 's/^([a-z]+):.*  ## /make \1\t/p' Makefile
 
 serve: .venv/.installed-$(EXTRAS)  ## Start the cluster on http://127.0.0.1:$(PORT); Ctrl-C ends it.
 	@exec $(BIN)/prism serve $(APP) --port $(PORT)

@@ -125,7 +125,8 @@ class Desk:
     async def model(self, name: str) -> dict[str, Any]:
         """The OpenAI card of one model."""
         if name != self._router.config.model.served_name:
-            raise ModelNotFound(f"The model {name!r} is not served here.", param="model")
+            served = self._router.config.model.served_name
+            raise ModelNotFound(f"The model {name!r} is not served here; ask for {served!r}.", param="model")
         return self._card()
 
     async def health(self) -> Response:

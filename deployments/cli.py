@@ -45,6 +45,8 @@ def ask(
 ) -> None:
     """Asks a question about any number of pictures and streams the answer."""
     *pictures, question = words
+    if not question.strip():
+        _fail("The last word must be the question; it is empty.", code=2)
     if _is_file(question):
         _fail(f"The last word must be the question, but {question} is a file.", code=2)
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _picture_url(picture)}} for picture in pictures]
@@ -147,7 +149,8 @@ def _picture_url(picture: str) -> str:
         return picture
     path = Path(picture)
     if not _is_file(picture):
-        _fail(f"There is no picture {picture}.", code=2)
+        kind = "A picture is a file or an https: URL" if "://" in picture else "There is no picture"
+        _fail(f"{kind}: {picture}", code=2)
     kind = mimetypes.guess_type(path.name)[0] or "image/png"
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
@@ -180,7 +183,9 @@ def _client(url: str) -> Iterator[httpx.Client]:
         with httpx.Client(base_url=url, timeout=httpx.Timeout(600, connect=5)) as client:
             yield client
     except httpx.ConnectError:
-        _fail(f"Nothing answers at {url}; is Prism running? (make serve)", code=UNREACHABLE)
+        _fail(f"Nothing answers at {url}. Is Prism running (make serve), and there? (--url, or PRISM_URL)", code=UNREACHABLE)
+    except httpx.UnsupportedProtocol:
+        _fail(f"--url must be like {DEFAULT_URL}, not {url}.", code=2)
     except httpx.HTTPError as error:
         _fail(f"The connection to {url} broke: {error}", code=UNREACHABLE)
 

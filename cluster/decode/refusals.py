@@ -49,6 +49,8 @@ def refusal(failure: Exception | ErrorResponse, body: Mapping[str, Any]) -> Pris
     if any(words in message for words in CONTEXT_WORDS):
         return ContextTooLong(message, param="messages" if "messages" in body else "prompt")
     named = (param, message.split()[0].partition(".")[0])  # "n must be at least 1, got 0."
+    if message.startswith("Grammar error"):
+        named = ("response_format", "structured_outputs")
     return EngineRefused(message, param=next((name for name in named if name in body), None), status=status)
 
 

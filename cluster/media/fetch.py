@@ -182,7 +182,9 @@ class AddressGuard(httpcore2.AsyncNetworkBackend):
             addresses = []
         trusted = _plain(host) in self._trusted_hosts
         if not addresses or not (trusted or all(map(is_public, addresses))):
-            raise ForbiddenUrl("The host of the picture's URL has no public address; use a public one or a data: URL.")
+            raise ForbiddenUrl(
+                "The host of the picture's URL does not resolve to a public address; check its name, or use a data: URL."
+            )
         return addresses
 
 

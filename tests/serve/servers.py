@@ -58,6 +58,7 @@ def bare_vllm(log: Path) -> Iterator[str]:
     line += [f"--dtype={config.model.dtype}", f"--max-model-len={config.model.max_model_len}", "--enforce-eager"]
     line += [f'--limit-mm-per-prompt={{"image": {config.media.max_pictures}}}']
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+    environment["TMPDIR"] = str(log.parent)  # its sockets stay
     with log.open("wb") as sink:
         server = subprocess.Popen(line, stdout=sink, stderr=sink, env=environment, start_new_session=True)
         try:

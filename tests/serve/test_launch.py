@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from itertools import islice
 from pathlib import Path
@@ -36,45 +37,52 @@ MAX_IN_FLIGHT = 12
 class Launched:
     """A ``prism serve`` that runs."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-        self.process = process
-        self.url = url
-        self.log = log
+    def __init__(self, file: Path, folder: Path) -> None:
+        """Starts it; ``folder`` is where it finds its temporary files, and short, since paths of sockets are limited."""
+        port, self.log = free_port(), folder / "log"
+        self.url = f"http://127.0.0.1:{port}"
+        self.temporary = folder / "t"
+        self.temporary.mkdir()
+        environment = {**os.environ, "TMPDIR": str(self.temporary)}
+        with self.log.open("wb") as sink:
+            line = [PRISM, "serve", file, "--port", str(port)]
+            self.process = subprocess.Popen(line, stdout=sink, stderr=sink, start_new_session=True, env=environment)
 
-    def wait_until_ready(self) -> None:
-        """Returns once the ready line is printed."""
+    def wait_until(self, said: str) -> None:
+        """Returns once something is printed."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while "Prism is ready" not in self.log.read_text():
+        while said not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.25)
 
+    def end(self) -> None:
+        """Makes sure that it has ended; after a test that ended it there is nothing to do."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(timeout=90)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
+def launched() -> Iterator[Launched]:
     """``prism serve`` with TP=2, as a process of its own."""
-    folder = tmp_path_factory.mktemp("launch")
     app = yaml.safe_load(APP.read_text())
     args = app["applications"][0]["args"]
     args["decoder"] |= {"tensor_parallel_size": 2, "bind_cores": "0|1"}
     args["preprocessor"] |= {"num_replicas": 2, "resources": {"num_cpus": 0.2}}
     args["router"] |= {"max_in_flight": MAX_IN_FLIGHT, "max_body_bytes": 2**20, "max_held_bytes": 2**21}
-    file, log, port = folder / "tp2.yaml", folder / "log", free_port()
-    file.write_text(yaml.safe_dump(app))
-    with log.open("wb") as sink:
-        line = [PRISM, "serve", file, "--port", str(port)]
-        process = subprocess.Popen(line, stdout=sink, stderr=sink, start_new_session=True)
-    running = Launched(process, f"http://127.0.0.1:{port}", log)
-    try:
-        running.wait_until_ready()
-        yield running
-    finally:
-        process.send_signal(signal.SIGINT)  # of no effect after the last test, which has done so
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        file = Path(name) / "tp2.yaml"
+        file.write_text(yaml.safe_dump(app))
+        running = Launched(file, Path(name))
         try:
-            process.wait(timeout=90)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            running.wait_until("Prism is ready")
+            yield running
+        finally:
+            running.end()
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -272,7 +280,6 @@ def test_ctrl_c_leaves_nothing_behind(launched: Launched) -> None:
     """After Ctrl-C every process of the cluster is gone, and so are its shared memory and its files."""
     family = psutil.Process(launched.process.pid).children(recursive=True)
     assert len(family) > 5
-    logs = Path(launched.log.read_text().partition("logs are in ")[2].split()[0])
     segments = {path.name for path in Path("/dev/shm").iterdir()}
     mapped = {name for name in segments if any(holds(process, name) for process in family)}
     assert mapped
@@ -280,7 +287,25 @@ def test_ctrl_c_leaves_nothing_behind(launched: Launched) -> None:
     assert launched.process.wait(timeout=90) == 0
     assert [process for process in family if process.is_running()] == []
     assert mapped & {path.name for path in Path("/dev/shm").iterdir()} == set()
-    assert not logs.parents[1].exists()
+    assert [*launched.temporary.iterdir()] == []
+
+
+def test_sigterm_ends_a_start_as_well() -> None:
+    """What a service manager sends, in the middle of a start, leaves nothing behind either."""
+    segments = {*Path("/dev/shm").iterdir()}
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        starting = Launched(APP, Path(name))
+        try:
+            starting.wait_until("pools ready")
+            family = psutil.Process(starting.process.pid).children(recursive=True)
+            assert len(family) > 5
+            starting.process.send_signal(signal.SIGTERM)
+            assert starting.process.wait(timeout=90) == 0
+        finally:
+            starting.end()
+        assert [process for process in family if process.is_running()] == []
+        assert {*Path("/dev/shm").iterdir()} - segments == set()
+        assert [*starting.temporary.iterdir()] == []
 
 
 def holds(process: psutil.Process, segment: str) -> bool:
