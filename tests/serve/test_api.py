@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import psutil
 import pytest
 from openai import AsyncOpenAI
 from transformers import AutoTokenizer
@@ -232,3 +234,18 @@ async def test_a_deadline_ends_a_request_with_a_typed_error(prism: httpx.AsyncCl
     assert last["error"]["code"] == "deadline_exceeded"
     await engine_is_idle(prism)
     assert await ended_requests(prism, 504) == before + 2
+
+
+@pytest.mark.usefixtures("cluster")
+def test_rays_own_ports_ask_for_a_token() -> None:
+    """Ray's agent, which runs commands for whoever may ask it and listens beyond loopback, refuses who has no token."""
+    family = psutil.Process().children(recursive=True)
+    agents = [process for process in family if "DashboardAgent" in " ".join(process.cmdline())]
+    ports = {each.laddr.port for agent in agents for each in agent.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+    statuses = set()
+    for port in ports:
+        with contextlib.suppress(httpx.HTTPError):  # not HTTP
+            job = {"entrypoint": "true"}
+            statuses.add(httpx.post(f"http://127.0.0.1:{port}/api/job_agent/jobs/", json=job, timeout=5).status_code)
+    assert httpx.codes.UNAUTHORIZED in statuses
+    assert httpx.codes.OK not in statuses
