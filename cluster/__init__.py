@@ -3,12 +3,12 @@
     1. request     request.py      reads the client's JSON as far as Prism must            in the Router
     2. media       media/          makes bounded bytes of each picture, and names them     in the Router
     3. preprocess  preprocess.py   decodes, orients, resizes, cuts into patches            CPU pool
-    4. encode      encode.py       runs the vision tower                                   encoder pool
+    4. encode      encode/         runs the vision tower                                   encoder pool
     5. decode      decode/         runs vLLM without a vision tower, in vLLM's own words   decoder pool
     6. stream      stream.py       carries the answer to the client                        in the Router
 
 Text-only requests take 1, 5 and 6. Stages never import each other; they share ``config`` (what is set), ``errors`` (how a
 request can fail), ``messages`` (what travels between them) and ``metrics``. Beside them, ``admission`` says what a Router takes
-on at a time, ``hub`` which of a checkpoint's files a pool fetches, and ``segments`` clears away shared memory that killed
-engines leave. ``demo`` holds the small trained checkpoint and everything that made it.
+on at a time, ``cache`` what an encoder keeps, ``hub`` which files of a checkpoint a pool fetches, and ``segments`` clears away
+shared memory that killed engines leave. ``demo`` holds the small trained checkpoint and everything that made it.
 """

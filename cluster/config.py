@@ -180,6 +180,8 @@ class PreprocessorConfig(PoolConfig):
 
 class EncoderConfig(PoolConfig):
     device: Literal["cpu", "cuda"] = "cpu"
+    cache_bytes: int = Field(default=256 * 2**20, ge=0)
+    """What each replica keeps of the embeddings that it made, in its memory. One token takes hidden size × bytes per number."""
     num_threads: int = Field(default=1, ge=1)
     """CPU threads that the vision tower computes with; of no effect on a GPU."""
 

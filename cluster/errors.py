@@ -32,7 +32,8 @@ their message and parameters.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from copy import copy
+from typing import Any, ClassVar, Final, Self
 
 
 class PrismError(Exception):
@@ -56,6 +57,12 @@ class PrismError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, dict(self.__dict__))
+
+    def at(self, param: str) -> Self:
+        """The same error for whoever sent the same at another field; an error that is about no field stays so."""
+        twin = copy(self)
+        twin.param = param if self.param is not None else None
+        return twin
 
     def to_openai(self) -> dict[str, Any]:
         """The error as the OpenAI API's JSON body: ``{"error": {message, type, param, code}}``."""

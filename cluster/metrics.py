@@ -1,4 +1,4 @@
-"""The Router's own metrics, and the joining of every process's metrics into one Prometheus text."""
+"""Prism's own metrics, and the joining of every process's metrics into one Prometheus text."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ IN_FLIGHT: Final = Gauge("prism_requests_in_flight", "Requests that this Router 
 ENGINE_REQUESTS: Final = Gauge(
     "prism_engine_requests", "Requests that the decoder's engine holds now; vLLM's own gauge stands still while it is idle."
 )
+PICTURES: Final = Counter("prism_pictures", "Pictures that a stage has worked on.", ["stage"])
+CACHE_LOOKUPS: Final = Counter(
+    "prism_embedding_cache_lookups",
+    "Pictures asked for: kept (hit), being encoded for somebody else (joined), or new (miss).",
+    ["outcome"],
+)
+CACHE_BYTES: Final = Gauge("prism_embedding_cache_bytes", "What the embeddings take that this replica keeps.")
 FIRST_PIECE_S: Final = Histogram(
     "prism_time_to_first_token_seconds",
     "From the last byte of a streamed request to its first SSE event.",

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cluster.cache import EmbeddingCache
+from cluster.errors import PrismError
+from cluster.metrics import PICTURES
 from deployments.calls import ProcessMetrics, calling, log_refusals_briefly
 
 if TYPE_CHECKING:
@@ -35,12 +39,20 @@ class VisionEncoder:
         self._preprocessor = preprocessor
         self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
         self._works = True
+        self._cache = EmbeddingCache(config.encoder.cache_bytes)
 
     async def encode(self, picture: Picture) -> Embedding:
-        """Encodes one picture. The Router passes the result on unread: the tensor goes from here to a decoder."""
+        """A picture's embedding. The Router passes it on unread: the tensor goes from here to a decoder."""
+        try:
+            return await self._cache.get(picture.digest, partial(self._encode, picture))
+        except PrismError as error:  # which may have met another request with the same picture
+            raise error.at(picture.param) from None
+
+    async def _encode(self, picture: Picture) -> Embedding:
         with calling("preprocessor"):
             pixels = await self._preprocessor.preprocess.remote(picture)
         [embedding] = await self._in_lane(self._tower.encode, [pixels])
+        PICTURES.labels("encode").inc()
         return embedding
 
     async def check_health(self) -> None:

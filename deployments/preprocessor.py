@@ -6,6 +6,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from cluster.metrics import PICTURES
 from deployments.calls import ProcessMetrics, log_refusals_briefly
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ class Preprocessor:
 
     async def preprocess(self, picture: Picture) -> Pixels:
         """Decodes, resizes and patchifies one picture, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._lane, self._preprocess, picture, self._settings)
+        pixels = await asyncio.get_running_loop().run_in_executor(self._lane, self._preprocess, picture, self._settings)
+        PICTURES.labels("preprocess").inc()
+        return pixels
 
     async def ready(self) -> bool:
         """Whether this replica can serve."""

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
+from cluster.encode.tower import Tower
 from cluster.messages import Embedding, Pixels
 
 if TYPE_CHECKING:
@@ -32,15 +33,16 @@ TOWER_PREFIXES = ("visual.", "model.visual.")
 class VisionEncoder:
     """The Qwen2.5-VL vision tower with the normalisation of its processor.
 
-    Source: Qwen2.5-VL technical report (arXiv 2502.13923), section 2.1.1; the module is transformers' own.
+    Source: Qwen2.5-VL technical report (arXiv 2502.13923), section 2.1.1; the weights' module is transformers' own.
     """
 
-    def __init__(self, tower: Qwen2_5_VisionTransformerPretrainedModel, settings: ProcessorSettings) -> None:
-        self._tower = tower.eval()
+    def __init__(self, module: Qwen2_5_VisionTransformerPretrainedModel, settings: ProcessorSettings) -> None:
+        self._module = module.eval()
+        self._run = Tower(module)
         self._merge_size = settings.merge_size
         # Per channel, as the processor does it: one fused step on the 0..255 scale.
-        self._mean = (torch.tensor(settings.image_mean) * 255)[:, None].to(tower.device)
-        self._std = (torch.tensor(settings.image_std) * 255)[:, None].to(tower.device)
+        self._mean = (torch.tensor(settings.image_mean) * 255)[:, None].to(module.device)
+        self._std = (torch.tensor(settings.image_std) * 255)[:, None].to(module.device)
 
     @classmethod
     def load(cls, checkpoint: Path, settings: ProcessorSettings, *, dtype: Dtype, device: str = "cpu") -> Self:
@@ -52,17 +54,15 @@ class VisionEncoder:
         """
         config = Qwen2_5_VLConfig.from_pretrained(checkpoint).vision_config
         with torch.device("meta"):
-            tower = Qwen2_5_VisionTransformerPretrainedModel._from_config(config, dtype=getattr(torch, dtype))
-        tower = tower.to_empty(device=device)
-        with torch.device(device):
-            tower.rotary_pos_emb = type(tower.rotary_pos_emb)(config)
-        weights = {name: tensor.to(device, tower.dtype) for name, tensor in read_tower_weights(checkpoint)}
-        tower.load_state_dict(weights)
-        return cls(tower, settings)
+            module = Qwen2_5_VisionTransformerPretrainedModel._from_config(config, dtype=getattr(torch, dtype))
+        module = module.to_empty(device=device)
+        weights = {name: tensor.to(device, module.dtype) for name, tensor in read_tower_weights(checkpoint)}
+        module.load_state_dict(weights)
+        return cls(module, settings)
 
     @property
     def parameter_names(self) -> list[str]:
-        return [name for name, _ in self._tower.named_parameters()]
+        return [name for name, _ in self._module.named_parameters()]
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Pixels]) -> list[Embedding]:
@@ -71,23 +71,20 @@ class VisionEncoder:
         Returns:
             One embedding per picture: [num_patches / merge², out_hidden_size] in the tower's dtype.
         """
-        patches = torch.cat([self.normalise(pixels) for pixels in batch])
-        grids = torch.tensor([pixels.grid for pixels in batch], device=patches.device)
-        rows: Tensor = self._tower(patches, grid_thw=grids).pooler_output
-        sizes = [pixels.num_patches // self._merge_size**2 for pixels in batch]
-        return [self._embedding(pixels, part) for pixels, part in zip(batch, torch.split(rows, sizes), strict=True)]
+        rows = self._run([self.normalise(pixels) for pixels in batch], [pixels.grid for pixels in batch])
+        return [self._embedding(pixels, part) for pixels, part in zip(batch, rows, strict=True)]
 
     def check(self) -> None:
         """Encodes the smallest picture there is; raises what the tower raises."""
         _, height, width = grid = (1, self._merge_size, self._merge_size)
-        size = 3 * self._tower.config.temporal_patch_size * self._tower.config.patch_size**2
+        size = 3 * self._module.config.temporal_patch_size * self._module.config.patch_size**2
         self.encode([Pixels("0" * 64, np.zeros((height * width, size), np.uint8), grid)])
 
     def normalise(self, pixels: Pixels) -> Tensor:
         """[num_patches, 3 · temporal · patch · patch] uint8 → the same shape in the tower's dtype."""
         raw = torch.from_numpy(pixels.patches.copy()).to(self._mean.device)
         channels = raw.view(pixels.num_patches, 3, -1).float()
-        return ((channels - self._mean) / self._std).flatten(1).to(self._tower.dtype)
+        return ((channels - self._mean) / self._std).flatten(1).to(self._module.dtype)
 
     def _embedding(self, pixels: Pixels, rows: Tensor) -> Embedding:
         raw = rows.contiguous().cpu().view(torch.uint8).numpy()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
 import pytest
 from openai import AsyncOpenAI
+from PIL import Image, ImageDraw
 from transformers import AutoTokenizer
 
 from cluster.config import DEMO_CHECKPOINT
-from tests.serve.ask import chat, picture, text
+from tests.serve.ask import chat, image, picture, random_png, text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -249,3 +252,33 @@ def test_rays_own_ports_ask_for_a_token() -> None:
             statuses.add(httpx.post(f"http://127.0.0.1:{port}/api/job_agent/jobs/", json=job, timeout=5).status_code)
     assert httpx.codes.UNAUTHORIZED in statuses
     assert httpx.codes.OK not in statuses
+
+
+async def test_one_new_picture_asked_for_by_many_is_encoded_once(prism: httpx.AsyncClient) -> None:
+    """32 requests that come together with one new picture get 32 right answers out of one preprocess and one encode."""
+    drawn, file = Image.new("RGB", (150, 130), "white"), io.BytesIO()
+    ImageDraw.Draw(drawn).rectangle((30, 25, 110, 95), fill="blue")
+    drawn.save(file, "PNG")
+    before = await worked_on(prism)
+    body = chat([image(file.getvalue()), text("What colour is the shape?")])
+    answers = await asyncio.gather(*(prism.post("/v1/chat/completions", json=body) for _ in range(32)))
+    assert [answer.json()["choices"][0]["message"]["content"] for answer in answers] == ["blue"] * 32
+    assert await worked_on(prism) - before == Counter({"preprocess": 1, "encode": 1})
+    await prism.post("/v1/chat/completions", json=body)
+    assert await worked_on(prism) - before == Counter({"preprocess": 1, "encode": 1})
+
+
+async def worked_on(client: httpx.AsyncClient) -> Counter[str]:
+    """Pictures that each stage has worked on."""
+    lines = [line for line in (await client.get("/metrics")).text.splitlines() if line.startswith("prism_pictures_total{")]
+    return Counter({line.partition('stage="')[2].partition('"')[0]: int(float(line.split()[-1])) for line in lines})
+
+
+async def test_a_broken_picture_is_named_where_each_request_has_it(prism: httpx.AsyncClient) -> None:
+    """Requests that share one run for a picture which does not decode are each told their own field."""
+    broken = image(random_png(120, 120, seed=5)[:-200])
+    bodies = [chat([*[text("Hello")] * number, broken]) for number in range(8)]
+    answers = await asyncio.gather(*(prism.post("/v1/chat/completions", json=body) for body in bodies))
+    assert {answer.status_code for answer in answers} == {400}
+    params = [answer.json()["error"]["param"] for answer in answers]
+    assert params == [f"messages[0].content[{number}].image_url.url" for number in range(8)]

@@ -39,7 +39,11 @@ def batch() -> list[Pixels]:
 
 
 def test_embeddings_equal_the_library_tower(encoder: VisionEncoder, batch: list[Pixels]) -> None:
-    """Embeddings of one picture, and of several in one batch, equal those of transformers' whole model to 1e-5 in float32."""
+    """Embeddings of one picture, and of several in one batch, are those of transformers' whole model in float32.
+
+    To a millionth of the largest number, that is: float32 itself is no finer, and the library's own numbers are as far from
+    what it computes in float64.
+    """
     oracle = Qwen2_5_VLForConditionalGeneration.from_pretrained(MODEL.path, dtype=torch.float32).eval()
     for pixels, together in zip(batch, encoder.encode(batch), strict=True):
         [alone] = encoder.encode([pixels])
@@ -49,7 +53,7 @@ def test_embeddings_equal_the_library_tower(encoder: VisionEncoder, batch: list[
         for embedding in (alone, together):
             rows = embedding.rows.view(np.float32)
             assert rows.shape == expected.shape
-            assert np.abs(rows - expected.numpy()).max() < 1e-5
+            assert np.abs(rows - expected.numpy()).max() < 1e-6 * np.abs(expected.numpy()).max()
 
 
 def test_only_vision_weights_are_read(tmp_path: Path) -> None:

@@ -55,3 +55,12 @@ def test_the_drawn_tree_is_the_real_one() -> None:
     for kind in leaves():
         if kind is not errors.EngineRefused:
             assert str(kind.status) == drawn[kind.__name__]
+
+
+def test_an_error_can_be_about_another_field() -> None:
+    """What two requests met together names the field of each; an error that is about no field stays so."""
+    error = errors.TooManyPictures("Too many.", param="messages", asked=9, limit=8)
+    twin = error.at("prompt")
+    assert (type(twin), twin.param, twin.message, twin.figures) == (type(error), "prompt", error.message, error.figures)
+    assert error.param == "messages"
+    assert errors.StageUnavailable("Gone.").at("prompt").param is None

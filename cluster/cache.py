@@ -1,0 +1,87 @@
+"""The encoder's memory: embeddings by digest, bounded in bytes, and never two runs for one picture at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from contextvars import Context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cluster.metrics import CACHE_BYTES, CACHE_LOOKUPS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from cluster.messages import Digest, Embedding
+
+
+class EmbeddingCache:
+    """Embeddings that were used lately; what has not been used for longest goes first.
+
+    Args:
+        max_bytes: What the kept embeddings may take together; 0 keeps none, and still joins those who wait for one run.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes: Final = max_bytes
+        self._kept: Final[OrderedDict[Digest, Embedding]] = OrderedDict()
+        self._runs: Final[dict[Digest, _Run]] = {}
+        self.num_bytes = 0
+
+    async def get(self, digest: Digest, make: Callable[[], Coroutine[Any, Any, Embedding]]) -> Embedding:
+        """The embedding of a picture: kept, being made for somebody else, or made now.
+
+        A run goes on as long as anybody waits for it, whoever asked first; a failure is everybody's, and is not kept.
+
+        Raises:
+            Exception: What ``make`` raised.
+        """
+        if (kept := self._kept.get(digest)) is not None:
+            self._kept.move_to_end(digest)
+            CACHE_LOOKUPS.labels("hit").inc()
+            return kept
+        run = self._runs.get(digest)
+        CACHE_LOOKUPS.labels("miss" if run is None else "joined").inc()
+        if run is None:
+            run = self._start(digest, make())
+        run.num_waiting += 1
+        try:
+            return await asyncio.shield(run.task)
+        finally:
+            run.num_waiting -= 1
+            if not run.num_waiting and not run.task.done():
+                del self._runs[digest]  # at once: who comes now must not wait for what is being ended
+                run.task.cancel()
+
+    def _start(self, digest: Digest, making: Coroutine[Any, Any, Embedding]) -> _Run:
+        # In a context of its own: what belongs to the request that came first is not for the others to lose with it.
+        run = self._runs[digest] = _Run(asyncio.create_task(making, context=Context()))
+
+        def finish(task: asyncio.Task[Embedding]) -> None:
+            if self._runs.get(digest) is run:
+                del self._runs[digest]
+                if not task.cancelled() and task.exception() is None:
+                    self._keep(task.result())
+
+        run.task.add_done_callback(finish)
+        return run
+
+    def _keep(self, embedding: Embedding) -> None:
+        if embedding.rows.nbytes > self._max_bytes:
+            return
+        self._kept[embedding.digest] = embedding
+        self.num_bytes += embedding.rows.nbytes
+        while self.num_bytes > self._max_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self.num_bytes -= oldest.rows.nbytes
+        CACHE_BYTES.set(self.num_bytes)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One picture being encoded, and how many wait for it."""
+
+    task: asyncio.Task[Embedding]
+    num_waiting: int = 0
