@@ -118,8 +118,9 @@ class Tower:
                 out[rows] = attention(q[rows], k[rows], v[rows], len(rows))
         else:
             sizes = [length * count for length, count in layout.windows.items()]
-            parts = zip(*(torch.split(part, sizes) for part in (q, k, v)), layout.windows, strict=True)
-            out = torch.cat([attention(*part) for part in parts])
+            split = zip(*(torch.split(part, sizes) for part in (q, k, v)), layout.windows, strict=True)
+            parts = [attention(*part) for part in split]
+            out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return linear(out.flatten(1), weights.proj.weight, weights.proj.bias)
 
     def _plan(self, grid: Grid) -> Plan:
