@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from prometheus_client import generate_latest
 from ray import serve
@@ -17,6 +17,10 @@ from cluster.errors import InternalError, PrismError, StageUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
+
+    Response = TypeVar("Response", bound=DeploymentResponse[Any] | DeploymentResponseGenerator[Any])
 
 log: Final = logging.getLogger("ray.serve")
 
@@ -60,6 +64,17 @@ def calling(stage: str, *, given_by: str | None = None) -> Iterator[None]:
     except (RayError, RayServeException) as error:
         lacks_argument = isinstance(error.__cause__, RayActorError)
         raise _unavailable((given_by if lacks_argument else None) or stage, error) from error
+
+
+@contextmanager
+def cancelled_if_left(response: Response) -> Iterator[Response]:
+    """When a call is left before its end, its replica stops working on it: Ray does not do that by itself."""
+    try:
+        yield response
+    except BaseException:  # a cancelled task and a closed generator among them
+        with suppress(RayError, RayServeException):  # it has failed by itself, and says so once more
+            response.cancel()  # type: ignore[no-untyped-call]
+        raise
 
 
 def log_refusals_briefly() -> None:

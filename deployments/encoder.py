@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cluster.cache import EmbeddingCache
 from cluster.errors import PrismError
 from cluster.metrics import PICTURES
-from deployments.calls import ProcessMetrics, calling, log_refusals_briefly
+from deployments.calls import ProcessMetrics, calling, cancelled_if_left, log_refusals_briefly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,8 +49,8 @@ class VisionEncoder:
             raise error.at(picture.param) from None
 
     async def _encode(self, picture: Picture) -> Embedding:
-        with calling("preprocessor"):
-            pixels = await self._preprocessor.preprocess.remote(picture)
+        with calling("preprocessor"), cancelled_if_left(self._preprocessor.preprocess.remote(picture)) as response:
+            pixels = await response
         [embedding] = await self._in_lane(self._tower.encode, [pixels])
         PICTURES.labels("encode").inc()
         return embedding

@@ -7,9 +7,9 @@ The path, in the words of the stages: **request** reads the body, **media** make
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import ExitStack, aclosing
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from ray import serve
@@ -22,19 +22,17 @@ from cluster.media import MediaReader
 from cluster.messages import Call
 from cluster.request import read_request
 from deployments.api import Answer, build_api
-from deployments.calls import ProcessMetrics, calling
+from deployments.calls import ProcessMetrics, calling, cancelled_if_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastapi import FastAPI
-    from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
+    from ray.serve.handle import DeploymentHandle
 
     from cluster.config import PrismConfig
     from cluster.messages import Endpoint, Picture
     from cluster.request import ClientRequest
-
-    Response = TypeVar("Response", bound=DeploymentResponse[Any] | DeploymentResponseGenerator[Any])
 
 ASK_TIMEOUT_S = 5.0
 
@@ -91,8 +89,8 @@ class Router:
         """
         with ExitStack() as calls:
             encode, generate = self._pools["encoder"].encode, self._pools["decoder"].options(stream=True).generate
-            embeddings = [calls.enter_context(_cancelled_if_left(encode.remote(picture))) for picture in pictures]
-            response = calls.enter_context(_cancelled_if_left(generate.remote(call, *embeddings)))
+            embeddings = [calls.enter_context(cancelled_if_left(encode.remote(picture))) for picture in pictures]
+            response = calls.enter_context(cancelled_if_left(generate.remote(call, *embeddings)))
             del pictures  # nobody needs their bytes while tokens are made
             with calling("decoder", given_by="encoder"):
                 async for text in cast(AsyncIterator[str], response):
@@ -139,17 +137,6 @@ async def ask_replicas(pool: DeploymentHandle[Any], method: str) -> list[Any]:
     waits = (asyncio.wait_for(call.get_async(), ASK_TIMEOUT_S) for call in calls)  # type: ignore[no-untyped-call]
     answers = await asyncio.gather(*waits, return_exceptions=True)
     return [answer for answer in answers if not isinstance(answer, BaseException)]
-
-
-@contextmanager
-def _cancelled_if_left(response: Response) -> Iterator[Response]:
-    """When a call is left before its end, its replica stops working on it: Ray does not do that by itself."""
-    try:
-        yield response
-    except BaseException:  # a cancelled task and a closed generator among them
-        with suppress(RayError, RayServeException):  # it has failed by itself, and says so once more
-            response.cancel()  # type: ignore[no-untyped-call]
-        raise
 
 
 def read_pool_states() -> dict[str, Any]:

@@ -164,7 +164,7 @@ def test_a_machine_that_is_too_small_is_told_so() -> None:
     """``prism serve`` ends at once, with the figures, where Serve would wait for ever for GPUs that are not there."""
     served = run("serve", ROOT / "deployments" / "qwen2_5_vl_32b.yaml", "--port", str(free_port()))
     assert served.returncode == 1
-    assert "10 GPUs, and this machine has 0" in served.stderr
+    assert "10 GPUs, and this machine has" in served.stderr
 
 
 def replicas(launched: Launched, deployment: str) -> list[psutil.Process]:
