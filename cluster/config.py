@@ -19,6 +19,7 @@ from cluster import hub
 
 DEMO_CHECKPOINT = Path(__file__).parent / "demo" / "checkpoint"
 MEBIBYTE = 2**20
+POOLS = ("router", "preprocessor", "encoder", "decoder")
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -232,7 +233,7 @@ class PrismConfig(Frozen):
 
     @property
     def pools(self) -> tuple[PoolConfig, ...]:
-        return self.router, self.preprocessor, self.encoder, self.decoder
+        return tuple(getattr(self, name) for name in POOLS)
 
     @property
     def pool_labels(self) -> list[str]:
@@ -241,5 +242,4 @@ class PrismConfig(Frozen):
 
     def without_pool_labels(self) -> Self:
         """The same on whatever nodes there are."""
-        names = ("router", "preprocessor", "encoder", "decoder")
-        return self.model_copy(update={name: getattr(self, name).without_label() for name in names})
+        return self.model_copy(update={name: getattr(self, name).without_label() for name in POOLS})

@@ -50,20 +50,20 @@ def calling(stage: str, *, given_by: str | None = None) -> Iterator[None]:
         PrismError: The one that the stage raised, or ``StageUnavailable`` or ``InternalError`` for what
             became of the call on the way.
     """
+    giver = given_by or stage
     try:
         yield
     except RayTaskError as error:
         if isinstance(error.cause, PrismError):
             raise error.cause from None
         if isinstance(error.cause, RayError | RayServeException):
-            raise _unavailable(given_by or stage, error) from error
+            raise _unavailable(giver, error) from error
         log.exception("the %s failed", stage)
         raise InternalError(f"The {stage} failed on this request.") from error
     except TaskCancelledError:  # Ray's word for it: the client left
         raise asyncio.CancelledError from None
     except (RayError, RayServeException) as error:
-        lacks_argument = isinstance(error.__cause__, RayActorError)
-        raise _unavailable((given_by if lacks_argument else None) or stage, error) from error
+        raise _unavailable(giver if isinstance(error.__cause__, RayActorError) else stage, error) from error
 
 
 @contextmanager

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 EPSILON: Final = 1e-6
 """Of the norms; the library has it as a constant too."""
-MAX_PLANS: Final = 1024
-"""Grids whose plans are kept. One for a megapixel takes 3 MB."""
+MAX_PLANS: Final = 256
+"""Grids whose plans are kept, on the device. One for a megapixel takes 3 MB."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 SAMPLES = Path(__file__).resolve().parents[2] / "cluster" / "demo" / "samples"
 
@@ -36,6 +36,14 @@ def random_png(width: int, height: int, seed: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST).save(file, "PNG")
     return file.getvalue()
+
+
+def square(colour: str, side: int) -> Part:
+    """A square on white; another side makes another picture, one that no encoder has kept."""
+    drawn, file = Image.new("RGB", (150, 130), "white"), io.BytesIO()
+    ImageDraw.Draw(drawn).rectangle((20, 15, 20 + side, 15 + side), fill=colour)
+    drawn.save(file, "PNG")
+    return image(file.getvalue())
 
 
 def chat(content: list[Part], **options: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 import time
 from collections import Counter
@@ -14,11 +13,10 @@ import httpx
 import psutil
 import pytest
 from openai import AsyncOpenAI
-from PIL import Image, ImageDraw
 from transformers import AutoTokenizer
 
 from cluster.config import DEMO_CHECKPOINT
-from tests.serve.ask import chat, image, picture, random_png, text
+from tests.serve.ask import chat, image, picture, random_png, square, text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -256,11 +254,8 @@ def test_rays_own_ports_ask_for_a_token() -> None:
 
 async def test_one_new_picture_asked_for_by_many_is_encoded_once(prism: httpx.AsyncClient) -> None:
     """32 requests that come together with one new picture get 32 right answers out of one preprocess and one encode."""
-    drawn, file = Image.new("RGB", (150, 130), "white"), io.BytesIO()
-    ImageDraw.Draw(drawn).rectangle((30, 25, 110, 95), fill="blue")
-    drawn.save(file, "PNG")
     before = await worked_on(prism)
-    body = chat([image(file.getvalue()), text("What colour is the shape?")])
+    body = chat([square("blue", 80), text("What colour is the shape?")])
     answers = await asyncio.gather(*(prism.post("/v1/chat/completions", json=body) for _ in range(32)))
     assert [answer.json()["choices"][0]["message"]["content"] for answer in answers] == ["blue"] * 32
     assert await worked_on(prism) - before == Counter({"preprocess": 1, "encode": 1})

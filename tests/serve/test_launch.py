@@ -13,15 +13,15 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import psutil
 import pytest
 import yaml
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from tests.serve.ask import SAMPLES, chat, image, text
+from tests.serve.ask import SAMPLES, chat, image, square, text
 from tests.serve.servers import APP, ROOT, free_port
 from tests.serve.test_parity import compare, requests
 
@@ -202,7 +202,7 @@ async def test_a_replica_that_does_not_answer_hides_no_other(launched: Launched)
 async def test_a_replica_that_dies_with_a_request_in_it_fails_that_request_alone(launched: Launched) -> None:
     """A request whose encoder is killed ends in a typed error that names the pool; text goes on, and pictures soon again."""
     stopped, [encoder] = replicas(launched, "Preprocessor"), replicas(launched, "VisionEncoder")
-    ask = blue_square(100)
+    ask = chat([square("blue", 100), text("What colour is the shape?")])
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         for process in stopped:
             process.suspend()  # so that the encoder has the request, and waits
@@ -222,17 +222,9 @@ async def test_a_replica_that_dies_with_a_request_in_it_fails_that_request_alone
     assert answer.json()["choices"][0]["message"]["content"] == "blue"
 
 
-def blue_square(side: int) -> dict[str, Any]:
-    """A question about a picture that no encoder has kept."""
-    drawn, file = Image.new("RGB", (150, 130), "white"), io.BytesIO()
-    ImageDraw.Draw(drawn).rectangle((20, 15, 20 + side, 15 + side), fill="blue")
-    drawn.save(file, "PNG")
-    return chat([image(file.getvalue()), text("What colour is the shape?")])
-
-
 async def test_a_request_that_waits_for_a_replica_outlives_it(launched: Launched) -> None:
     """What a pool's replicas have not begun on when they die is done by those that take their place."""
-    ask = blue_square(90)
+    ask = chat([square("blue", 90), text("What colour is the shape?")])
     async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
         dying = replicas(launched, "Preprocessor")
         for process in dying:

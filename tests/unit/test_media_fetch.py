@@ -426,7 +426,8 @@ async def test_one_private_address_condemns_a_name(answer: list[str] | Exception
 async def test_a_name_server_that_is_busy_is_worth_a_retry(site: Site, ca_file: str) -> None:
     """A lookup that fails for now is not a verdict on the URL."""
     names = Names([socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")])
-    await refusal(FetchFailed, site, ca_file, "https://pictures.example/", resolver=names)
+    error = await refusal(FetchFailed, site, ca_file, "https://pictures.example/", resolver=names)
+    assert "try again" in error.message
 
 
 async def test_the_address_that_was_checked_is_the_one_dialled(site: Site, ca_file: str) -> None:
