@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -167,15 +168,24 @@ def test_a_machine_that_is_too_small_is_told_so() -> None:
     assert "10 GPUs, and this machine has" in served.stderr
 
 
-def replicas(launched: Launched, deployment: str) -> list[psutil.Process]:
+def replicas(launched: Launched, deployment: str, *, at_least: int = 1) -> list[psutil.Process]:
     """The processes of a pool."""
-    return [process for process in living(launched) if f"ServeReplica:prism:{deployment}" in " ".join(process.cmdline())]
+    return titled(launched, f"ServeReplica:prism:{deployment}", at_least=at_least)
 
 
-def living(launched: Launched) -> list[psutil.Process]:
-    """The cluster's processes but for those that have ended and were not waited for."""
-    family = psutil.Process(launched.process.pid).children(recursive=True)
-    return [process for process in family if process.status() != psutil.STATUS_ZOMBIE]
+def titled(launched: Launched, title: str, *, at_least: int = 1) -> list[psutil.Process]:
+    """The cluster's living processes of a title, once there are so many: a process may be about to change its title."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        found = []
+        for process in psutil.Process(launched.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has ended
+                if title in " ".join(process.cmdline()):
+                    found.append(process)
+        if len(found) >= at_least:
+            return found
+        assert time.monotonic() < deadline, f"no process is {title}"
+        time.sleep(0.25)
 
 
 async def is_ready_again(client: httpx.AsyncClient) -> None:
@@ -188,7 +198,7 @@ async def is_ready_again(client: httpx.AsyncClient) -> None:
 
 async def test_a_replica_that_does_not_answer_hides_no_other(launched: Launched) -> None:
     """With one of two preprocessors stopped the pool can serve, and the other's metrics are there."""
-    stopped, _ = replicas(launched, "Preprocessor")
+    stopped, _ = replicas(launched, "Preprocessor", at_least=2)
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         stopped.suspend()
         try:
@@ -201,7 +211,7 @@ async def test_a_replica_that_does_not_answer_hides_no_other(launched: Launched)
 
 async def test_a_replica_that_dies_with_a_request_in_it_fails_that_request_alone(launched: Launched) -> None:
     """A request whose encoder is killed ends in a typed error that names the pool; text goes on, and pictures soon again."""
-    stopped, [encoder] = replicas(launched, "Preprocessor"), replicas(launched, "VisionEncoder")
+    stopped, [encoder] = replicas(launched, "Preprocessor", at_least=2), replicas(launched, "VisionEncoder")
     ask = chat([square("blue", 100), text("What colour is the shape?")])
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         for process in stopped:
@@ -226,7 +236,7 @@ async def test_a_request_that_waits_for_a_replica_outlives_it(launched: Launched
     """What a pool's replicas have not begun on when they die is done by those that take their place."""
     ask = chat([square("blue", 90), text("What colour is the shape?")])
     async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
-        dying = replicas(launched, "Preprocessor")
+        dying = replicas(launched, "Preprocessor", at_least=2)
         for process in dying:
             process.suspend()
         asked = asyncio.ensure_future(client.post("/v1/chat/completions", json=ask))
@@ -259,7 +269,7 @@ async def test_a_decoder_that_dies_ends_its_streams_with_a_typed_error(launched:
 
 async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:
     """When the engine is killed in mid-stream, the stream ends with a typed error and ``[DONE]``, and ``/health`` says no."""
-    engines = [process for process in living(launched) if "EngineCore" in " ".join(process.cmdline())]
+    engines = titled(launched, "EngineCore")
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         *_, error, done = await last_events(client, engines)
         assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
