@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from cluster import segments
+from deployments import ingress
 from deployments.router import read_pool_states
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
     failed = True
     try:
         # Replicas inherit where temporary files go: vLLM removes neither its sockets nor its caches.
-        with _signals_kept(), _variable("TMPDIR", str(folder)):
+        lean = ingress.environment(folder, max_stream_s=file.config.router.request_timeout_s)
+        with _signals_kept(), _variables({"TMPDIR": str(folder), **lean}):
             ray.init(
                 "local",  # never a cluster that RAY_ADDRESS names: this one is ours to end
                 _node_ip_address=LOOPBACK,
@@ -186,16 +188,17 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """Sets an environment variable for the processes that start meanwhile."""
-    before = os.environ.get(name)
-    os.environ[name] = value
+def _variables(values: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables for the processes that start meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -88,7 +88,7 @@ class Router:
         about some of them, ray-project/ray#58080.)
         """
         with ExitStack() as calls:
-            encode, generate = self._pools["encoder"].encode, self._pools["decoder"].options(stream=True).generate
+            encode, generate = self._pools["encoder"].encode, self._pools["decoder"].options(stream=True, _by_reference=bool(pictures)).generate
             embeddings = [calls.enter_context(cancelled_if_left(encode.remote(picture))) for picture in pictures]
             response = calls.enter_context(cancelled_if_left(generate.remote(call, *embeddings)))
             del pictures  # nobody needs their bytes while tokens are made
