@@ -6,7 +6,7 @@ import asyncio
 from collections import OrderedDict
 from contextvars import Context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from cluster.metrics import CACHE_BYTES, CACHE_LOOKUPS
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cluster.messages import Digest, Embedding
+
+Outcome = Literal["hit", "joined", "miss"]
 
 
 class EmbeddingCache:
@@ -30,8 +32,8 @@ class EmbeddingCache:
         self._runs: Final[dict[Digest, _Run]] = {}
         self.num_bytes = 0
 
-    async def get(self, digest: Digest, make: Callable[[], Coroutine[Any, Any, Embedding]]) -> Embedding:
-        """The embedding of a picture: kept, being made for somebody else, or made now.
+    async def get(self, digest: Digest, make: Callable[[], Coroutine[Any, Any, Embedding]]) -> tuple[Embedding, Outcome]:
+        """The embedding of a picture, and how it was come by: kept, being made for somebody else, or made now.
 
         A run goes on as long as anybody waits for it, whoever asked first; a failure is everybody's, and is not kept.
 
@@ -41,14 +43,15 @@ class EmbeddingCache:
         if (kept := self._kept.get(digest)) is not None:
             self._kept.move_to_end(digest)
             CACHE_LOOKUPS.labels("hit").inc()
-            return kept
+            return kept, "hit"
         run = self._runs.get(digest)
-        CACHE_LOOKUPS.labels("miss" if run is None else "joined").inc()
+        outcome: Outcome = "miss" if run is None else "joined"
+        CACHE_LOOKUPS.labels(outcome).inc()
         if run is None:
             run = self._start(digest, make())
         run.num_waiting += 1
         try:
-            return await asyncio.shield(run.task)
+            return await asyncio.shield(run.task), outcome
         finally:
             run.num_waiting -= 1
             if not run.num_waiting and not run.task.done():

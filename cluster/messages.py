@@ -22,6 +22,9 @@ Digest = str
 Grid = tuple[int, int, int]
 """A picture's patches as (time, height, width); time is 1 for pictures."""
 
+Spent = dict[str, float]
+"""Seconds by stage of ``cluster.waterfall``."""
+
 Endpoint = Literal["chat", "completions", "tokenize", "detokenize"]
 
 PICTURE_FORMATS: Final = "PNG, JPEG, WebP, GIF, BMP or TIFF"
@@ -45,14 +48,22 @@ class Picture:
     height: int
     param: str
 
+    @property
+    def num_pixels(self) -> int:
+        return self.width * self.height
+
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """A picture ready for the vision tower: ``patches`` is [num_patches, 3 · 2 · 14 · 14] uint8, not normalised."""
+    """A picture ready for the vision tower: ``patches`` is [num_patches, 3 · 2 · 14 · 14] uint8, not normalised.
+
+    ``ran_s`` is how long it was worked on.
+    """
 
     digest: Digest
     patches: NDArray[np.uint8] = field(repr=False)
     grid: Grid
+    ran_s: float = 0.0
 
     @property
     def num_patches(self) -> int:
@@ -64,13 +75,14 @@ class Embedding:
     """What the vision tower made of a picture.
 
     ``rows`` holds [num_tokens, hidden_size · itemsize] uint8: the raw bytes of the tensor, because numpy has no bfloat16;
-    ``dtype`` is the torch name of the numbers within.
+    ``dtype`` is the torch name of the numbers within. ``spent`` is where the time went of the call that it answers.
     """
 
     digest: Digest
     rows: NDArray[np.uint8] = field(repr=False)
     dtype: str
     grid: Grid
+    spent: Spent = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,14 @@ class Call:
     endpoint: Endpoint
     request_id: str
     body: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstPiece:
+    """The beginning of an answer, with the time that its pictures and its decoder took up to there."""
+
+    text: str
+    spent: Spent
 
 
 PICTURE_PART: Final = "prism_picture"

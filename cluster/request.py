@@ -71,7 +71,7 @@ OPERATOR_FIELDS: Final = {
 }
 """Fields of vLLM's that would reach behind the Router, each with what to do instead."""
 
-PRISM_FIELDS: Final = frozenset({"timeout_s"})
+PRISM_FIELDS: Final = frozenset({"timeout_s", "waterfall"})
 MAX_FLOAT: Final = sys.float_info.max
 
 
@@ -91,7 +91,8 @@ class ClientRequest:
 
     body: dict[str, Any] = field(repr=False)
     slots: tuple[PictureSlot, ...]
-    timeout_s: float | None
+    timeout_s: float | None = None
+    wants_waterfall: bool = False
 
     @property
     def stream(self) -> bool:
@@ -129,7 +130,7 @@ def read_request(raw: bytes, *, served_name: str, max_pictures: int) -> ClientRe
         message = "truncate_prompt_tokens would cut pictures; leave it out, or send text alone."
         raise InvalidField(message, param="truncate_prompt_tokens")
     _check_size(len(raw) - sum(len(slot.url) for slot in slots), body)
-    return ClientRequest(body, slots, _read_prism(body.pop("prism", None)))
+    return ClientRequest(body, slots, *_read_prism(body.pop("prism", None)))
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
@@ -175,18 +176,22 @@ def _check_fields(body: dict[str, Any]) -> None:
         raise InvalidField("Send prompt to /v1/completions or messages to /v1/chat/completions, not both.", param="prompt")
 
 
-def _read_prism(options: object) -> float | None:
+def _read_prism(options: object) -> tuple[float | None, bool]:
+    """The timeout in seconds, and whether the waterfall is wanted."""
     if options is None:
-        return None
+        return None, False
     if not isinstance(options, dict):
         raise InvalidField(f"prism must be an object, not {_kind(options)}.", param="prism")
-    _refuse_others(options, PRISM_FIELDS, "prism", "prism takes timeout_s")
+    _refuse_others(options, PRISM_FIELDS, "prism", "prism takes timeout_s and waterfall")
+    waterfall = options.get("waterfall", False)
+    if not isinstance(waterfall, bool):
+        raise InvalidField(f"prism.waterfall must be true or false, not {_kind(waterfall)}.", param="prism.waterfall")
     timeout_s = options.get("timeout_s")
     if timeout_s is None:
-        return None
+        return None, waterfall
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s <= MAX_FLOAT:
         raise InvalidField("prism.timeout_s must be a positive number of seconds.", param="prism.timeout_s")
-    return float(timeout_s)
+    return float(timeout_s), waterfall
 
 
 def _find_pictures(body: dict[str, Any]) -> Iterator[PictureSlot]:

@@ -6,15 +6,15 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import distributions, version
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
 from ray.exceptions import TaskCancelledError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
 
 from cluster.admission import Admission, Place
 from cluster.errors import (
@@ -29,6 +29,7 @@ from cluster.errors import (
 )
 from cluster.metrics import FIRST_PIECE_S, IN_FLIGHT, REQUESTS
 from cluster.stream import relay
+from cluster.waterfall import LAST, Waterfall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -57,29 +58,35 @@ CLIENT_GONE: Final = 499
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A request's first piece, and what follows it: SSE text for a stream, nothing after the first piece otherwise."""
+    """A request's first piece, and what follows it: SSE text for a stream, JSON otherwise."""
 
     first: str
     rest: AsyncIterator[str]
     stream: bool
+    wants_waterfall: bool
 
 
-def build_api(router: Router) -> FastAPI:
+def build_api(router: Router) -> Starlette:
     """The application that Serve runs in each Router replica."""
-    api = FastAPI(title="Prism", openapi_url=None, redirect_slashes=False)
     desk = Desk(router)
-    for path, endpoint in ENDPOINTS.items():
-        api.add_api_route(path, desk.endpoint(endpoint), methods=["POST"])
-    api.add_api_route("/v1/models", desk.models)
-    api.add_api_route("/v1/models/{name:path}", desk.model)
-    api.add_api_route("/health", desk.health, methods=["GET", "HEAD"])
-    api.add_api_route("/status", desk.status)
-    api.add_api_route("/version", desk.version)
-    api.add_api_route("/metrics", desk.metrics)
-    api.add_exception_handler(PrismError, _prism_error)
-    api.add_exception_handler(HTTPException, _http_error)
-    api.add_exception_handler(ClientDisconnect, _client_gone)
-    api.add_exception_handler(Exception, _defect)
+    api = Starlette(
+        routes=[
+            *(Route(path, desk.endpoint(endpoint), methods=["POST"]) for path, endpoint in ENDPOINTS.items()),
+            Route("/v1/models", desk.models),
+            Route("/v1/models/{name:path}", desk.model),
+            Route("/health", desk.health),
+            Route("/status", desk.status),
+            Route("/version", desk.version),
+            Route("/metrics", desk.metrics),
+        ],
+        exception_handlers={
+            PrismError: _prism_error,
+            HTTPException: _http_error,
+            ClientDisconnect: _client_gone,
+            Exception: _defect,
+        },
+    )
+    api.router.redirect_slashes = False
     return api
 
 
@@ -96,53 +103,60 @@ class Desk:
         """The handler for one of vLLM's endpoints."""
 
         async def handle(http: Request) -> Response:
+            waterfall = Waterfall()
             place = self._enter(endpoint)
             try:
                 raw = await self._read_body(http, place)
-                started_s = time.perf_counter()
-                answer = await self._router.answer(endpoint, raw, place.hold)
+                answer = await self._router.answer(endpoint, raw, place.hold, waterfall)
                 streams = answer.stream and endpoint in STREAMING
-                if not streams:
-                    async for _ in answer.rest:  # nothing is left, but the call wants to be heard out to count as finished
-                        pass
+                whole = answer.first if streams else answer.first + "".join([piece async for piece in answer.rest])
             except BaseException as error:
                 self._leave(place, endpoint, _status(error))
                 raise
+            headers = {"server-timing": waterfall.server_timing()} if answer.wants_waterfall else {}
             if not streams:
                 self._leave(place, endpoint, 200)
-                return Response(answer.first, media_type="application/json")
-            FIRST_PIECE_S.labels(endpoint).observe(time.perf_counter() - started_s)
+                _tell(waterfall, endpoint, 200)
+                return Response(whole, media_type="application/json", headers=headers)
+            FIRST_PIECE_S.labels(endpoint).observe(waterfall.ttft_s)
             place.drop_bytes()
-            leave = partial(self._leave, place, endpoint)
-            return HeldStream(relay(answer.first, answer.rest, leave), leave)
+
+            def leave(status: int) -> None:
+                if not place.is_left:
+                    waterfall.reach(LAST)
+                    _tell(waterfall, endpoint, status)
+                self._leave(place, endpoint, status)
+
+            return HeldStream(relay(answer.first, answer.rest, leave), leave, headers)
 
         return handle
 
-    async def models(self) -> dict[str, Any]:
+    async def models(self, _: Request) -> Response:
         """The OpenAI list of models: the one that is served."""
-        return {"object": "list", "data": [self._card()]}
+        return JSONResponse({"object": "list", "data": [self._card()]})
 
-    async def model(self, name: str) -> dict[str, Any]:
+    async def model(self, http: Request) -> Response:
         """The OpenAI card of one model."""
+        name = http.path_params["name"]
         if name != self._router.config.model.served_name:
             served = self._router.config.model.served_name
             raise ModelNotFound(f"The model {name!r} is not served here; ask for {served!r}.", param="model")
-        return self._card()
+        return JSONResponse(self._card())
 
-    async def health(self) -> Response:
+    async def health(self, _: Request) -> Response:
         """200 only when every pool can serve."""
         await self._router.check_ready()
         return Response(status_code=200)
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self, _: Request) -> Response:
         """Every pool with its replicas, for ``prism status``."""
-        return {"model": self._router.config.model.served_name, "pools": await self._router.pool_states()}
+        return JSONResponse({"model": self._router.config.model.served_name, "pools": await self._router.pool_states()})
 
-    async def version(self) -> dict[str, str]:
+    async def version(self, _: Request) -> Response:
         """Prism's version and that of what it stands on."""
-        return self._versions
+        return JSONResponse(self._versions)
 
-    async def metrics(self) -> Response:
+    async def metrics(self, _: Request) -> Response:
         """The whole cluster's metrics as Prometheus text."""
         return Response(await self._router.cluster_metrics(), media_type="text/plain; version=0.0.4")
 
@@ -200,8 +214,8 @@ class Desk:
 class HeldStream(StreamingResponse):
     """An SSE response whose place is left at the latest when the client is gone."""
 
-    def __init__(self, content: AsyncIterator[bytes], leave: Callable[[int], None]) -> None:
-        super().__init__(content, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    def __init__(self, content: AsyncIterator[bytes], leave: Callable[[int], None], headers: dict[str, str]) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"cache-control": "no-cache", **headers})
         self._leave = leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -209,6 +223,12 @@ class HeldStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._leave(CLIENT_GONE)  # of no effect once the stream has come to its end
+
+
+def _tell(waterfall: Waterfall, endpoint: Endpoint, status: int) -> None:
+    """Counts an answered request's stages, and logs them on one line."""
+    waterfall.observe()
+    log.info("answered", extra={"endpoint": endpoint, "status": status, "waterfall_ms": waterfall.milliseconds()})
 
 
 def _distributions() -> Iterator[tuple[str, str]]:
@@ -242,7 +262,7 @@ def _prism_error(_: Request, error: Exception) -> Response:
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        routes = ", ".join(route.path_format for route in request.app.routes)
+        routes = ", ".join(route.path for route in request.app.routes)
         return _prism_error(request, RouteNotFound(f"{request.url.path} is not served here; there are {routes}."))
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")

@@ -38,7 +38,7 @@ def compose(config: PrismConfig, *, drain_s: float) -> Application:
     common: dict[str, Any] = {"health_check_period_s": HEALTH_CHECK_PERIOD_S, "graceful_shutdown_timeout_s": drain_s}
     preprocessor = serve.deployment(**common, **pool_options(config.preprocessor, labels))(Preprocessor).bind(config)
     encoder = serve.deployment(**common, **pool_options(config.encoder, labels))(VisionEncoder).bind(config, preprocessor)
-    decoder = serve.deployment(**common, **decoder_options(config.decoder, labels))(Decoder).bind(config)
+    decoder = serve.deployment(**common, **decoder_options(config.decoder, labels))(Decoder).bind(config, encoder)
     router = serve.deployment(**common, **pool_options(config.router, labels))(serve.ingress()(Router))
     return router.bind(config, preprocessor=preprocessor, encoder=encoder, decoder=decoder)
 

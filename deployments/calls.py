@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from prometheus_client import generate_latest
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import RayServeException
 
 from cluster.errors import InternalError, PrismError, StageUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterable, Iterator
 
-    from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
+    from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
+    Result = TypeVar("Result")
     Response = TypeVar("Response", bound=DeploymentResponse[Any] | DeploymentResponseGenerator[Any])
 
 log: Final = logging.getLogger("ray.serve")
@@ -38,32 +39,59 @@ class ProcessMetrics:
         return cls(serve.get_replica_context().replica_id.unique_id, generate_latest())
 
 
+class BySize:
+    """One method of a pool, called by value or by reference.
+
+    By value is gRPC from process to process: a third of the time per call and per piece of a stream, but it copies every byte.
+    By reference, what is large goes through Ray's object store, once.
+    """
+
+    MAX_VALUE_BYTES: Final = 2**20
+    """gRPC refuses what is above 4 MiB."""
+
+    def __init__(self, method: DeploymentHandle[Any]) -> None:
+        self._by_value: Final = method.options(_by_reference=False)
+        self._by_reference: Final = method.options(_by_reference=True)
+
+    def of(self, num_bytes: int) -> DeploymentHandle[Any]:
+        """The method to call, where so many bytes go there or come back."""
+        return self._by_value if num_bytes <= self.MAX_VALUE_BYTES else self._by_reference
+
+
+async def all_or_first_error(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Runs coroutines together; on the first error the others are cancelled, and that error is raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 @contextmanager
-def calling(stage: str, *, given_by: str | None = None) -> Iterator[None]:
+def calling(stage: str) -> Iterator[None]:
     """Around a call to another pool.
 
     Args:
         stage: Whom it goes to.
-        given_by: Whose results are its arguments. Where one of them is missing, the call fails in its place.
 
     Raises:
         PrismError: The one that the stage raised, or ``StageUnavailable`` or ``InternalError`` for what
             became of the call on the way.
     """
-    giver = given_by or stage
     try:
         yield
     except RayTaskError as error:
         if isinstance(error.cause, PrismError):
             raise error.cause from None
         if isinstance(error.cause, RayError | RayServeException):
-            raise _unavailable(giver, error) from error
+            raise _unavailable(stage, error) from error
         log.exception("the %s failed", stage)
         raise InternalError(f"The {stage} failed on this request.") from error
     except TaskCancelledError:  # Ray's word for it: the client left
         raise asyncio.CancelledError from None
     except (RayError, RayServeException) as error:
-        raise _unavailable(giver if isinstance(error.__cause__, RayActorError) else stage, error) from error
+        raise _unavailable(stage, error) from error
 
 
 @contextmanager

@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from cluster.metrics import ENGINE_REQUESTS
-from deployments.calls import ProcessMetrics, log_refusals_briefly
+from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left, log_refusals_briefly
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
+
+    from ray.serve.handle import DeploymentHandle
 
     from cluster.config import PrismConfig
-    from cluster.messages import Call, Embedding
+    from cluster.messages import Call, Digest, Embedding, FirstPiece, Picture, Spent
+
+
+EMBEDDING_BYTES_PER_PIXEL: Final = 13
+"""Of a 32B model: 5,120 numbers of two bytes for each 28×28 pixels."""
 
 
 class Decoder:
     """Generates answers. An engine that dies cannot be revived in place: the replica fails its health check and is replaced."""
 
-    async def __init__(self, config: PrismConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, config: PrismConfig, encoder: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         from cluster.decode.engine import Engine  # only in the replica: whoever builds the application needs no vLLM
 
         log_refusals_briefly()
+        self._encode = BySize(encoder.encode)
         self._engine = await Engine.start(config)
 
-    async def generate(self, call: Call, *embeddings: Embedding) -> AsyncIterator[str]:
-        """Runs one call on the embeddings of its pictures: SSE text for a stream, its JSON once for anything else."""
-        answer = self._engine.answer(call, {embedding.digest: embedding for embedding in embeddings})
-        async with aclosing(answer) as texts:
-            async for text in texts:
-                yield text
+    async def generate(self, call: Call, *pictures: Picture) -> AsyncIterator[FirstPiece | str]:
+        """Runs one call about some pictures: SSE text for a stream, its JSON once for anything else."""
+        embeddings, spent = await self._pull(pictures)
+        del pictures
+        async with aclosing(self._engine.answer(call, embeddings, spent)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _pull(self, pictures: Sequence[Picture]) -> tuple[dict[Digest, Embedding], Spent]:
+        """Embeddings from the encoders, and where the time until the last of them went."""
+        if not pictures:
+            return {}, {}
+        started_s, embeddings = time.perf_counter(), {}
+
+        async def pull(picture: Picture) -> None:
+            with calling("encoder"), cancelled_if_left(self._encode.of(_num_bytes(picture)).remote(picture)) as response:
+                embeddings[picture.digest] = await response
+
+        await all_or_first_error(pull(picture) for picture in pictures)
+        spent = list(embeddings.values())[-1].spent
+        return embeddings, {**spent, "transfer": time.perf_counter() - started_s - sum(spent.values())}
 
     async def check_health(self) -> None:
         """Called by Serve; raises once the engine is gone."""
@@ -52,3 +75,8 @@ class Decoder:
     def __del__(self) -> None:
         if engine := getattr(self, "_engine", None):
             engine.stop()
+
+
+def _num_bytes(picture: Picture) -> int:
+    """Of a picture or its embedding, whichever is more."""
+    return max(len(picture.data), picture.num_pixels * EMBEDDING_BYTES_PER_PIXEL)

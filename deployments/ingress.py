@@ -48,6 +48,8 @@ def _on_loopback(folder: Path) -> Path:
     """A command that runs HAProxy with its statistics on loopback: Ray writes all interfaces into its configuration."""
     command = folder / "haproxy"
     binary = shlex.quote(get_haproxy_binary())
-    command.write_text(f"""#!/bin/sh\nsed -i 's/bind \\*\\{{0,1\\}}:/bind 127.0.0.1:/' "$3"\nexec {binary} "$@"\n""")  # -db -f FILE
+    command.write_text(
+        f"""#!/bin/sh\nsed -i 's/bind \\*\\{{0,1\\}}:/bind 127.0.0.1:/' "$3"\nexec {binary} "$@"\n"""
+    )  # -db -f FILE
     command.chmod(0o700)
     return command

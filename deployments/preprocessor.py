@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cluster.metrics import PICTURES
@@ -30,9 +32,14 @@ class Preprocessor:
 
     async def preprocess(self, picture: Picture) -> Pixels:
         """Decodes, resizes and patchifies one picture, off the event loop."""
-        pixels = await asyncio.get_running_loop().run_in_executor(self._lane, self._preprocess, picture, self._settings)
+        pixels = await asyncio.get_running_loop().run_in_executor(self._lane, self._run, picture)
         PICTURES.labels("preprocess").inc()
         return pixels
+
+    def _run(self, picture: Picture) -> Pixels:
+        started_s = time.perf_counter()
+        pixels = self._preprocess(picture, self._settings)
+        return replace(pixels, ran_s=time.perf_counter() - started_s)
 
     async def ready(self) -> bool:
         """Whether this replica can serve."""

@@ -1,14 +1,15 @@
 """The ingress: takes one request from its body to its last byte.
 
-The path, in the words of the stages: **request** reads the body, **media** makes bounded bytes of each picture, **encode**
-(which pulls from **preprocess**) gives embeddings to **decode**, which makes the answer, and **stream** carries it.
+The path, in the words of the stages: **request** reads the body, **media** makes bounded bytes of each picture, **decode**
+makes the answer, and **stream** carries it. What a stage lacks it pulls: **decode** pulls embeddings from **encode**, and that
+pulls pixels from **preprocess**.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
@@ -19,58 +20,66 @@ from ray.serve.exceptions import RayServeException
 from cluster import metrics
 from cluster.errors import DeadlineExceeded, StageUnavailable
 from cluster.media import MediaReader
-from cluster.messages import Call
+from cluster.messages import Call, FirstPiece
 from cluster.request import read_request
 from deployments.api import Answer, build_api
-from deployments.calls import ProcessMetrics, calling, cancelled_if_left
+from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastapi import FastAPI
     from ray.serve.handle import DeploymentHandle
+    from starlette.applications import Starlette
 
     from cluster.config import PrismConfig
     from cluster.messages import Endpoint, Picture
     from cluster.request import ClientRequest
+    from cluster.waterfall import Waterfall
 
 ASK_TIMEOUT_S = 5.0
 
 
 class Router:
-    """Reads requests, fetches pictures, and joins encoders to decoders. Holds no model."""
+    """Reads requests, fetches their pictures, and has decoders answer. Holds no model."""
 
     def __init__(self, config: PrismConfig, **pools: DeploymentHandle[Any]) -> None:
         self.config = config
         self._pools = pools
+        self._generate = BySize(pools["decoder"].options(stream=True).generate)
         self._media = MediaReader(config.media, revision=config.model.revision)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> Starlette:
         return build_api(self)
 
-    async def answer(self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None]) -> Answer:
+    async def answer(self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], waterfall: Waterfall) -> Answer:
         """Serves one request up to its first piece; the rest follows as the decoder makes it.
 
         Args:
             endpoint: Which of vLLM's endpoints it is for.
             raw: The body.
             hold: Called before so many more bytes are held for it; may refuse.
+            waterfall: Told what its time went to.
 
         Raises:
             PrismError: Before the first piece, so that the client gets a proper status.
         """
         config = self.config
+        waterfall.reach("receive")
         request = read_request(raw, served_name=config.model.served_name, max_pictures=config.media.max_pictures)
         timeout_s = min(request.timeout_s or config.router.request_timeout_s, config.router.request_timeout_s)
         deadline = asyncio.get_running_loop().time() + timeout_s
+        waterfall.reach("parse")
         try:
             async with asyncio.timeout_at(deadline):
                 pictures = await self._read_pictures(request, hold)
-                pieces = self._generate(Call(endpoint, uuid4().hex, request.body), pictures)
-                first = await anext(pieces)
+                waterfall.reach("fetch")
+                pieces = self._decode(Call(endpoint, uuid4().hex, request.body), pictures)
+                first = cast(FirstPiece, await anext(pieces))
         except TimeoutError:
             raise _too_late(timeout_s) from None
-        return Answer(first, _until(pieces, deadline, timeout_s), stream=request.stream)
+        waterfall.reach_first_piece(first.spent)
+        rest = _until(cast(AsyncGenerator[str], pieces), deadline, timeout_s)
+        return Answer(first.text, rest, stream=request.stream, wants_waterfall=request.wants_waterfall)
 
     async def _read_pictures(self, request: ClientRequest, hold: Callable[[int], None]) -> list[Picture]:
         """Reads the request's pictures together; gives each distinct one once, and puts their digests into the body."""
@@ -80,21 +89,14 @@ class Router:
         request.put_pictures({slot.param: picture.digest for slot, picture in zip(request.slots, pictures, strict=True)})
         return list({picture.digest: picture for picture in pictures}.values())
 
-    async def _generate(self, call: Call, pictures: Iterable[Picture]) -> AsyncGenerator[str]:
-        """Has the pictures encoded and the call answered.
-
-        An encoder's response is passed on unread: Ray hands the decoder the embedding itself, and starts it once all are
-        there. (References made by the encoder and returned *inside* its answer are no way to do this: Ray 2.60 forgets
-        about some of them, ray-project/ray#58080.)
-        """
-        with ExitStack() as calls:
-            encode, generate = self._pools["encoder"].encode, self._pools["decoder"].options(stream=True, _by_reference=bool(pictures)).generate
-            embeddings = [calls.enter_context(cancelled_if_left(encode.remote(picture))) for picture in pictures]
-            response = calls.enter_context(cancelled_if_left(generate.remote(call, *embeddings)))
+    async def _decode(self, call: Call, pictures: Sequence[Picture]) -> AsyncGenerator[FirstPiece | str]:
+        """Has a decoder answer: first a ``FirstPiece``, then text. It pulls the embeddings that it lacks from the encoders."""
+        generate = self._generate.of(sum(len(picture.data) for picture in pictures))
+        with cancelled_if_left(generate.remote(call, *pictures)) as response:
             del pictures  # nobody needs their bytes while tokens are made
-            with calling("decoder", given_by="encoder"):
-                async for text in cast(AsyncIterator[str], response):
-                    yield text
+            with calling("decoder"):
+                async for piece in cast(AsyncIterator[FirstPiece | str], response):
+                    yield piece
 
     async def check_ready(self) -> None:
         """Raises:
@@ -151,16 +153,6 @@ def read_pool_states() -> dict[str, Any]:
         for application in status.applications.values()
         for name, deployment in application.deployments.items()
     }
-
-
-async def all_or_first_error(coroutines: Any) -> list[Any]:
-    """Runs coroutines together; on the first error the others are cancelled, and that error is raised."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 async def _until(pieces: AsyncGenerator[str], deadline: float, timeout_s: float) -> AsyncIterator[str]:

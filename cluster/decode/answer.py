@@ -13,38 +13,60 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
 
 from cluster.decode.bounds import check_bounds
+from cluster.decode.coalesce import coalesced
 from cluster.decode.embeddings import offered
 from cluster.decode.engine import engine_died
 from cluster.decode.placement import PlacedChatRequest
 from cluster.decode.refusals import chunk_refusal, invalid_field, misread, refusal
+from cluster.decode.times import watch
 from cluster.errors import InternalError, PrismError
-from cluster.messages import is_picture
+from cluster.messages import FirstPiece, is_picture
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from cluster.decode.engine import Engine
-    from cluster.messages import Call, Digest, Embedding
+    from cluster.messages import Call, Digest, Embedding, Spent
 
 log: Final = logging.getLogger(__name__)
+
+MAX_PIECE_CHARS: Final = 2**20 - 2**10
+"""Four bytes each at most, and gRPC carries 4 MiB at a time."""
 
 Request = TypeVar("Request", bound=BaseModel)
 
 
-async def answer(engine: Engine, call: Call, embeddings: Mapping[Digest, Embedding]) -> AsyncGenerator[str]:
-    """Runs one call. A stream yields SSE text piece by piece, anything else yields its JSON once.
+async def answer(
+    engine: Engine, call: Call, embeddings: Mapping[Digest, Embedding], spent: Spent
+) -> AsyncGenerator[FirstPiece | str]:
+    """Runs one call. A stream yields SSE text piece by piece, anything else yields its JSON.
 
     Closing the iterator, or cancelling its task, frees the engine's slot.
 
     Raises:
         PrismError: For what vLLM refuses, before the first piece is out, so that the client gets a proper status.
     """
+    times = watch()
     result = await _begin(engine, call, embeddings)
     del embeddings  # vLLM has what it needs of them
     if isinstance(result, BaseModel):
-        yield result.model_dump_json()
+        whole = result.model_dump_json()
+        yield FirstPiece(whole[:MAX_PIECE_CHARS], {**spent, **times.spent(streams=False)})
+        for start in range(MAX_PIECE_CHARS, len(whole), MAX_PIECE_CHARS):
+            yield whole[start : start + MAX_PIECE_CHARS]
         return
-    async with aclosing(result) as chunks:
+    async with aclosing(_checked(result, engine, call)) as chunks:
+        # The first chunk names the role; whoever waits for a token waits for the next.
+        first = await anext(chunks) + await anext(chunks, "")
+        yield FirstPiece(first, {**spent, **times.spent(streams=True)})
+        async with aclosing(coalesced(chunks, lambda: engine.num_requests)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+async def _checked(chunks: AsyncGenerator[str], engine: Engine, call: Call) -> AsyncGenerator[str]:
+    """The chunks of a stream; one that reports an error is raised."""
+    async with aclosing(chunks):
         async for chunk in chunks:
             if reported := chunk_refusal(chunk, call.body):
                 raise engine_died() if engine.is_dead else reported

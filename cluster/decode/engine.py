@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from cluster.config import PrismConfig
     from cluster.decode.embeddings import EmbeddingShape
-    from cluster.messages import Digest
+    from cluster.messages import Digest, FirstPiece, Spent
 
 
 class Engine:
@@ -48,14 +48,14 @@ class Engine:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
         from vllm.utils.argparse_utils import FlexibleArgumentParser
-        from vllm.v1.engine.async_llm import AsyncLLM
 
         from cluster.decode.embeddings import EmbeddingShape
+        from cluster.decode.times import TimedLLM
 
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(engine_flags(config))
         validate_parsed_serve_args(args)
         vllm_config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
-        llm, state = AsyncLLM.from_vllm_config(vllm_config), State()
+        llm, state = TimedLLM.from_vllm_config(vllm_config), State()
         shape = EmbeddingShape(
             hidden_size=vllm_config.model_config.get_inputs_embeds_size(),
             merge_size=config.model.processor.merge_size,
@@ -77,14 +77,16 @@ class Engine:
         rows = np.zeros((1, shape.hidden_size * getattr(torch, shape.dtype).itemsize), dtype=np.uint8)
         blank = Embedding("0" * 64, rows, shape.dtype, (1, shape.merge_size, shape.merge_size))
         message = {"role": "user", "content": [picture_part(blank.digest), {"type": "text", "text": "?"}]}
-        async for _ in self.answer(Call("chat", "warm-up", {"messages": [message], "max_tokens": 2}), {blank.digest: blank}):
+        async for _ in self.answer(
+            Call("chat", "warm-up", {"messages": [message], "max_tokens": 2}), {blank.digest: blank}, {}
+        ):
             pass
 
-    def answer(self, call: Call, embeddings: Mapping[Digest, Embedding]) -> AsyncGenerator[str]:
+    def answer(self, call: Call, embeddings: Mapping[Digest, Embedding], spent: Spent) -> AsyncGenerator[FirstPiece | str]:
         """Runs one call; see ``cluster.decode.answer``."""
         from cluster.decode.answer import answer
 
-        return answer(self, call, embeddings)
+        return answer(self, call, embeddings, spent)
 
     @property
     def is_dead(self) -> bool:

@@ -36,7 +36,7 @@ class Encoder:
         return Embedding(digest, np.zeros((1, num_bytes), np.uint8), "float32", (1, 2, 2))
 
 
-def asking(cache: EmbeddingCache, encoder: Encoder, digest: str, times: int = 1) -> list[asyncio.Task[Embedding]]:
+def asking(cache: EmbeddingCache, encoder: Encoder, digest: str, times: int = 1) -> list[asyncio.Task[tuple[Embedding, str]]]:
     """So many who ask for one picture at once."""
     return [asyncio.create_task(cache.get(digest, lambda: encoder.encode(digest))) for _ in range(times)]
 
@@ -47,9 +47,11 @@ async def test_those_who_ask_together_share_one_run() -> None:
     asked = asking(cache, encoder, "a", 32)
     await asyncio.sleep(0)
     encoder.may_go_on.set()
-    embeddings = await asyncio.gather(*asked)
+    embeddings, outcomes = zip(*await asyncio.gather(*asked), strict=True)
     assert {id(embedding) for embedding in embeddings} == {id(embeddings[0])}
-    assert await cache.get("a", lambda: encoder.encode("a")) is embeddings[0]
+    assert outcomes == ("miss", *["joined"] * 31)
+    kept, outcome = await cache.get("a", lambda: encoder.encode("a"))
+    assert (kept is embeddings[0], outcome) == (True, "hit")
     assert encoder.runs == ["a"]
 
 
@@ -76,8 +78,8 @@ async def test_a_run_outlives_whoever_asked_first_and_ends_with_the_last() -> No
     await asyncio.sleep(0.01)
     assert encoder.ended == ["b"]
     encoder.may_go_on.set()
-    assert (await second).digest == "a"
-    assert (await cache.get("b", lambda: encoder.encode("b"))).digest == "b"
+    assert (await second)[0].digest == "a"
+    assert (await cache.get("b", lambda: encoder.encode("b")))[0].digest == "b"
     assert encoder.runs == ["a", "b", "b"]
 
 
@@ -89,7 +91,7 @@ async def test_a_picture_asked_for_again_while_its_run_is_being_ended_gets_a_run
     left.cancel()
     await asyncio.wait({left})
     encoder.may_go_on.set()
-    assert (await cache.get("a", lambda: encoder.encode("a"))).digest == "a"
+    assert (await cache.get("a", lambda: encoder.encode("a")))[0].digest == "a"
 
 
 async def test_a_run_belongs_to_no_request() -> None:

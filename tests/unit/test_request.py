@@ -197,6 +197,8 @@ def test_bad_messages_are_named(param: str, messages: Any) -> None:
         ("truncate_prompt_tokens", {"truncate_prompt_tokens": 5}),
         ("prism", {"prism": 5}),
         ("prism.timeout_s", {"prism": {"timeout_s": 0}}),
+        ("prism.waterfall", {"prism": {"waterfall": "yes"}}),
+        ("prism.waterfall", {"prism": {"waterfall": None}}),
         ("prism.timeout_s", {"prism": {"timeout_s": True}}),
         ("prism.timeout_s", {"prism": {"timeout_s": "5"}}),
         ("prism.timeout_s", {"prism": {"timeout_s": 10**400}}),
