@@ -49,11 +49,16 @@ def test_embeddings_equal_the_library_tower(encoder: VisionEncoder, batch: list[
         [alone] = encoder.encode([pixels])
         with torch.inference_mode():
             grid = torch.tensor([pixels.grid])
-            [expected] = oracle.get_image_features(encoder.normalise(pixels), grid).pooler_output
+            [expected] = oracle.get_image_features(both_frames(encoder.normalise(pixels)), grid).pooler_output
         for embedding in (alone, together):
             rows = embedding.rows.view(np.float32)
             assert rows.shape == expected.shape
             assert np.abs(rows - expected.numpy()).max() < 1e-6 * np.abs(expected.numpy()).max()
+
+
+def both_frames(still: torch.Tensor) -> torch.Tensor:
+    """A still picture's patches as the library wants them: [num_patches, 3 · temporal · patch · patch]."""
+    return still.view(len(still), 3, 1, -1).expand(-1, -1, 2, -1).reshape(len(still), -1)
 
 
 def test_only_vision_weights_are_read(tmp_path: Path) -> None:
