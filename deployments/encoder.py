@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from cluster.cache import EmbeddingCache
 from cluster.errors import PrismError
@@ -13,14 +11,10 @@ from cluster.metrics import PICTURES
 from deployments.calls import ProcessMetrics, calling, cancelled_if_left, log_refusals_briefly
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ray.serve.handle import DeploymentHandle
 
     from cluster.config import PrismConfig
     from cluster.messages import Embedding, Picture
-
-    Result = TypeVar("Result")
 
 
 class VisionEncoder:
@@ -37,8 +31,7 @@ class VisionEncoder:
         checkpoint = model.path_with(encode.TOWER_PREFIXES)
         self._tower = encode.VisionEncoder.load(checkpoint, model.processor, dtype=model.dtype, device=config.encoder.device)
         self._preprocessor = preprocessor
-        self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
-        self._works = True
+        self._lane = encode.Lane(self._tower.encode, batch_patches=config.encoder.batch_patches)
         self._cache = EmbeddingCache(config.encoder.cache_bytes)
 
     async def encode(self, picture: Picture) -> Embedding:
@@ -49,29 +42,23 @@ class VisionEncoder:
             raise error.at(picture.param) from None
 
     async def _encode(self, picture: Picture) -> Embedding:
-        with calling("preprocessor"), cancelled_if_left(self._preprocessor.preprocess.remote(picture)) as response:
+        with (
+            self._lane.coming(),
+            calling("preprocessor"),
+            cancelled_if_left(self._preprocessor.preprocess.remote(picture)) as response,
+        ):
             pixels = await response
-        [embedding] = await self._in_lane(self._tower.encode, [pixels])
+        encoded = await self._lane.encode(pixels)
         PICTURES.labels("encode").inc()
-        return embedding
+        return encoded.embedding
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces a replica whose tower fails on the smallest picture or does not come to it."""
-        await self._in_lane(self._tower.check)
+        await self._lane.run(self._tower.check)
 
     async def ready(self) -> bool:
         """Whether this replica can serve: its last run went well."""
-        return self._works
-
-    async def _in_lane(self, run: Callable[..., Result], *arguments: Any) -> Result:
-        """Runs the tower off the event loop, after those that came before."""
-        try:
-            result = await asyncio.get_running_loop().run_in_executor(self._lane, run, *arguments)
-        except Exception:
-            self._works = False
-            raise
-        self._works = True
-        return result
+        return self._lane.works
 
     async def metrics(self) -> ProcessMetrics:
         """This process's metrics, as Prometheus text."""

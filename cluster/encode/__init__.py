@@ -15,6 +15,7 @@ from safetensors import safe_open
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
+from cluster.encode.lane import Encoded, Lane
 from cluster.encode.tower import Tower
 from cluster.messages import Embedding, Pixels
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cluster.config import Dtype, ProcessorSettings
+
+__all__ = ["TOWER_PREFIXES", "Encoded", "Lane", "VisionEncoder", "read_tower_weights"]
 
 TOWER_PREFIXES = ("visual.", "model.visual.")
 """Where a checkpoint keeps the vision tower: as published by Qwen, and as transformers 5 saves it."""

@@ -22,7 +22,7 @@ def make_linear(weight: Tensor, bias: Tensor | None) -> Linear:
 
 def has_onednn(dtype: torch.dtype) -> bool:
     """Whether this CPU has oneDNN's own kernels for a dtype; where it has none, oneDNN refuses the dtype or crawls."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
+    if not (torch._C._has_mkldnn and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

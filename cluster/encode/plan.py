@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Stretches:
     """Rows that attend to each other, stretch after stretch.
 
-    ``runs`` are pairs of a length in rows and how many stretches of that length follow each other. The same for kernels that take
-    variable lengths: ``bounds`` [num_stretches + 1] int32 says where each begins, ``longest`` how long one is at most.
+    ``runs`` are pairs of a length in rows and how many stretches of that length follow each other. The same for kernels that
+    take variable lengths: ``bounds`` [num_stretches + 1] int32 says where each begins, ``longest`` how long one is at most.
     """
 
     runs: tuple[tuple[int, int], ...]

@@ -1,13 +1,13 @@
 """The vision tower's forward pass: the library's weights and mathematics, laid out so that nothing loops over windows.
 
-transformers attends window by window. Here a picture's rows are sorted by window, so that windows of one length lie side by side
-and are attended as one batch: a picture's windows have at most four lengths (full, right edge, bottom edge, corner). On a GPU all
-windows of all pictures are one call, as are all pictures in the layers with full attention. What depends on a picture's grid
-alone, the order of its patches and their rotary angles, is worked out once per grid.
+transformers attends window by window. Here a picture's rows are sorted by window, so that windows of one length lie side by
+side and are attended as one batch: a picture's windows have at most four lengths (full, right edge, bottom edge, corner). On a
+GPU all windows of all pictures are one call, as are all pictures in the layers with full attention. What depends on a picture's
+grid alone, the order of its patches and their rotary angles, is worked out once per grid.
 
-The weights are rearranged once, when they are loaded. Both frames of a still picture are equal, so the patch embedding's weights
-for them are added up and one frame is multiplied. The numbers that a rotary angle turns together are laid next to each other,
-for one multiplication of complex numbers; queries and keys are reordered alike, so that their products stay.
+The weights are rearranged once, when they are loaded. Both frames of a still picture are equal, so the patch embedding's
+weights for them are added up and one frame is multiplied. The numbers that a rotary angle turns together are laid next to each
+other, for one multiplication of complex numbers; queries and keys are reordered alike, so that their products stay.
 
 Source: ``Qwen2_5_VisionTransformerPretrainedModel`` of transformers 5.19; Qwen2.5-VL technical report (arXiv 2502.13923).
 """
@@ -15,7 +15,7 @@ Source: ``Qwen2_5_VisionTransformerPretrainedModel`` of transformers 5.19; Qwen2
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
@@ -75,7 +75,7 @@ class Tower:
             x = block(x, layout.angles, layout.pictures if number in self._full else layout.windows)
         x = norm(x, self._last_norm).view(-1, self._unit * x.shape[1])
         tokens = self._out(self._merge.gelu(x))[layout.tokens]
-        return [*tokens.split([len(picture) // self._unit for picture in patches])]
+        return [*torch.split(tokens, [len(picture) // self._unit for picture in patches])]
 
 
 class Block:
@@ -101,7 +101,7 @@ class Block:
         qkv = self._qkv(x).view(len(x), 3, self._num_heads, -1)
         qk, v = qkv[:, :2], qkv[:, 2]
         turned = qk.float()  # as the library: angles are applied in float32
-        torch.view_as_complex(turned.unflatten(-1, (-1, 2))).mul_(angles)
+        torch.view_as_complex(turned.view(*turned.shape[:-1], -1, 2)).mul_(angles)
         q, k = turned.to(x.dtype).unbind(1)
         return attend(q, k, v, stretches).flatten(1)
 
@@ -110,11 +110,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, stretches: Stretches) -> Tensor:
     """Attention within stretches of rows; all are [num_rows, num_heads, head_dim]."""
     if q.is_cuda and q.dtype != torch.float32:  # the kernel knows no other
         bounds, longest = stretches.bounds, stretches.longest
-        out: Tensor = varlen_attn(q, k, v, bounds, bounds, longest, longest)
-        return out
+        return cast("Tensor", varlen_attn(q, k, v, bounds, bounds, longest, longest))
     sizes = [length * count for length, count in stretches.runs]
     runs = zip(*(torch.split(part, sizes) for part in (q, k, v)), stretches.runs, strict=True)
-    parts = [attend_run(*parts, length) for *parts, (length, _) in runs]
+    parts = [attend_run(q, k, v, length) for q, k, v, (length, _) in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -136,5 +135,6 @@ def in_pairs(qkv: Tensor, num_heads: int) -> Tensor:
         qkv: A weight [3 · hidden_size, hidden_size] or bias [3 · hidden_size].
         num_heads: Of which hidden_size is made.
     """
-    qk, v = qkv.view(3, num_heads, 2, -1, *qkv.shape[1:]).split([2, 1])
+    heads = qkv.view(3, num_heads, 2, -1, *qkv.shape[1:])
+    qk, v = heads[:2], heads[2:]
     return torch.cat([qk.transpose(2, 3).flatten(0, 3), v.flatten(0, 3)])
