@@ -192,7 +192,7 @@ def table(report: dict[str, Any]) -> str:
     """The report for people, as Markdown."""
     width, height = report["picture_pixels"][::-1]
     lines = [
-        f"{report['device']}, {report['geometry']} geometry, {report['pictures_per_run']} pictures of {width} x {height} at once",
+        f"{report['device']}; {report['geometry']} geometry; {report['pictures_per_run']} pictures of {width} x {height} a run",
         f"matrix multiplication: {report['matmul_tflops']:.2f} TFLOP/s",
         f"float32 against the library: {report['float32_error']:.1e} of the largest number",
         f"bfloat16 against that: {report['bfloat16_error']:.1e}; the library's own: {report['library_bfloat16_error']:.1e}",

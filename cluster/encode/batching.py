@@ -49,9 +49,9 @@ def due_s(picture: Waiting, patch_s: float) -> float:
 
 
 def wait_s(waiting: Sequence[Waiting], *, now_s: float, num_coming: int, budget_patches: int) -> float:
-    """How much longer a free tower waits before it takes a batch: not at all when nothing comes or the batch is full.
+    """How much longer a free tower waits before it takes a batch: not at all when nothing comes or half a batch is there.
 
-    Counted from when the oldest arrived, so that after a run during which others arrived there is no more waiting.
+    Half a batch has most of what there is to gain from sharing a run, and another picture may not fit beside it. Counted from when the oldest arrived, so that after a run during which others arrived there is no more waiting.
 
     Args:
         waiting: At least one picture.
@@ -59,6 +59,6 @@ def wait_s(waiting: Sequence[Waiting], *, now_s: float, num_coming: int, budget_
         num_coming: Pictures on their way here.
         budget_patches: What a run may have.
     """
-    if not num_coming or sum(picture.num_patches for picture in waiting) >= budget_patches:
+    if not num_coming or 2 * sum(picture.num_patches for picture in waiting) >= budget_patches:
         return 0.0
     return max(0.0, min(picture.arrived_s for picture in waiting) + MAX_WAIT_S - now_s)
