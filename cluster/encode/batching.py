@@ -51,7 +51,8 @@ def due_s(picture: Waiting, patch_s: float) -> float:
 def wait_s(waiting: Sequence[Waiting], *, now_s: float, num_coming: int, budget_patches: int) -> float:
     """How much longer a free tower waits before it takes a batch: not at all when nothing comes or half a batch is there.
 
-    Half a batch has most of what there is to gain from sharing a run, and another picture may not fit beside it. Counted from when the oldest arrived, so that after a run during which others arrived there is no more waiting.
+    Half a batch has most of what there is to gain from sharing a run, and another picture may not fit beside it. The wait
+    counts from when the oldest arrived, so that after a run during which others arrived there is no more waiting.
 
     Args:
         waiting: At least one picture.

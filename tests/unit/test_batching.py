@@ -66,7 +66,7 @@ def test_no_size_starves_another(seed: int, mix: str) -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_the_wait_ends_at_the_first_tick_that_has_a_reason(seed: int) -> None:
-    """A free tower begins when nothing else is on its way, when half a batch is there, or when the oldest has waited its time."""
+    """A free tower begins when nothing is on its way, when half a batch is there, or when the oldest has waited its time."""
     rng = random.Random(seed)
     waiting, num_coming, now_s = draw(rng, rng.randint(1, 4)), rng.randint(0, 2), 0.010
     tick_s = 1e-5
