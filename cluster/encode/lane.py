@@ -88,9 +88,15 @@ class Lane:
                 self._waiting.remove(place)
             self._changed.set()
 
-    async def run(self, call: Callable[[], Result]) -> Result:
+    async def run(self, call: Callable[..., Result], *arguments: Any) -> Result:
         """Calls something in the tower's thread, after the run that is under way."""
-        return await self._in_thread(call)
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+        except Exception:
+            self.works = False
+            raise
+        self.works = True
+        return result
 
     async def _work(self) -> None:
         """Takes batch after batch, as long as anybody waits."""
@@ -112,7 +118,7 @@ class Lane:
         started_s = perf_counter()
         self._num_running_patches = sum(place.picture.num_patches for place in batch)
         try:
-            embeddings = await self._in_thread(self._encode, [place.pixels for place in batch])
+            embeddings = await self.run(self._encode, [place.pixels for place in batch])
         except Exception as error:  # noqa: BLE001 -- it is for whoever waits
             if len(batch) == 1:
                 batch[0].fail(error)
@@ -129,15 +135,6 @@ class Lane:
         for place in batch:  # one of them may be at fault: the others must not fail with it
             if not place.result.done():
                 await self._run_batch([place])
-
-    async def _in_thread(self, call: Callable[..., Result], *arguments: Any) -> Result:
-        try:
-            result = await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
-        except Exception:
-            self.works = False
-            raise
-        self.works = True
-        return result
 
 
 @dataclass(eq=False, slots=True)
