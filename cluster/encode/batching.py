@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MAX_WAIT_S: Final = 0.002
-"""The longest that a free tower leaves a picture waiting for others that are on their way."""
+MAX_WAIT_S: Final = 0.001
+"""The longest that a free tower leaves a picture waiting for others that are on their way: about what each of them saves by not
+having a run of its own, which costs 0.7 ms on a CPU core before it computes anything."""
 
 
 @dataclass(frozen=True, slots=True)
