@@ -183,6 +183,9 @@ class EncoderConfig(PoolConfig):
     device: Literal["cpu", "cuda"] = "cpu"
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
     """What each replica keeps of the embeddings that it made, in its memory. One token takes hidden size × bytes per number."""
+    batch_patches: int = Field(default=768, ge=1)
+    """Patches of 14 x 14 pixels that the vision tower takes in one run, of however many pictures; a larger one runs alone.
+    The default suits a CPU core, on which sharing pays for small pictures; a GPU wants ten times as many."""
     num_threads: int = Field(default=1, ge=1)
     """CPU threads that the vision tower computes with; of no effect on a GPU."""
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from cluster.cache import EmbeddingCache
 from cluster.errors import PrismError
@@ -15,14 +13,10 @@ from cluster.metrics import PICTURES
 from deployments.calls import BySize, ProcessMetrics, calling, cancelled_if_left, log_refusals_briefly
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ray.serve.handle import DeploymentHandle
 
     from cluster.config import PrismConfig
-    from cluster.messages import Embedding, Picture, Pixels
-
-    Result = TypeVar("Result")
+    from cluster.messages import Embedding, Picture
 
 
 PATCH_BYTES_PER_PIXEL: Final = 6
@@ -43,12 +37,11 @@ class VisionEncoder:
         checkpoint = model.path_with(encode.TOWER_PREFIXES)
         self._tower = encode.VisionEncoder.load(checkpoint, model.processor, dtype=model.dtype, device=config.encoder.device)
         self._preprocess = BySize(preprocessor.preprocess)
-        self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
-        self._works = True
+        self._lane = encode.Lane(self._tower.encode, batch_patches=config.encoder.batch_patches)
         self._cache = EmbeddingCache(config.encoder.cache_bytes)
 
     async def encode(self, picture: Picture) -> Embedding:
-        """A picture's embedding. The Router passes it on unread: the tensor goes from here to a decoder."""
+        """A picture's embedding, and where its time went."""
         started_s = time.perf_counter()
         try:
             embedding, outcome = await self._cache.get(picture.digest, partial(self._encode, picture))
@@ -60,37 +53,28 @@ class VisionEncoder:
         return replace(embedding, spent={stage: time.perf_counter() - started_s})
 
     async def _encode(self, picture: Picture) -> Embedding:
-        called_s = time.perf_counter()
-        with calling("preprocessor"), cancelled_if_left(self._preprocess.of(_num_bytes(picture)).remote(picture)) as response:
-            pixels = await response
-        there_s = time.perf_counter()
-        [embedding], ran_s = await self._in_lane(self._timed_encode, [pixels])
-        PICTURES.labels("encode").inc()
-        queue_s = time.perf_counter() - there_s - ran_s
-        spent = {"preprocess_queue": there_s - called_s - pixels.ran_s, "preprocess": pixels.ran_s}
-        return replace(embedding, spent={**spent, "encode_queue": queue_s, "encode": ran_s})
-
-    def _timed_encode(self, batch: list[Pixels]) -> tuple[list[Embedding], float]:
         started_s = time.perf_counter()
-        return self._tower.encode(batch), time.perf_counter() - started_s
+        preprocess = self._preprocess.of(_num_bytes(picture))
+        with self._lane.coming(), calling("preprocessor"), cancelled_if_left(preprocess.remote(picture)) as response:
+            pixels = await response
+        away_s = time.perf_counter() - started_s
+        encoded = await self._lane.encode(pixels)
+        PICTURES.labels("encode").inc()
+        spent = {
+            "preprocess_queue": away_s - pixels.ran_s,
+            "preprocess": pixels.ran_s,
+            "encode_queue": encoded.waited_s,
+            "encode": encoded.ran_s,
+        }
+        return replace(encoded.embedding, spent=spent)
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces a replica whose tower fails on the smallest picture or does not come to it."""
-        await self._in_lane(self._tower.check)
+        await self._lane.run(self._tower.check)
 
     async def ready(self) -> bool:
         """Whether this replica can serve: its last run went well."""
-        return self._works
-
-    async def _in_lane(self, run: Callable[..., Result], *arguments: Any) -> Result:
-        """Runs the tower off the event loop, after those that came before."""
-        try:
-            result = await asyncio.get_running_loop().run_in_executor(self._lane, run, *arguments)
-        except Exception:
-            self._works = False
-            raise
-        self._works = True
-        return result
+        return self._lane.works
 
     async def metrics(self) -> ProcessMetrics:
         """This process's metrics, as Prometheus text."""

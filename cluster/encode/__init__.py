@@ -7,7 +7,7 @@ transformers alone, so that it also runs on a GPU machine without Ray or vLLM.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from safetensors import safe_open
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
+from cluster.encode.lane import Encoded, Lane
 from cluster.encode.tower import Tower
 from cluster.messages import Embedding, Pixels
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cluster.config import Dtype, ProcessorSettings
+
+__all__ = ["TOWER_PREFIXES", "Encoded", "Lane", "VisionEncoder", "read_tower_weights"]
 
 TOWER_PREFIXES = ("visual.", "model.visual.")
 """Where a checkpoint keeps the vision tower: as published by Qwen, and as transformers 5 saves it."""
@@ -37,9 +40,10 @@ class VisionEncoder:
     """
 
     def __init__(self, module: Qwen2_5_VisionTransformerPretrainedModel, settings: ProcessorSettings) -> None:
-        self._module = module.eval()
+        self.parameter_names: Final = [name for name, _ in module.named_parameters()]
         self._run = Tower(module)
-        self._merge_size = settings.merge_size
+        self._dtype = module.dtype
+        self._settings = settings
         # Per channel, as the processor does it: one fused step on the 0..255 scale.
         self._mean = (torch.tensor(settings.image_mean) * 255)[:, None].to(module.device)
         self._std = (torch.tensor(settings.image_std) * 255)[:, None].to(module.device)
@@ -60,10 +64,6 @@ class VisionEncoder:
         module.load_state_dict(weights)
         return cls(module, settings)
 
-    @property
-    def parameter_names(self) -> list[str]:
-        return [name for name, _ in self._module.named_parameters()]
-
     @torch.inference_mode()
     def encode(self, batch: Sequence[Pixels]) -> list[Embedding]:
         """Encodes pictures together in one pass.
@@ -76,15 +76,20 @@ class VisionEncoder:
 
     def check(self) -> None:
         """Encodes the smallest picture there is; raises what the tower raises."""
-        _, height, width = grid = (1, self._merge_size, self._merge_size)
-        size = 3 * self._module.config.temporal_patch_size * self._module.config.patch_size**2
+        settings = self._settings
+        _, height, width = grid = (1, settings.merge_size, settings.merge_size)
+        size = 3 * settings.temporal_patch_size * settings.patch_size**2
         self.encode([Pixels("0" * 64, np.zeros((height * width, size), np.uint8), grid)])
 
     def normalise(self, pixels: Pixels) -> Tensor:
-        """[num_patches, 3 · temporal · patch · patch] uint8 → the same shape in the tower's dtype."""
-        raw = torch.from_numpy(pixels.patches.copy()).to(self._mean.device)
-        channels = raw.view(pixels.num_patches, 3, -1).float()
-        return ((channels - self._mean) / self._std).flatten(1).to(self._module.dtype)
+        """One of the equal frames of a still picture, in the tower's dtype.
+
+        Returns:
+            [num_patches, 3 · patch · patch]
+        """
+        frames = pixels.patches.reshape(pixels.num_patches, 3, self._settings.temporal_patch_size, -1)
+        still = torch.from_numpy(frames[:, :, 0].copy()).to(self._mean.device).float()
+        return still.sub_(self._mean).div_(self._std).flatten(1).to(self._dtype)
 
     def _embedding(self, pixels: Pixels, rows: Tensor) -> Embedding:
         raw = rows.contiguous().cpu().view(torch.uint8).numpy()

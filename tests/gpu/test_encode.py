@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from cluster.config import ModelConfig
 from cluster.encode import VisionEncoder
-from cluster.messages import Picture
+from cluster.messages import Embedding, Picture
 from cluster.preprocess import preprocess
+from loadtest.gpu_encoder import measure
 from tests.unit.pictures import png
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
+SIZES = [(224, 168), (28, 28), (333, 777), (224, 168)]
 
-def test_embeddings_on_a_gpu_equal_those_on_the_cpu() -> None:
-    """In float32 the tower gives the same numbers on both devices to 1e-4."""
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_embeddings_on_a_gpu_equal_those_on_the_cpu(dtype: str, bound: float) -> None:
+    """Alone and together, the tower gives on a GPU what it gives on the CPU in float32, as far as the dtype goes."""
     model = ModelConfig(dtype="float32")
-    pixels = preprocess(Picture("0", png(224, 168), 224, 168, ""), model.processor)
-    rows = [
-        VisionEncoder.load(model.path, model.processor, dtype="float32", device=device).encode([pixels])[0].rows
-        for device in ("cpu", "cuda")
-    ]
-    assert np.abs(rows[0].view(np.float32) - rows[1].view(np.float32)).max() < 1e-4
+    pictures = [preprocess(Picture("0", png(*size), *size, ""), model.processor) for size in SIZES]
+    exact = VisionEncoder.load(model.path, model.processor, dtype="float32").encode(pictures)
+    encoder = VisionEncoder.load(model.path, model.processor, dtype=dtype, device="cuda")  # type: ignore[arg-type]
+    alone = [embedding for picture in pictures for embedding in encoder.encode([picture])]
+    for found in (alone, encoder.encode(pictures)):
+        for embedding, right in zip(found, exact, strict=True):
+            assert (numbers(embedding) - numbers(right)).abs().max() < bound * numbers(right).abs().max()
+
+
+def test_the_measurement_runs() -> None:
+    """At a small geometry the measurement of the tower on a GPU finds its numbers right."""
+    assert measure("cuda", small=True, batch=2, repeats=2)["right"]
+
+
+def numbers(embedding: Embedding) -> torch.Tensor:
+    """The numbers of an embedding, whatever its dtype."""
+    return torch.from_numpy(embedding.rows).view(getattr(torch, embedding.dtype)).float()

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import deployments.encoder
 from cluster.config import ModelConfig, PrismConfig
 from cluster.encode import VisionEncoder, read_tower_weights
+from cluster.encode.plan import join, make_plan
 from cluster.messages import Picture, Pixels
 from cluster.preprocess import preprocess
 from tests.unit.pictures import png
@@ -49,11 +50,40 @@ def test_embeddings_equal_the_library_tower(encoder: VisionEncoder, batch: list[
         [alone] = encoder.encode([pixels])
         with torch.inference_mode():
             grid = torch.tensor([pixels.grid])
-            [expected] = oracle.get_image_features(encoder.normalise(pixels), grid).pooler_output
+            [expected] = oracle.get_image_features(both_frames(encoder.normalise(pixels)), grid).pooler_output
         for embedding in (alone, together):
             rows = embedding.rows.view(np.float32)
             assert rows.shape == expected.shape
             assert np.abs(rows - expected.numpy()).max() < 1e-6 * np.abs(expected.numpy()).max()
+
+
+def test_plain_and_fused_layers_give_the_same_numbers(
+    encoder: VisionEncoder, batch: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where oneDNN cannot multiply, as on a GPU, the tower gives the same to a few millionths of the largest number."""
+    monkeypatch.setattr("cluster.encode.linear.has_onednn", lambda _: False)
+    plain = VisionEncoder.load(MODEL.path, MODEL.processor, dtype="float32")
+    for fused, other in zip(encoder.encode(batch), plain.encode(batch), strict=True):
+        expected = other.rows.view(np.float32)
+        assert np.abs(fused.rows.view(np.float32) - expected).max() < 5e-6 * np.abs(expected).max()
+
+
+def test_stretches_are_the_same_for_kernels_of_fixed_and_of_variable_length() -> None:
+    """However pictures are joined, runs of equal stretches and the bounds of each stretch say the same."""
+    config = Qwen2_5_VLConfig.from_pretrained(MODEL.path).vision_config
+    grids = [(1, 12, 16), (1, 12, 16), (1, 2, 2), (1, 22, 18), (1, 12, 16)]
+    joined = join([make_plan(grid, config, torch.device("cpu")) for grid in grids])
+    for stretches in (joined.windows, joined.pictures):
+        lengths = [length for length, count in stretches.runs for _ in range(count)]
+        assert stretches.bounds.diff().tolist() == lengths
+        assert stretches.bounds[0] == 0
+        assert stretches.longest == max(lengths)
+    assert joined.pictures.runs == ((192, 2), (4, 1), (396, 1), (192, 1))
+
+
+def both_frames(still: torch.Tensor) -> torch.Tensor:
+    """A still picture's patches as the library wants them: [num_patches, 3 · temporal · patch · patch]."""
+    return still.view(len(still), 3, 1, -1).expand(-1, -1, 2, -1).reshape(len(still), -1)
 
 
 def test_only_vision_weights_are_read(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""Where each patch of a picture lies in the vision tower, and which rows attend to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+
+    from cluster.messages import Grid
+
+
+@dataclass(frozen=True, slots=True)
+class Stretches:
+    """Rows that attend to each other, stretch after stretch.
+
+    ``runs`` are pairs of a length in rows and how many stretches of that length follow each other. The same for kernels that
+    take variable lengths: ``bounds`` [num_stretches + 1] int32 says where each begins, ``longest`` how long one is at most.
+    """
+
+    runs: tuple[tuple[int, int], ...]
+    bounds: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> Stretches:
+        """Stretches of the given lengths, in their order."""
+        runs = tuple((length, len([*group])) for length, group in groupby(lengths))
+        bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        return cls(runs, bounds.to(device), max(lengths))
+
+    @classmethod
+    def join(cls, parts: Sequence[Stretches], firsts: Sequence[int]) -> Stretches:
+        """The stretches of several pictures, each of which begins at its first row."""
+        runs = [run for part in parts for run in part.runs]
+        joined = tuple((length, sum(count for _, count in group)) for length, group in groupby(runs, key=itemgetter(0)))
+        bounds = torch.cat([parts[0].bounds[:1], *(part.bounds[1:] + first for part, first in zip(parts, firsts, strict=True))])
+        return cls(joined, bounds, max(part.longest for part in parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the patches of a picture, or of several, are laid out in rows: picture by picture, the shortest windows first.
+
+    ``order`` [num_patches] says which patch lies in each row; ``tokens`` [num_tokens] where, counted in tokens, each token of
+    the pictures lies. ``angles`` [num_patches, 1, 1, head_dim / 2] complex64 are the rows' rotations. ``windows`` and
+    ``pictures`` say which rows attend to each other.
+    """
+
+    order: Tensor
+    tokens: Tensor
+    angles: Tensor
+    windows: Stretches
+    pictures: Stretches
+
+
+def make_plan(grid: Grid, config: Qwen2_5_VLVisionConfig, device: torch.device) -> Plan:
+    """Lays out one picture."""
+    _, height, width = grid
+    merge = config.spatial_merge_size
+    unit = merge**2
+    tokens = torch.arange(height * width // unit).view(height // merge, width // merge)
+    side = config.window_size // config.patch_size // merge
+    tiles = (tile for band in torch.split(tokens, side) for tile in torch.split(band, side, dim=1))
+    windows = sorted(tiles, key=torch.Tensor.numel)
+    laid = torch.cat([window.flatten() for window in windows])
+    order = (laid[:, None] * unit + torch.arange(unit)).flatten()
+    # The processor puts a token's patches next to each other: where is each of them in the picture?
+    y = torch.arange(height).view(-1, 1, merge, 1).expand(-1, width // merge, -1, merge).flatten()[order]
+    x = torch.arange(width).view(1, -1, 1, merge).expand(height // merge, -1, merge, -1).flatten()[order]
+    half = config.hidden_size // config.num_heads // 2
+    frequencies = 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, half, 2, dtype=torch.float32) / half)
+    angles = torch.cat([y[:, None] * frequencies, x[:, None] * frequencies], dim=1)[:, None, None]
+    return Plan(
+        order=order.to(device),
+        tokens=laid.argsort().to(device),
+        angles=torch.complex(angles.cos(), angles.sin()).to(device),
+        windows=Stretches.of([window.numel() * unit for window in windows], device),
+        pictures=Stretches.of([height * width], device),
+    )
+
+
+def join(plans: Sequence[Plan]) -> Plan:
+    """Lays out several pictures one after the other."""
+    if len(plans) == 1:
+        return plans[0]
+    unit = len(plans[0].order) // len(plans[0].tokens)
+    firsts = [*accumulate((len(plan.order) for plan in plans[:-1]), initial=0)]
+    return Plan(
+        order=torch.cat([plan.order + first for plan, first in zip(plans, firsts, strict=True)]),
+        tokens=torch.cat([plan.tokens + first // unit for plan, first in zip(plans, firsts, strict=True)]),
+        angles=torch.cat([plan.angles for plan in plans]),
+        windows=Stretches.join([plan.windows for plan in plans], firsts),
+        pictures=Stretches.join([plan.pictures for plan in plans], firsts),
+    )
