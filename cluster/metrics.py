@@ -24,6 +24,7 @@ CACHE_LOOKUPS: Final = Counter(
     ["outcome"],
 )
 CACHE_BYTES: Final = Gauge("prism_embedding_cache_bytes", "What the embeddings take that this replica keeps.")
+SHARED_BYTES: Final = Gauge("prism_shared_bytes", "What this decoder holds of embeddings in shared memory.")
 FIRST_PIECE_S: Final = Histogram(
     "prism_time_to_first_token_seconds",
     "From the last byte of a streamed request to its first SSE event.",

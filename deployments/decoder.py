@@ -27,6 +27,7 @@ class Decoder:
     async def generate(self, call: Call, *embeddings: Embedding) -> AsyncIterator[str]:
         """Runs one call on the embeddings of its pictures: SSE text for a stream, its JSON once for anything else."""
         answer = self._engine.answer(call, {embedding.digest: embedding for embedding in embeddings})
+        del embeddings
         async with aclosing(answer) as texts:
             async for text in texts:
                 yield text

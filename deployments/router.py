@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from cluster import metrics
-from cluster.errors import DeadlineExceeded, StageUnavailable
+from cluster.errors import DeadlineExceeded, EmbeddingLost, StageUnavailable
 from cluster.media import MediaReader
 from cluster.messages import Call
 from cluster.request import read_request
@@ -80,7 +80,23 @@ class Router:
         request.put_pictures({slot.param: picture.digest for slot, picture in zip(request.slots, pictures, strict=True)})
         return list({picture.digest: picture for picture in pictures}.values())
 
-    async def _generate(self, call: Call, pictures: Iterable[Picture]) -> AsyncGenerator[str]:
+    async def _generate(self, call: Call, pictures: list[Picture]) -> AsyncGenerator[str]:
+        """Has the pictures encoded and the call answered; once more if an embedding was lost on the way and nothing is sent."""
+        try:
+            async with aclosing(self._generate_once(call, pictures)) as texts:
+                async for text in texts:
+                    pictures = []  # nobody needs their bytes while tokens are made
+                    yield text
+                return
+        except EmbeddingLost:
+            if not pictures:
+                raise
+        async with aclosing(self._generate_once(call, pictures)) as texts:
+            del pictures
+            async for text in texts:
+                yield text
+
+    async def _generate_once(self, call: Call, pictures: Iterable[Picture]) -> AsyncGenerator[str]:
         """Has the pictures encoded and the call answered.
 
         An encoder's response is passed on unread: Ray hands the decoder the embedding itself, and starts it once all are
