@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from cluster.decode.segment import Segment, allow_many_files
 from cluster.decode.store import SegmentStore
 from cluster.decode.transport import Offer, image_part
-from cluster.errors import Overloaded
+from cluster.errors import EmbeddingLost, Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -54,7 +54,11 @@ class SharedTransport:
         async with self._store.pinned(embeddings) as segments:
             del embeddings
             addresses = {digest: list(segment.address) for digest, segment in segments.items()}
-            yield Offer(parts, {"ec_transfer_params": addresses} if addresses else {})
+            try:
+                yield Offer(parts, {"ec_transfer_params": addresses} if addresses else {})
+            except EmbeddingLost:
+                self._store.forget(addresses)
+                raise
 
     def is_lost(self, request_id: str) -> bool:
         """Whether the engine could not find one of a request's segments."""

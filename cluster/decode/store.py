@@ -12,7 +12,7 @@ from cluster.errors import TooManyPictures
 from cluster.metrics import SHARED_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
     from cluster.decode.segment import Segment
     from cluster.messages import Digest, Embedding
@@ -56,13 +56,17 @@ class SegmentStore:
         finally:
             self._leave(entries)
 
+    def forget(self, digests: Iterable[Digest]) -> None:
+        """Makes these anew for whoever asks next; those who use them keep what they have."""
+        for digest in digests:
+            if (entry := self._entries.get(digest)) is not None:
+                self._remove(digest)
+                if not entry.num_pins:
+                    _close(entry.making)
+
     def close(self) -> None:
-        """Closes every segment."""
-        for entry in self._entries.values():
-            entry.making.add_done_callback(_close)
-        self._entries.clear()
-        self._idle.clear()
-        self.num_bytes = self._idle_bytes = 0
+        """Closes every segment, those in use with their last request."""
+        self.forget([*self._entries])
 
     async def _enter(self, embeddings: Embeddings) -> Entries:
         asked_bytes = sum(map(size_bytes, embeddings.values()))
@@ -110,7 +114,7 @@ class SegmentStore:
             self._pin(digest, entry)
         while self.num_bytes + new_bytes > self._max_bytes:
             digest = next(iter(self._idle))
-            self._remove(digest).making.result().close()
+            _close(self._remove(digest).making)
         return {digest: here.get(digest) or self._begin(digest, embedding) for digest, embedding in embeddings.items()}
 
     def _begin(self, digest: Digest, embedding: Embedding) -> _Entry:
@@ -135,9 +139,13 @@ class SegmentStore:
 
     def _unpin(self, digest: Digest, entry: _Entry) -> None:
         entry.num_pins -= 1
-        if not entry.num_pins and self._entries.get(digest) is entry:
+        if entry.num_pins:
+            return
+        if self._entries.get(digest) is entry:
             self._idle[digest] = entry
             self._idle_bytes += entry.num_bytes
+        else:
+            _close(entry.making)
 
     def _remove(self, digest: Digest) -> _Entry:
         entry = self._entries.pop(digest)
