@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from cluster.decode.transport import Offer, Transport
     from deployments.launch import Cluster
 
+# vLLM's engine runs in this process, and its chat layer reads fields that it calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
 NUM_BLOCKS = 64
 NUM_TOKENS = 12
 LOGPROB_TOLERANCE = 1e-5
