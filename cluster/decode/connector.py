@@ -74,7 +74,7 @@ class Openings:
             for identifier, rows in num_rows.items():
                 address = Address(*(addresses or {})[identifier])
                 segments[identifier] = Segment.opened(address, rows * self._row_bytes)
-        except (LookupError, OSError):
+        except (LookupError, OSError, TypeError):
             self._ended.extend(segments.values())
             self._lost.add(request_id)
             self._report_lost(request_id)

@@ -62,8 +62,9 @@ class SharedTransport:
 
     def is_lost(self, request_id: str) -> bool:
         """Whether the engine could not find one of a request's segments."""
-        self._lost = (self._lost + (self._losses.read(READ_BYTES) or b""))[-READ_BYTES:]
-        return request_id.encode() in self._lost
+        reported = (self._lost + (self._losses.read(READ_BYTES) or b""))[-READ_BYTES:]
+        self._lost = reported.replace(request_id.encode(), b"")  # it may be asked again under the same name
+        return self._lost != reported
 
     def close(self) -> None:
         """Gives all memory back, as far as nobody has it mapped."""

@@ -106,7 +106,9 @@ def test_what_the_scheduler_has_opened_outlives_the_request_and_the_steps_under_
     assert holders(segment.name) == []
 
 
-@pytest.mark.parametrize("addresses", [None, {}, {"there": None}, {"there": None, "gone": [1, 2, "x"]}], ids=str)
+@pytest.mark.parametrize(
+    "addresses", [None, {}, {"there": None}, {"there": None, "gone": [1, 2, "x"]}, {"there": None, "gone": [1]}], ids=str
+)
 def test_a_request_with_a_lost_picture_is_reported_once_and_holds_nothing(addresses: dict[str, object] | None) -> None:
     """What cannot be opened names its request, to the owner and to vLLM; others are as they were."""
     segment, reported = Segment.of(ROWS), list[str]()
