@@ -27,7 +27,7 @@ from tests.serve.ask import image as image_part
 from tests.serve.servers import APP, with_changes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from cluster.config import PrismConfig
     from cluster.decode.transport import Offer, Transport
@@ -39,6 +39,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 NUM_BLOCKS = 64
 NUM_TOKENS = 12
 LOGPROB_TOLERANCE = 1e-5
+SEVERAL = {"n": 3, "temperature": 1.0, "top_k": 1}
+"""More than one answer, all of them the likeliest: vLLM does not take ``n`` with temperature 0."""
 
 
 def config(**decoder: Any) -> PrismConfig:
@@ -138,7 +140,7 @@ async def test_both_ways_in_give_the_same_tokens(shared: Engine, inline: Engine)
 
     async def both(number: int) -> tuple[Any, Any]:
         async with gate:
-            name, options = f"number {number}", {"n": 3} if number % 7 == 0 else {}
+            name, options = f"number {number}", SEVERAL if number % 7 == 0 else {}
             return await asyncio.gather(*(tokens(engine, name, requests[number], **options) for engine in (shared, inline)))
 
     for ours, theirs in await asyncio.gather(*(both(number) for number in range(len(requests)))):
@@ -192,7 +194,7 @@ class Losing:
         return getattr(self._transport, name)
 
 
-@pytest.mark.parametrize("options", [{}, {"stream": True}, {"n": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"stream": True}, SEVERAL], ids=str)
 async def test_a_lost_embedding_fails_its_request_alone(
     shared: Engine, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
@@ -243,14 +245,15 @@ class Pool:
 
 
 @pytest.fixture(scope="module")
-def losing(cluster: Cluster) -> str:
+def losing(cluster: Cluster) -> Iterator[str]:
     """The URL of a real Router over decoders that lose embeddings."""
     options = {"ray_actor_options": {"num_cpus": 0}}
     encoder, decoder = (serve.deployment(Pool, name=name, **options).bind() for name in ("LosingEncoder", "LosingDecoder"))
     router = serve.deployment(serve.ingress()(Router), name="LosingRouter", **options)
     app = router.bind(config(), preprocessor=encoder, encoder=encoder, decoder=decoder)
     serve.run(app, name="losing", route_prefix="/losing")
-    return f"{cluster.url}/losing"
+    yield f"{cluster.url}/losing"
+    serve.delete("losing")
 
 
 async def test_the_router_asks_again_for_what_was_lost(losing: str) -> None:
