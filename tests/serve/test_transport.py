@@ -64,18 +64,19 @@ async def started(**decoder: Any) -> AsyncIterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-async def shared() -> AsyncIterator[Engine]:
-    """An engine that gets embeddings by shared memory, of which there is little."""
-    async with started(shared_bytes=NUM_BLOCKS * BLOCK_BYTES) as engine:
-        yield engine
-    assert segments_open(psutil.Process()) == set()
-
-
-@pytest.fixture(scope="module")
 async def inline() -> AsyncIterator[Engine]:
     """The oracle: an engine that gets embeddings within its requests."""
     async with started(transport="inline") as engine:
         yield engine
+
+
+@pytest.fixture(scope="module")
+async def shared(inline: Engine) -> AsyncIterator[Engine]:
+    """An engine that gets embeddings by shared memory, of which there is little; the oracle's processes are forked before."""
+    del inline
+    async with started(shared_bytes=NUM_BLOCKS * BLOCK_BYTES) as engine:
+        yield engine
+    assert segments_open(psutil.Process()) == set()
 
 
 def segments_open(*processes: psutil.Process) -> set[str]:
