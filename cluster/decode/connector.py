@@ -21,7 +21,7 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from cluster.decode.segment import Address, Segment, allow_many_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -63,17 +63,24 @@ class Openings:
         self._ended: list[Segment] = []
         self._closing: deque[list[Segment]] = deque()
 
-    def open(self, request_id: str, num_rows: dict[str, int], addresses: dict[str, Any] | None) -> bool:
-        """Opens a request's segments, unless they are; False if one is gone, which is then reported once."""
+    def open(self, request_id: str, num_rows: Iterable[tuple[str, int]], addresses: dict[str, Any] | None) -> bool:
+        """Opens a request's segments, unless they are; False if one is gone, which is then reported once.
+
+        Args:
+            request_id: vLLM's name of the request.
+            num_rows: The rows of each of its embeddings, which may stand there more than once.
+            addresses: Where its segments are.
+        """
         if request_id in self._open:
             return True
         if request_id in self._lost:
             return False
         segments: Segments = {}
         try:
-            for identifier, rows in num_rows.items():
-                address = Address(*(addresses or {})[identifier])
-                segments[identifier] = Segment.opened(address, rows * self._row_bytes)
+            for identifier, rows in num_rows:
+                if identifier not in segments:
+                    address = Address(*(addresses or {})[identifier])
+                    segments[identifier] = Segment.opened(address, rows * self._row_bytes)
         except (LookupError, OSError, TypeError):
             self._ended.extend(segments.values())
             self._lost.add(request_id)
@@ -114,9 +121,8 @@ class SharedMemoryConnector(ECConnectorBase):  # type: ignore[misc]
         self._loads: list[Load] = []
         if role is ECConnectorRole.SCHEDULER:
             allow_many_files()
-            self._losses = os.open(
-                vllm_config.ec_transfer_config.ec_connector_extra_config["losses"], os.O_WRONLY | os.O_NONBLOCK
-            )
+            settings = vllm_config.ec_transfer_config.ec_connector_extra_config
+            self._losses = os.open(settings["losses"], os.O_WRONLY | os.O_NONBLOCK)
             row_bytes = self._width * self._dtype.itemsize
             self._openings = Openings(row_bytes, vllm_config.max_concurrent_batches, self._report_lost)
 
@@ -125,8 +131,8 @@ class SharedMemoryConnector(ECConnectorBase):  # type: ignore[misc]
     def ensure_cache_available(self, request: Request, num_computed_tokens: int) -> bool:
         """Whether all of a request's embeddings are open here; asked before each of its steps."""
         del num_computed_tokens  # what is in the prefix cache now may have to be computed again after a preemption
-        features = {feature.identifier: feature.mm_position.get_num_embeds() for feature in request.mm_features}
-        return self._openings.open(request.request_id, features, request.ec_transfer_params)
+        num_rows = ((feature.identifier, feature.mm_position.get_num_embeds()) for feature in request.mm_features)
+        return self._openings.open(request.request_id, num_rows, request.ec_transfer_params)
 
     def take_unavailable_requests(self) -> set[str]:
         """The requests that vLLM is to fail."""
@@ -156,7 +162,7 @@ class SharedMemoryConnector(ECConnectorBase):  # type: ignore[misc]
         return False, None
 
     def _report_lost(self, request_id: str) -> None:
-        with suppress(BlockingIOError):  # nobody has read of thousands that were lost before
+        with suppress(OSError):  # nobody has read of thousands that were lost before, or there is nobody any more
             os.write(self._losses, f"{request_id}\n".encode())
 
     # In each worker.

@@ -92,11 +92,11 @@ def test_what_the_scheduler_has_opened_outlives_the_request_and_the_steps_under_
     """A segment that its owner has given up stays open until the request ended and no step on its way can want it."""
     segment = Segment.of(ROWS)
     openings = Openings(ROW_BYTES, 2, pytest.fail)
-    assert openings.open("request", {"picture": 6}, {"picture": list(segment.address)})
+    assert openings.open("request", [("picture", 6), ("picture", 6)], {"picture": list(segment.address)})
     segment.close()
     for _ in range(5):
         openings.step()
-        assert openings.open("request", {"picture": 6}, {"picture": list(segment.address)})
+        assert openings.open("request", [("picture", 6), ("picture", 6)], {"picture": list(segment.address)})
         assert np.fromfile(openings.path("request", "picture"), np.uint8).nbytes == ROWS.nbytes
     openings.end("request")
     for _ in range(2):
@@ -116,7 +116,7 @@ def test_a_request_with_a_lost_picture_is_reported_once_and_holds_nothing(addres
         addresses = {**addresses, "there": list(segment.address)}
     openings = Openings(ROW_BYTES, 1, reported.append)
     for _ in range(3):
-        assert not openings.open("request", {"there": 6, "gone": 6}, addresses)
+        assert not openings.open("request", [("there", 6), ("gone", 6)], addresses)
     assert reported == ["request"]
     assert (openings.take_lost(), openings.take_lost()) == ({"request"}, set())
     for _ in range(2):
