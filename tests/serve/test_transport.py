@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,17 +51,18 @@ def config(**decoder: Any) -> PrismConfig:
 
 @asynccontextmanager
 async def started(**decoder: Any) -> AsyncIterator[Engine]:
-    """An engine of this process, which is left as it was."""
-    before = dict(os.environ)
-    engine = None
-    try:
-        engine = await Engine.start(config(**decoder))
-        yield engine
-    finally:
-        if engine:
-            engine.stop()
-        os.environ.clear()
-        os.environ.update(before)
+    """An engine of this process, which is left as it was; vLLM's sockets go with their folder."""
+    before, engine = dict(os.environ), None
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.environ |= {"TMPDIR": folder, "VLLM_RPC_BASE_PATH": folder}
+        try:
+            engine = await Engine.start(config(**decoder))
+            yield engine
+        finally:
+            if engine:
+                engine.stop()
+            os.environ.clear()
+            os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
