@@ -41,6 +41,11 @@ class ProcessorSettings(Frozen):
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the largest picture."""
+        return self.max_pixels // (self.patch_size * self.merge_size) ** 2
+
     @classmethod
     def from_checkpoint(cls, checkpoint: Path) -> ProcessorSettings:
         """Reads ``preprocessor_config.json``; both the older ``min_pixels`` and the newer ``size`` spellings count."""
@@ -200,6 +205,11 @@ class DecoderConfig(PoolConfig):
     enforce_eager: bool = False
     bind_cores: str | None = None
     """CPU cores of the engine's workers as vLLM writes them: ``0|1`` gives each of two workers a core."""
+    transport: Literal["shared", "inline"] = "shared"
+    """How embeddings reach the engine's workers: by shared memory, or within the request."""
+    shared_bytes: int = Field(default=2**30, ge=1)
+    """What each replica holds of embeddings in shared memory, in use or kept for reuse; it counts as the machine's memory. A
+    request waits until there is room for its own."""
     tool_call_parser: str | None = None
     """vLLM's parser for tools that the model calls by itself (``tool_choice: auto``), such as ``hermes``."""
 

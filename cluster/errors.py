@@ -23,6 +23,7 @@
         ├── Overloaded               429  no room for the request now
         ├── EngineRefused            4xx  vLLM refused the request; its own status and words
         ├── InternalError            500  a defect of Prism's: not worth a retry
+        ├── EmbeddingLost            503  an embedding that was gone before the engine came to it
         ├── StageUnavailable         503  a pool lost the replica that had the request, or has none
         └── DeadlineExceeded         504  the request's time ran out
 
@@ -192,6 +193,10 @@ class EngineRefused(ServingError):
 
 class InternalError(ServingError):
     status = 500
+
+
+class EmbeddingLost(ServingError):
+    code = "embedding_lost"
 
 
 class StageUnavailable(ServingError):

@@ -20,7 +20,7 @@ ENGINE_REQUESTS: Final = Gauge(
 PICTURES: Final = Counter("prism_pictures", "Pictures that a stage has worked on.", ["stage"])
 CACHE_LOOKUPS: Final = Counter(
     "prism_embedding_cache_lookups",
-    "Pictures asked for: kept (hit), being encoded for somebody else (joined), or new (miss).",
+    "Pictures asked of an encoder or a decoder: kept (hit), being encoded for somebody else (joined), or new (miss).",
     ["outcome"],
 )
 CACHE_BYTES: Final = Gauge("prism_embedding_cache_bytes", "What the embeddings take that this replica keeps.")
@@ -30,6 +30,7 @@ STAGE_S: Final = Histogram(
     ["stage"],
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 20, 60),
 )
+SHARED_BYTES: Final = Gauge("prism_shared_bytes", "What this decoder holds of embeddings in shared memory.")
 FIRST_PIECE_S: Final = Histogram(
     "prism_time_to_first_token_seconds",
     "From the last byte of a streamed request to its first SSE event.",

@@ -6,6 +6,7 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
+from cluster.errors import EmbeddingLost
 from cluster.metrics import ENGINE_REQUESTS
 from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left, log_refusals_briefly
 
@@ -33,25 +34,41 @@ class Decoder:
         self._engine = await Engine.start(config)
 
     async def generate(self, call: Call, *pictures: Picture) -> AsyncIterator[FirstPiece | str]:
-        """Runs one call about some pictures: SSE text for a stream, its JSON once for anything else."""
-        embeddings, spent = await self._pull(pictures)
-        del pictures
-        async with aclosing(self._engine.answer(call, embeddings, spent)) as pieces:
-            async for piece in pieces:
-                yield piece
+        """Runs one call about some pictures: SSE text for a stream, its JSON for anything else.
+
+        An embedding that is lost on its way to the engine is pulled once more, unless something is sent already.
+        """
+        has_begun, lost_before = False, False
+        while True:
+            embeddings, spent = await self._pull(pictures)
+            try:
+                async with aclosing(self._engine.answer(call, embeddings, spent)) as pieces:
+                    del embeddings
+                    async for piece in pieces:
+                        has_begun, pictures = True, ()  # nobody needs their bytes while tokens are made
+                        yield piece
+                return
+            except EmbeddingLost:
+                if has_begun or lost_before:
+                    raise
+                lost_before = True
 
     async def _pull(self, pictures: Sequence[Picture]) -> tuple[dict[Digest, Embedding], Spent]:
-        """Embeddings from the encoders, and where the time until the last of them went."""
+        """Embeddings that are kept here or else come from the encoders, and where the time until the last of them went."""
         if not pictures:
             return {}, {}
-        started_s, embeddings = time.perf_counter(), {}
+        started_s = time.perf_counter()
+        embeddings: dict[Digest, Embedding] = {}
 
         async def pull(picture: Picture) -> None:
+            if (kept := self._engine.kept(picture.digest)) is not None:
+                embeddings[picture.digest] = kept
+                return
             with calling("encoder"), cancelled_if_left(self._encode.of(_num_bytes(picture)).remote(picture)) as response:
                 embeddings[picture.digest] = await response
 
         await all_or_first_error(pull(picture) for picture in pictures)
-        spent = list(embeddings.values())[-1].spent
+        spent = list(embeddings.values())[-1].spent or {"cache_hit": 0.0}
         return embeddings, {**spent, "transfer": time.perf_counter() - started_s - sum(spent.values())}
 
     async def check_health(self) -> None:

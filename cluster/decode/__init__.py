@@ -8,5 +8,9 @@ place that imports vllm, whose internal API moves with every release:
     refusals.py    what vLLM says against a request → our errors
     placement.py   keeps text from taking the place of a picture
     worker.py      what each of vLLM's workers gains
-    embeddings.py  checks embeddings and hands them to vLLM        (the inline way in)
+    embeddings.py  what of embeddings may reach the engine
+    transport.py   the two ways in for embeddings, one interface
+    inline.py      the inline way: within the request             (through vLLM's media connector)
+    shared.py      the shared way: by shared memory               (with store.py, who has room, and segment.py, one file)
+    connector.py   the shared way's other end, in vLLM's processes
 """

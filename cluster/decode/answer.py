@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -14,18 +13,18 @@ from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, Tokenize
 
 from cluster.decode.bounds import check_bounds
 from cluster.decode.coalesce import coalesced
-from cluster.decode.embeddings import offered
 from cluster.decode.engine import engine_died
 from cluster.decode.placement import PlacedChatRequest
 from cluster.decode.refusals import chunk_refusal, invalid_field, misread, refusal
 from cluster.decode.times import watch
-from cluster.errors import InternalError, PrismError
+from cluster.errors import EmbeddingLost, InternalError, PrismError
 from cluster.messages import FirstPiece, is_picture
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from cluster.decode.engine import Engine
+    from cluster.decode.transport import Offer
     from cluster.messages import Call, Digest, Embedding, Spent
 
 log: Final = logging.getLogger(__name__)
@@ -44,11 +43,24 @@ async def answer(
     Closing the iterator, or cancelling its task, frees the engine's slot.
 
     Raises:
+        EmbeddingLost: An embedding was not there any more when the engine came to it; it has to be offered again.
         PrismError: For what vLLM refuses, before the first piece is out, so that the client gets a proper status.
     """
+    async with engine.transport.offered(call.request_id, embeddings) as offer:
+        del embeddings  # what the engine needs of them, the offer has
+        try:
+            async with aclosing(_answer(engine, call, offer, spent)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except InternalError as error:
+            if engine.transport.is_lost(call.request_id):
+                raise EmbeddingLost("An embedding was gone before the engine came to it; send the request again.") from error
+            raise
+
+
+async def _answer(engine: Engine, call: Call, offer: Offer, spent: Spent) -> AsyncGenerator[FirstPiece | str]:
     times = watch()
-    result = await _begin(engine, call, embeddings)
-    del embeddings  # vLLM has what it needs of them
+    result = await _begin(engine, call, offer)
     if isinstance(result, BaseModel):
         whole = result.model_dump_json()
         yield FirstPiece(whole[:MAX_PIECE_CHARS], {**spent, **times.spent(streams=False)})
@@ -73,17 +85,10 @@ async def _checked(chunks: AsyncGenerator[str], engine: Engine, call: Call) -> A
             yield chunk
 
 
-async def _begin(engine: Engine, call: Call, embeddings: Mapping[Digest, Embedding]) -> Any:
+async def _begin(engine: Engine, call: Call, offer: Offer) -> Any:
     """Has vLLM render the request and start on it; gives its whole answer, or the iterator of a stream."""
-    loop = asyncio.get_running_loop()
-    tensors = {
-        digest: await loop.run_in_executor(None, engine.embedding_shape.tensor, embedding)
-        for digest, embedding in embeddings.items()
-    }
     try:
-        with offered(call.request_id, tensors) as references:
-            parts = {digest: _vllm_part(embeddings[digest], reference) for digest, reference in references.items()}
-            result = await _serve(engine, call, _with_parts(call.body, parts))
+        result = await _serve(engine, call, _with_parts(call.body, offer))
     except ValidationError as error:
         raise invalid_field(error, call.body) from None
     except PrismError:
@@ -130,19 +135,14 @@ def _num_pictures(body: dict[str, Any]) -> int:
     return sum(is_picture(part) for content in contents if isinstance(content, list) for part in content)
 
 
-def _vllm_part(embedding: Embedding, reference: str) -> dict[str, Any]:
-    payload = {"image_embeds": reference, "image_grid_thw": list(embedding.grid)}
-    return {"type": "image_embeds", "uuid": embedding.digest, "image_embeds": payload}
-
-
-def _with_parts(body: dict[str, Any], parts: Mapping[Digest, dict[str, Any]]) -> dict[str, Any]:
+def _with_parts(body: dict[str, Any], offer: Offer) -> dict[str, Any]:
     """Puts vLLM's part for an embedding where the Router left a picture's digest; all else stays as it is."""
-    if not parts:
+    if not offer.parts:
         return body
     messages = [
-        {**message, "content": [parts[part["digest"]] if is_picture(part) else part for part in message["content"]]}
+        {**message, "content": [offer.parts[part["digest"]] if is_picture(part) else part for part in message["content"]]}
         if isinstance(message.get("content"), list)
         else message
         for message in body["messages"]
     ]
-    return {**body, "messages": messages}
+    return {**body, **offer.fields, "messages": messages}

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import psutil
-import torch
 from starlette.datastructures import State
 
 from cluster import segments
 from cluster.errors import StageUnavailable
 from cluster.messages import Call, Embedding, picture_part
+from cluster.metrics import CACHE_LOOKUPS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 
     from cluster.config import PrismConfig
     from cluster.decode.embeddings import EmbeddingShape
+    from cluster.decode.transport import Transport
     from cluster.messages import Digest, FirstPiece, Spent
 
 
 class Engine:
     """A running vLLM engine. Make one with ``await Engine.start(config)``; it dies with its process."""
 
-    def __init__(self, llm: AsyncLLM, state: State, shape: EmbeddingShape) -> None:
+    def __init__(self, llm: AsyncLLM, state: State, shape: EmbeddingShape, transport: Transport) -> None:
         self.serving = state
         self.embedding_shape = shape
+        self.transport = transport
         self._llm = llm
         self._segments: set[Path] = set()
 
@@ -40,6 +42,7 @@ class Engine:
         """Loads the language model and waits until it can generate.
 
         Raises:
+            ValueError: ``decoder.shared_bytes`` would not hold the largest picture.
             RuntimeError: vLLM could not start; its log says why.
         """
         _set_environment(config)
@@ -50,18 +53,22 @@ class Engine:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         from cluster.decode.embeddings import EmbeddingShape
+        from cluster.decode.shared import SharedTransport
         from cluster.decode.times import TimedLLM
 
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(engine_flags(config))
         validate_parsed_serve_args(args)
         vllm_config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
-        llm, state = TimedLLM.from_vllm_config(vllm_config), State()
         shape = EmbeddingShape(
             hidden_size=vllm_config.model_config.get_inputs_embeds_size(),
             merge_size=config.model.processor.merge_size,
             dtype=str(vllm_config.model_config.dtype).removeprefix("torch."),
         )
-        engine = cls(llm, state, shape)
+        transport = open_transport(config, shape)
+        if isinstance(transport, SharedTransport):
+            vllm_config.ec_transfer_config.ec_connector_extra_config.update(transport.settings)
+        llm, state = TimedLLM.from_vllm_config(vllm_config), State()
+        engine = cls(llm, state, shape, transport)
         engine._segments = segments.held_by(psutil.Process().children(recursive=True))
         try:
             await init_app_state(llm, state, args, await llm.get_supported_tasks())
@@ -74,7 +81,7 @@ class Engine:
     async def _warm_up(self) -> None:
         """Runs one picture through, so that no client waits for what vLLM does on first use."""
         shape = self.embedding_shape
-        rows = np.zeros((1, shape.hidden_size * getattr(torch, shape.dtype).itemsize), dtype=np.uint8)
+        rows = np.zeros((1, shape.row_bytes), dtype=np.uint8)
         blank = Embedding("0" * 64, rows, shape.dtype, (1, shape.merge_size, shape.merge_size))
         message = {"role": "user", "content": [picture_part(blank.digest), {"type": "text", "text": "?"}]}
         async for _ in self.answer(
@@ -87,6 +94,12 @@ class Engine:
         from cluster.decode.answer import answer
 
         return answer(self, call, embeddings, spent)
+
+    def kept(self, digest: Digest) -> Embedding | None:
+        """An embedding that the engine still holds from before, to be offered again."""
+        kept = self.transport.kept(digest)
+        CACHE_LOOKUPS.labels("hit" if kept else "miss").inc()
+        return kept
 
     @property
     def is_dead(self) -> bool:
@@ -112,12 +125,30 @@ class Engine:
     def stop(self) -> None:
         """Ends the engine's processes, and removes what shared memory they leave when they were killed."""
         self._llm.shutdown()
+        self.transport.close()
         segments.unlink(self._segments)
 
 
 def engine_died() -> StageUnavailable:
     """What becomes of the requests of an engine that is gone."""
     return StageUnavailable("The decoder's engine has died and is being replaced; send the request again.")
+
+
+def open_transport(config: PrismConfig, shape: EmbeddingShape) -> Transport:
+    """The way in for embeddings that the configuration names.
+
+    Raises:
+        ValueError: ``decoder.shared_bytes`` would not hold the largest picture.
+    """
+    from cluster.decode.inline import InlineTransport
+    from cluster.decode.shared import SharedTransport
+
+    if config.decoder.transport == "inline":
+        return InlineTransport(shape)
+    largest_bytes = min(config.model.processor.max_tokens, config.model.max_model_len) * shape.row_bytes
+    if config.decoder.shared_bytes < largest_bytes:
+        raise ValueError(f"decoder.shared_bytes must be at least {largest_bytes}: what the largest picture takes")
+    return SharedTransport(shape, config.decoder.shared_bytes)
 
 
 def engine_flags(config: PrismConfig) -> list[str]:
@@ -140,6 +171,9 @@ def engine_flags(config: PrismConfig) -> list[str]:
         flags["distributed-executor-backend"] = "ray" if decoder.tensor_parallel_size > 1 else "mp"
     elif decoder.tensor_parallel_size > 1:
         flags["distributed-executor-backend"] = "mp"
+    if decoder.transport == "shared":
+        connector = {"ec_connector": "SharedMemoryConnector", "ec_connector_module_path": "cluster.decode.connector"}
+        flags["ec-transfer-config"] = json.dumps({**connector, "ec_role": "ec_consumer"})
     if decoder.enforce_eager:
         switches.append("--enforce-eager")
     if decoder.tool_call_parser:
@@ -149,7 +183,7 @@ def engine_flags(config: PrismConfig) -> list[str]:
 
 
 def _set_environment(config: PrismConfig) -> None:
-    from cluster.decode.embeddings import CONNECTOR
+    from cluster.decode.inline import CONNECTOR
 
     os.environ["VLLM_MEDIA_CONNECTOR"] = CONNECTOR
     os.environ["VLLM_NO_USAGE_STATS"] = "1"

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from cluster.decode.bounds import MAX_ANSWERS, check_bounds
-from cluster.decode.embeddings import EmbeddingShape, TableConnector, offered
+from cluster.decode.embeddings import EmbeddingShape
+from cluster.decode.inline import InlineTransport, TableConnector
 from cluster.errors import InternalError, InvalidField
 from cluster.messages import Embedding
 
@@ -55,17 +57,38 @@ def test_a_good_embedding_becomes_the_tensor_it_was() -> None:
 def test_a_malformed_embedding_never_reaches_the_engine(change: dict[str, Any]) -> None:
     """Rows, width, dtype, grid and finiteness are checked; what would end the engine fails one request."""
     with pytest.raises(InternalError, match="cannot be used"):
-        SHAPE.tensor(dataclasses.replace(GOOD, **change))
+        SHAPE.check(dataclasses.replace(GOOD, **change))
 
 
-def test_references_live_as_long_as_they_are_offered() -> None:
-    """A reference leads to its tensor while a request is rendered, and nowhere after."""
-    tensor = SHAPE.tensor(GOOD)
+def test_every_number_that_is_finite_is_taken() -> None:
+    """The extremes of a dtype are numbers too, and so is a negative zero."""
+    for value in (np.finfo(np.float32).max, np.finfo(np.float32).min, np.finfo(np.float32).smallest_subnormal, -0.0):
+        SHAPE.check(dataclasses.replace(GOOD, rows=with_number(value)))
+
+
+def test_finite_in_bfloat16_is_what_torch_calls_so() -> None:
+    """For each of the 65536 patterns of bits the check agrees with torch."""
+    shape = EmbeddingShape(hidden_size=1, merge_size=2, dtype="bfloat16")
+    for pattern in range(2**16):
+        rows = np.array([[pattern]], dtype=np.uint16).view(np.uint8)
+        embedding = Embedding("d" * 64, rows, "bfloat16", (1, 2, 2))
+        try:
+            shape.check(embedding)
+        except InternalError:
+            taken = False
+        else:
+            taken = True
+        assert taken == bool(torch.isfinite(torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)).all()), pattern
+
+
+async def test_references_live_as_long_as_they_are_offered() -> None:
+    """A reference leads to its tensor while its request takes, and nowhere after."""
     connector = TableConnector(media_io_kwargs={}, allowed_media_domains=["*"])
-    with offered("request", {GOOD.digest: tensor}) as references:
-        assert connector.fetch_image_embedding(references[GOOD.digest]) is tensor
+    async with InlineTransport(SHAPE).offered("request", {GOOD.digest: GOOD}) as offer:
+        reference = offer.parts[GOOD.digest]["image_embeds"]["image_embeds"]
+        assert np.array_equal(connector.fetch_image_embedding(reference).numpy(), GOOD.rows.view(np.float32))
     with pytest.raises(ValueError, match="not accepted"):
-        connector.fetch_image_embedding(references[GOOD.digest])
+        connector.fetch_image_embedding(reference)
 
 
 @pytest.mark.parametrize("method", ["fetch_image", "fetch_image_async", "load_from_url", "fetch_video", "fetch_audio_async"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -116,7 +117,8 @@ def test_bfloat16_rows_keep_their_bytes(batch: list[Pixels]) -> None:
 
 async def test_a_tower_that_fails_is_found_by_its_health_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica whose tower fails says that it cannot serve, and Serve's health check fails with the tower's own error."""
-    replica = deployments.encoder.VisionEncoder(PrismConfig(model=MODEL), None)  # type: ignore[arg-type]
+    unused = SimpleNamespace(preprocess=SimpleNamespace(options=lambda **_: None))
+    replica = deployments.encoder.VisionEncoder(PrismConfig(model=MODEL), unused)  # type: ignore[arg-type]
     await replica.check_health()
     assert await replica.ready()
     with monkeypatch.context() as patch:

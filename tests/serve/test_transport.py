@@ -1,0 +1,267 @@
+"""The shared way in for embeddings, on a real engine, with the inline way as its oracle."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import tempfile
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from ray import serve
+
+from cluster.decode.engine import Engine
+from cluster.decode.store import BLOCK_BYTES
+from cluster.errors import EmbeddingLost, TooManyPictures
+from cluster.messages import Call, Embedding, picture_part
+from deployments.application import ApplicationFile
+from deployments.router import Router
+from tests.serve.ask import chat, random_png, text
+from tests.serve.ask import image as image_part
+from tests.serve.servers import APP, with_changes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from cluster.config import PrismConfig
+    from cluster.decode.transport import Offer, Transport
+    from deployments.launch import Cluster
+
+# vLLM's engine runs in this process, and its chat layer reads fields that it calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+NUM_BLOCKS = 64
+NUM_TOKENS = 12
+LOGPROB_TOLERANCE = 1e-5
+SEVERAL = {"n": 3, "temperature": 1.0, "top_k": 1}
+"""More than one answer, all of them the likeliest: vLLM does not take ``n`` with temperature 0."""
+
+
+def config(**decoder: Any) -> PrismConfig:
+    """The embedded default with changes to its decoder."""
+    return with_changes(ApplicationFile.read(APP), {"decoder": decoder}).config
+
+
+@asynccontextmanager
+async def started(**decoder: Any) -> AsyncIterator[Engine]:
+    """An engine of this process, which is left as it was; vLLM's sockets go with their folder."""
+    before, engine = dict(os.environ), None
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.environ |= {"TMPDIR": folder, "VLLM_RPC_BASE_PATH": folder}
+        try:
+            engine = await Engine.start(config(**decoder))
+            yield engine
+        finally:
+            if engine:
+                engine.stop()
+            os.environ.clear()
+            os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+async def inline() -> AsyncIterator[Engine]:
+    """The oracle: an engine that gets embeddings within its requests."""
+    async with started(transport="inline") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+async def shared(inline: Engine) -> AsyncIterator[Engine]:
+    """An engine that gets embeddings by shared memory, of which there is little; the oracle's processes are forked before."""
+    del inline
+    async with started(shared_bytes=NUM_BLOCKS * BLOCK_BYTES) as engine:
+        yield engine
+    assert segments_open(psutil.Process()) == set()
+
+
+def segments_open(*processes: psutil.Process) -> set[str]:
+    """The segments that processes have open."""
+    links = [link for process in processes for link in Path(f"/proc/{process.pid}/fd").glob("*")]
+    return {target for link in links if (target := os.path.realpath(link)).startswith("/memfd:prism-")}
+
+
+def embedding(engine: Engine, seed: int, side: int = 8) -> Embedding:
+    """Random numbers in place of a picture of ``side`` × ``side`` patches."""
+    shape = engine.embedding_shape
+    numbers = np.random.default_rng(seed).normal(size=(side * side // shape.merge_size**2, shape.hidden_size))
+    rows = numbers.astype(np.float32).view(np.uint8)
+    return Embedding(f"{seed:03d}{side:03d}".rjust(64, "0"), rows, shape.dtype, (1, side, side))
+
+
+def asked(name: str, pictures: list[Embedding], **options: Any) -> Call:
+    """A request about pictures."""
+    content = [{"type": "text", "text": name}, *(picture_part(picture.digest) for picture in pictures)]
+    body = chat(content, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=True, return_token_ids=True, **options)
+    return Call("chat", name, body)
+
+
+async def said(engine: Engine, name: str, pictures: list[Embedding], **options: Any) -> list[str]:
+    """All pieces of the engine's answer."""
+    answer = engine.answer(asked(name, pictures, **options), {picture.digest: picture for picture in pictures})
+    return [piece async for piece in answer]
+
+
+async def tokens(engine: Engine, name: str, pictures: list[Embedding], **options: Any) -> list[tuple[list[int], list[float]]]:
+    """The tokens of each choice, and how likely they were."""
+    [answer] = await said(engine, name, pictures, **options)
+    return [
+        (choice["token_ids"], [token["logprob"] for token in choice["logprobs"]["content"]])
+        for choice in json.loads(answer)["choices"]
+    ]
+
+
+def mixed(engine: Engine) -> list[list[Embedding]]:
+    """Pictures for many requests: small and large, one or several, new, seen before, and the same one twice in a request."""
+    draw = random.Random(0)
+    one = [[embedding(engine, seed, draw.choice([2, 4, 8, 16, 32]))] for seed in range(40)]
+    several = [
+        [embedding(engine, draw.randint(0, 50), draw.choice([2, 8, 20])) for _ in range(draw.randint(2, 4))] for _ in range(20)
+    ]
+    return [*one, *several, *one[:10]]
+
+
+async def test_both_ways_in_give_the_same_tokens(shared: Engine, inline: Engine) -> None:
+    """More embeddings than fit together at a time: all answers are, token for token, those of the inline way."""
+    requests = mixed(shared)
+    assert sum(picture.rows.nbytes for pictures in requests for picture in pictures) > NUM_BLOCKS * BLOCK_BYTES
+    gate = asyncio.Semaphore(24)
+
+    async def both(number: int) -> tuple[Any, Any]:
+        async with gate:
+            name, options = f"number {number}", SEVERAL if number % 7 == 0 else {}
+            return await asyncio.gather(*(tokens(engine, name, requests[number], **options) for engine in (shared, inline)))
+
+    for ours, theirs in await asyncio.gather(*(both(number) for number in range(len(requests)))):
+        assert [choice for choice, _ in ours] == [choice for choice, _ in theirs]
+        for (_, one), (_, other) in zip(ours, theirs, strict=True):
+            assert np.allclose(one, other, atol=LOGPROB_TOLERANCE)
+
+
+async def test_clients_that_leave_take_nothing_with_them(shared: Engine) -> None:
+    """Requests that are cancelled at any moment, over a store that is too small for them, disturb no other."""
+    draw, alone = random.Random(1), embedding(shared, 900, 16)
+    [expected] = await tokens(shared, "alone", [alone])
+
+    async def leave_early(number: int) -> None:
+        pictures = [embedding(shared, 1000 + 10 * number + index, 56) for index in range(3)]
+        task = asyncio.ensure_future(said(shared, f"leaves {number}", pictures, stream=True))
+        await asyncio.wait([task], timeout=draw.random() * 0.3)
+        task.cancel()
+        await asyncio.wait([task])
+
+    leaving = [asyncio.ensure_future(leave_early(number)) for number in range(60)]
+    for number in range(10):
+        [answer] = await tokens(shared, "alone", [alone], cache_salt=str(number))
+        assert answer[0] == expected[0]
+    await asyncio.gather(*leaving)
+    assert not shared.is_dead
+    await tokens(shared, "last", [])
+    await tokens(shared, "last", [])
+    # What the engine has open still is what this process keeps for reuse.
+    kept, family = segments_open(psutil.Process()), psutil.Process().children(recursive=True)
+    assert segments_open(*family) <= kept
+    assert len(kept) <= NUM_BLOCKS
+
+
+class Losing:
+    """A transport that takes a request's segments away as soon as they are offered, behind everybody's back."""
+
+    def __init__(self, transport: Transport, victim: str) -> None:
+        self._transport = transport
+        self._victim = victim
+
+    @asynccontextmanager
+    async def offered(self, request_id: str, embeddings: Mapping[str, Embedding]) -> AsyncIterator[Offer]:
+        async with self._transport.offered(request_id, embeddings) as offer:
+            if request_id == self._victim:
+                nothing = os.open(os.devnull, os.O_RDONLY)
+                for _, descriptor, _ in offer.fields["ec_transfer_params"].values():
+                    os.dup2(nothing, descriptor, inheritable=False)
+                os.close(nothing)
+            yield offer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+@pytest.mark.parametrize("options", [{}, {"stream": True}, SEVERAL], ids=str)
+async def test_a_lost_embedding_fails_its_request_alone(
+    shared: Engine, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """A segment that is gone when the engine comes to it is a typed error of one request; asked again, it is answered."""
+    seed = 700 + len(str(options))
+    lost, others = embedding(shared, seed), [embedding(shared, seed + 100 + index) for index in range(6)]
+    with monkeypatch.context() as patch:
+        patch.setattr(shared, "transport", Losing(shared.transport, "victim"))
+        running = [asyncio.ensure_future(said(shared, f"other {index}", [other])) for index, other in enumerate(others)]
+        with pytest.raises(EmbeddingLost):
+            await asyncio.wait_for(said(shared, "victim", [lost], **options), 30)
+        assert [len(pieces) for pieces in await asyncio.gather(*running)] == [1] * len(others)
+    assert not shared.is_dead
+    assert await said(shared, "victim", [lost], **options)
+
+
+async def test_more_pictures_than_can_ever_fit_are_refused(shared: Engine) -> None:
+    """A request whose embeddings together exceed the bound gets the figures; no other waits for it."""
+    pictures = [embedding(shared, 500 + number, 64) for number in range(NUM_BLOCKS)]
+    with pytest.raises(TooManyPictures):
+        await said(shared, "too many", pictures)
+
+
+async def test_a_bound_below_the_largest_picture_is_refused_at_the_start() -> None:
+    """A decoder whose shared memory would not hold one picture says so instead of starting."""
+    with pytest.raises(ValueError, match=r"decoder\.shared_bytes must be at least"):
+        async with started(shared_bytes=1):
+            pass
+
+
+class Pool:
+    """Stands in for a pool: encoders give what they get, and decoders lose what they get as often as the request says."""
+
+    def __init__(self) -> None:
+        self._num_calls: dict[str, int] = {}
+
+    async def encode(self, picture: Any) -> Any:
+        return picture.digest
+
+    async def generate(self, call: Call, *digests: str) -> AsyncIterator[str]:
+        how = call.body["user"]
+        self._num_calls[how] = self._num_calls.get(how, 0) + 1
+        if how == "after a piece":
+            yield "piece "
+        if how != "once" or self._num_calls[how] == 1:
+            raise EmbeddingLost("It is gone.")
+        yield f"{self._num_calls[how]} calls, {len(digests)} embeddings"
+
+
+@pytest.fixture(scope="module")
+def losing(cluster: Cluster) -> Iterator[str]:
+    """The URL of a real Router over decoders that lose embeddings."""
+    options = {"ray_actor_options": {"num_cpus": 0}}
+    encoder, decoder = (serve.deployment(Pool, name=name, **options).bind() for name in ("LosingEncoder", "LosingDecoder"))
+    router = serve.deployment(serve.ingress()(Router), name="LosingRouter", **options)
+    app = router.bind(config(), preprocessor=encoder, encoder=encoder, decoder=decoder)
+    serve.run(app, name="losing", route_prefix="/losing")
+    yield f"{cluster.url}/losing"
+    serve.delete("losing")
+
+
+async def test_the_router_asks_again_for_what_was_lost(losing: str) -> None:
+    """A lost embedding is encoded and sent once more, unseen by the client, unless something has been sent already."""
+    content = [image_part(random_png(56, 56, seed=1)), text("?")]
+    async with httpx.AsyncClient(timeout=30) as client:
+        once, always, late = [
+            await client.post(f"{losing}/v1/chat/completions", json=chat(content, user=how, stream=how == "after a piece"))
+            for how in ("once", "always", "after a piece")
+        ]
+    assert (once.status_code, once.text) == (200, "2 calls, 1 embeddings")
+    assert (always.status_code, always.json()["error"]["code"]) == (503, "embedding_lost")
+    assert late.text.startswith("piece ")
+    assert "embedding_lost" in late.text
