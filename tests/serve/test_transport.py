@@ -11,28 +11,24 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import numpy as np
 import psutil
 import pytest
-from ray import serve
 
 from cluster.decode.engine import Engine
 from cluster.decode.store import BLOCK_BYTES
 from cluster.errors import EmbeddingLost, TooManyPictures
-from cluster.messages import Call, Embedding, picture_part
+from cluster.messages import Call, Embedding, FirstPiece, Picture, picture_part
 from deployments.application import ApplicationFile
-from deployments.router import Router
-from tests.serve.ask import chat, random_png, text
-from tests.serve.ask import image as image_part
+from deployments.decoder import Decoder
+from tests.serve.ask import chat
 from tests.serve.servers import APP, with_changes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from cluster.config import PrismConfig
     from cluster.decode.transport import Offer, Transport
-    from deployments.launch import Cluster
 
 # vLLM's engine runs in this process, and its chat layer reads fields that it calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -104,8 +100,8 @@ def asked(name: str, pictures: list[Embedding], **options: Any) -> Call:
 
 async def said(engine: Engine, name: str, pictures: list[Embedding], **options: Any) -> list[str]:
     """All pieces of the engine's answer."""
-    answer = engine.answer(asked(name, pictures, **options), {picture.digest: picture for picture in pictures})
-    return [piece async for piece in answer]
+    answer = engine.answer(asked(name, pictures, **options), {picture.digest: picture for picture in pictures}, {})
+    return [piece.text if isinstance(piece, FirstPiece) else piece async for piece in answer]
 
 
 async def tokens(engine: Engine, name: str, pictures: list[Embedding], **options: Any) -> list[tuple[list[int], list[float]]]:
@@ -173,14 +169,16 @@ async def test_clients_that_leave_take_nothing_with_them(shared: Engine) -> None
 class Losing:
     """A transport that takes a request's segments away as soon as they are offered, behind everybody's back."""
 
-    def __init__(self, transport: Transport, victim: str) -> None:
+    def __init__(self, transport: Transport, victim: str, num_losses: int = 1) -> None:
         self._transport = transport
         self._victim = victim
+        self._num_losses = num_losses
 
     @asynccontextmanager
     async def offered(self, request_id: str, embeddings: Mapping[str, Embedding]) -> AsyncIterator[Offer]:
         async with self._transport.offered(request_id, embeddings) as offer:
-            if request_id == self._victim:
+            if request_id == self._victim and self._num_losses:
+                self._num_losses -= 1
                 nothing = os.open(os.devnull, os.O_RDONLY)
                 for _, descriptor, _ in offer.fields["ec_transfer_params"].values():
                     os.dup2(nothing, descriptor, inheritable=False)
@@ -222,46 +220,51 @@ async def test_a_bound_below_the_largest_picture_is_refused_at_the_start() -> No
             pass
 
 
-class Pool:
-    """Stands in for a pool: encoders give what they get, and decoders lose what they get as often as the request says."""
+class Encoders:
+    """Stands in for the pool of encoders, and counts what is pulled from it."""
 
-    def __init__(self) -> None:
-        self._num_calls: dict[str, int] = {}
+    def __init__(self, *embeddings: Embedding) -> None:
+        self._embeddings = {embedding.digest: embedding for embedding in embeddings}
+        self.pulled: list[str] = []
 
-    async def encode(self, picture: Any) -> Any:
-        return picture.digest
+    def of(self, num_bytes: int) -> Encoders:
+        del num_bytes
+        return self
 
-    async def generate(self, call: Call, *digests: str) -> AsyncIterator[str]:
-        how = call.body["user"]
-        self._num_calls[how] = self._num_calls.get(how, 0) + 1
-        if how == "after a piece":
-            yield "piece "
-        if how != "once" or self._num_calls[how] == 1:
-            raise EmbeddingLost("It is gone.")
-        yield f"{self._num_calls[how]} calls, {len(digests)} embeddings"
-
-
-@pytest.fixture(scope="module")
-def losing(cluster: Cluster) -> Iterator[str]:
-    """The URL of a real Router over decoders that lose embeddings."""
-    options = {"ray_actor_options": {"num_cpus": 0}}
-    encoder, decoder = (serve.deployment(Pool, name=name, **options).bind() for name in ("LosingEncoder", "LosingDecoder"))
-    router = serve.deployment(serve.ingress()(Router), name="LosingRouter", **options)
-    app = router.bind(config(), preprocessor=encoder, encoder=encoder, decoder=decoder)
-    serve.run(app, name="losing", route_prefix="/losing")
-    yield f"{cluster.url}/losing"
-    serve.delete("losing")
+    def remote(self, picture: Picture) -> asyncio.Future[Embedding]:
+        self.pulled.append(picture.digest)
+        response: asyncio.Future[Embedding] = asyncio.get_running_loop().create_future()
+        response.set_result(self._embeddings[picture.digest])
+        return response
 
 
-async def test_the_router_asks_again_for_what_was_lost(losing: str) -> None:
-    """A lost embedding is encoded and sent once more, unseen by the client, unless something has been sent already."""
-    content = [image_part(random_png(56, 56, seed=1)), text("?")]
-    async with httpx.AsyncClient(timeout=30) as client:
-        once, always, late = [
-            await client.post(f"{losing}/v1/chat/completions", json=chat(content, user=how, stream=how == "after a piece"))
-            for how in ("once", "always", "after a piece")
-        ]
-    assert (once.status_code, once.text) == (200, "2 calls, 1 embeddings")
-    assert (always.status_code, always.json()["error"]["code"]) == (503, "embedding_lost")
-    assert late.text.startswith("piece ")
-    assert "embedding_lost" in late.text
+class OnEngine(Decoder):
+    """A decoder's replica on an engine that runs already, and goes on when the replica is gone."""
+
+    def __init__(self, engine: Engine, encoders: Any) -> None:
+        self._engine, self._encode = engine, encoders
+
+    def __del__(self) -> None:
+        del self._engine
+
+
+@pytest.mark.parametrize("num_losses", [0, 1, 2])
+async def test_what_was_lost_is_pulled_again(shared: Engine, monkeypatch: pytest.MonkeyPatch, num_losses: int) -> None:
+    """A picture is pulled once and then kept; lost on its way it is pulled once more, and a second loss is a typed error."""
+    made = embedding(shared, 800 + num_losses)
+    encoders, picture = Encoders(made), Picture(made.digest, b"", 8, 8, "messages")
+    replica, call = OnEngine(shared, encoders), asked("victim", [made])
+
+    async def answer() -> list[Any]:
+        return [piece async for piece in replica.generate(call, picture)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared, "transport", Losing(shared.transport, "victim", num_losses))
+        if num_losses == 2:
+            with pytest.raises(EmbeddingLost):
+                await answer()
+            return
+        assert len(await answer()) == 1
+    assert len(encoders.pulled) == 1 + num_losses
+    assert len(await answer()) == 1
+    assert len(encoders.pulled) == 1 + num_losses
