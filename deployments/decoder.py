@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.metrics import ENGINE_REQUESTS
 from deployments.calls import ProcessMetrics, log_refusals_briefly
+from deployments.routing import description
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ class Decoder:
 
         log_refusals_briefly()
         self._engine = await Engine.start(config)
+        self._description = description(config.model.processor, self._engine.kv_tokens)
 
     async def generate(self, call: Call, *embeddings: Embedding) -> AsyncIterator[str]:
         """Runs one call on the embeddings of its pictures: SSE text for a stream, its JSON once for anything else."""
@@ -30,6 +32,14 @@ class Decoder:
         async with aclosing(answer) as texts:
             async for text in texts:
                 yield text
+
+    def record_replica_metadata(self) -> dict[str, Any]:
+        """For the request routers, once: how pictures come to patches, and how many tokens the KV cache takes."""
+        return self._description
+
+    def record_routing_stats(self) -> dict[str, float]:
+        """For the request routers, time and again: what the engine has to do."""
+        return self._engine.load()
 
     async def check_health(self) -> None:
         """Called by Serve; raises once the engine is gone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,9 +12,10 @@ from cluster.cache import EmbeddingCache
 from cluster.errors import PrismError
 from cluster.metrics import PICTURES
 from deployments.calls import ProcessMetrics, calling, cancelled_if_left, log_refusals_briefly
+from deployments.routing import description
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ray.serve.handle import DeploymentHandle
 
@@ -40,6 +42,9 @@ class VisionEncoder:
         self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
         self._works = True
         self._cache = EmbeddingCache(config.encoder.cache_bytes)
+        self._description = description(model.processor, config.encoder.cache_bytes / self._tower.bytes_per_patch)
+        self._settings = model.processor
+        self._num_patches = 0
 
     async def encode(self, picture: Picture) -> Embedding:
         """A picture's embedding. The Router passes it on unread: the tensor goes from here to a decoder."""
@@ -49,11 +54,28 @@ class VisionEncoder:
             raise error.at(picture.param) from None
 
     async def _encode(self, picture: Picture) -> Embedding:
-        with calling("preprocessor"), cancelled_if_left(self._preprocessor.preprocess.remote(picture)) as response:
-            pixels = await response
-        [embedding] = await self._in_lane(self._tower.encode, [pixels])
+        with self._busy_with(self._settings.num_patches(picture.width * picture.height)):
+            with calling("preprocessor"), cancelled_if_left(self._preprocessor.preprocess.remote(picture)) as response:
+                pixels = await response
+            [embedding] = await self._in_lane(self._tower.encode, [pixels])
         PICTURES.labels("encode").inc()
         return embedding
+
+    def record_replica_metadata(self) -> dict[str, Any]:
+        """For the request routers, once: how pictures come to patches here, and of how many the embeddings are kept."""
+        return self._description
+
+    def record_routing_stats(self) -> dict[str, int]:
+        """For the request routers, time and again: patches that wait or run here, each picture's once."""
+        return {"patches": self._num_patches}
+
+    @contextmanager
+    def _busy_with(self, num_patches: int) -> Iterator[None]:
+        self._num_patches += num_patches
+        try:
+            yield
+        finally:
+            self._num_patches -= num_patches
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces a replica whose tower fails on the smallest picture or does not come to it."""

@@ -66,7 +66,8 @@ class Router:
         try:
             async with asyncio.timeout_at(deadline):
                 pictures = await self._read_pictures(request, hold)
-                pieces = self._generate(Call(endpoint, uuid4().hex, request.body), pictures)
+                num_pixels = {picture.digest: picture.width * picture.height for picture in pictures}
+                pieces = self._generate(Call(endpoint, uuid4().hex, request.body, num_pixels), pictures)
                 first = await anext(pieces)
         except TimeoutError:
             raise _too_late(timeout_s) from None

@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 
     from cluster.config import PrismConfig
     from cluster.decode.embeddings import EmbeddingShape
+    from cluster.decode.load import SchedulerLog
     from cluster.messages import Digest
 
 
 class Engine:
     """A running vLLM engine. Make one with ``await Engine.start(config)``; it dies with its process."""
 
-    def __init__(self, llm: AsyncLLM, state: State, shape: EmbeddingShape) -> None:
+    def __init__(self, llm: AsyncLLM, state: State, shape: EmbeddingShape, log: SchedulerLog) -> None:
         self.serving = state
         self.embedding_shape = shape
         self._llm = llm
+        self._log = log
         self._segments: set[Path] = set()
 
     @classmethod
@@ -51,17 +53,19 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from cluster.decode.embeddings import EmbeddingShape
+        from cluster.decode.load import SchedulerLog
 
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(engine_flags(config))
         validate_parsed_serve_args(args)
         vllm_config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
-        llm, state = AsyncLLM.from_vllm_config(vllm_config), State()
+        log, state = SchedulerLog(), State()
+        llm = AsyncLLM.from_vllm_config(vllm_config, stat_loggers=[lambda *_: log])
         shape = EmbeddingShape(
             hidden_size=vllm_config.model_config.get_inputs_embeds_size(),
             merge_size=config.model.processor.merge_size,
             dtype=str(vllm_config.model_config.dtype).removeprefix("torch."),
         )
-        engine = cls(llm, state, shape)
+        engine = cls(llm, state, shape, log)
         engine._segments = segments.held_by(psutil.Process().children(recursive=True))
         try:
             await init_app_state(llm, state, args, await llm.get_supported_tasks())
@@ -95,6 +99,24 @@ class Engine:
     def num_requests(self) -> int:
         """Requests that the engine holds now, waiting or running."""
         return int(self._llm.get_num_unfinished_requests())
+
+    @property
+    def kv_tokens(self) -> int:
+        """How many tokens the KV cache takes."""
+        cache = self._llm.vllm_config.cache_config
+        return int(cache.block_size * (cache.num_gpu_blocks or 0))
+
+    def load(self) -> dict[str, float]:
+        """What the engine has to do: requests that wait and run, tokens of prompts not done yet, the KV cache's used share."""
+        if not self.num_requests:  # the scheduler's last word may be of a step before the end
+            return {"waiting": 0, "running": 0, "queued_tokens": 0, "kv_use": 0.0}
+        running = min(self._log.num_running, self.num_requests)
+        return {
+            "waiting": self.num_requests - running,
+            "running": running,
+            "queued_tokens": int(self._llm.get_num_queued_tokens()),
+            "kv_use": round(self._log.kv_use, 2),
+        }
 
     async def check_health(self) -> None:
         """Raises:

@@ -64,6 +64,12 @@ class VisionEncoder:
     def parameter_names(self) -> list[str]:
         return [name for name, _ in self._module.named_parameters()]
 
+    @property
+    def bytes_per_patch(self) -> float:
+        """What each patch of a picture adds to its embedding."""
+        config = self._module.config
+        return float(config.out_hidden_size * self._module.dtype.itemsize / config.spatial_merge_size**2)
+
     @torch.inference_mode()
     def encode(self, batch: Sequence[Pixels]) -> list[Embedding]:
         """Encodes pictures together in one pass.
