@@ -52,7 +52,7 @@ def read_conversation(call: Call, settings: ProcessorSettings) -> Conversation:
         name = blake2b(name + kind.encode() + piece.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if kind == "picture":
             links.append(Link(name, settings.num_patches(call.num_pixels.get(piece, 0)) // settings.merge_size**2, piece))
-        else:
+        elif kind == "text":
             links.append(Link(name, _num_tokens(piece)))
     rest = sum(_num_tokens(piece) for _, piece in pieces)
     return Conversation(tuple(links), sum(link.num_tokens for link in links) + rest)
@@ -63,7 +63,7 @@ def _num_tokens(text: str) -> int:
 
 
 def _pieces(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The prompt in order, as pairs of a kind (text or picture) and the piece."""
+    """The prompt in order, as pairs of a kind and the piece: text, the digest of a picture, or whose words follow."""
     for first in ("tools", "prompt"):
         if value := body.get(first):
             yield from _texts(value)
@@ -71,7 +71,9 @@ def _pieces(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for message in messages if isinstance(messages, list) else ():
         if not isinstance(message, dict):
             continue
-        yield from _texts({key: value for key, value in message.items() if key != "content"})
+        yield "role", str(message.get("role"))
+        if others := {key: value for key, value in message.items() if key not in ("role", "content")}:
+            yield from _texts(others)
         content = message.get("content")
         for part in content if isinstance(content, list) else [content]:
             if isinstance(part, dict) and is_picture(part):

@@ -151,9 +151,16 @@ class Routes(ABC, Generic[Item]):
     def rank(self, item: Item, replicas: Collection[Replica], now_s: float) -> list[Replica]:
         """The replicas, the best one for this item first."""
 
-    @abstractmethod
     def sent(self, call: CallId, item: Item, replica: Replica, now_s: float) -> None:
-        """A call goes to a replica, which so will hold what it needs; when said again, it goes to this one instead."""
+        """A call goes to a replica, which so will hold what it needs. Said again, it goes to this one instead."""
+        if self._calls.get(call, ("", None))[0] == replica:
+            return
+        self.ended(call)
+        place = self._place(replica)
+        name, piece = self._piece(call, item, place, now_s)
+        self._calls[call] = (replica, name)
+        place.work.begin(name, piece, now_s)
+        self._hold(item, place.held)
 
     @abstractmethod
     def report(self, replica: Replica, stats: Mapping[str, float], now_s: float) -> None:
@@ -179,12 +186,13 @@ class Routes(ABC, Generic[Item]):
             place = self._places[replica] = Place()
         return place
 
-    def _send(self, call: CallId, replica: Replica, name: Hashable, piece: Piece, now_s: float) -> Held:
-        self.ended(call)
-        self._calls[call] = (replica, name)
-        place = self._place(replica)
-        place.work.begin(name, piece, now_s)
-        return place.held
+    @abstractmethod
+    def _piece(self, call: CallId, item: Item, place: Place, now_s: float) -> tuple[Hashable, Piece]:
+        """The name of the work that a call is for a replica, and what it weighs."""
+
+    @abstractmethod
+    def _hold(self, item: Item, held: Held) -> None:
+        """Notes what a replica holds once it has worked on this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +219,15 @@ class PictureRoutes(Routes[PictureWork]):
         order = within_bound(rendezvous(item.digest, replicas), work, self._load_factor)
         return sorted(order, key=lambda replica: not self._has(replica, item.digest))
 
-    def sent(self, call: CallId, item: PictureWork, replica: Replica, now_s: float) -> None:
-        piece = Piece(item.num_patches, item.num_patches)
-        self._send(call, replica, item.digest, piece, now_s).use(item.digest, item.num_patches)
-
     def report(self, replica: Replica, stats: Mapping[str, float], now_s: float) -> None:
         self._place(replica).work.report(stats["patches"], now_s)
+
+    def _piece(self, call: CallId, item: PictureWork, place: Place, now_s: float) -> tuple[Hashable, Piece]:  # noqa: ARG002
+        weight = 0 if item.digest in place.held else item.num_patches
+        return item.digest, Piece(weight, weight)
+
+    def _hold(self, item: PictureWork, held: Held) -> None:
+        held.use(item.digest, item.num_patches)
 
     def _has(self, replica: Replica, digest: Digest) -> bool:
         place = self._place(replica)
@@ -243,19 +254,19 @@ class ConversationRoutes(Routes[Conversation]):
         place = self._place(replica)
         return self._prefill(item, place) + place.work.total(now_s) / max(1 - place.kv_use, MIN_FREE_KV)
 
-    def sent(self, call: CallId, item: Conversation, replica: Replica, now_s: float) -> None:
-        weight = RUNNING_TOKENS + self._prefill(item, self._place(replica))
-        piece = Piece(weight, RUNNING_TOKENS, now_s + self._settles_after_s)
-        held = self._send(call, replica, call, piece, now_s)
-        for link in reversed(item.links):  # the beginning is used last and so kept longest: what follows is nothing without it
-            held.use(link.name, link.num_tokens)
-            if link.picture is not None:
-                held.use(link.picture, 0)
-
     def report(self, replica: Replica, stats: Mapping[str, float], now_s: float) -> None:
         place = self._place(replica)
         place.work.report(stats["queued_tokens"] + RUNNING_TOKENS * (stats["waiting"] + stats["running"]), now_s)
         place.kv_use = stats["kv_use"]
+
+    def _piece(self, call: CallId, item: Conversation, place: Place, now_s: float) -> tuple[Hashable, Piece]:
+        return call, Piece(RUNNING_TOKENS + self._prefill(item, place), RUNNING_TOKENS, now_s + self._settles_after_s)
+
+    def _hold(self, item: Conversation, held: Held) -> None:
+        for link in reversed(item.links):  # the beginning is used last and so kept longest: what follows is nothing without it
+            held.use(link.name, link.num_tokens)
+            if link.picture is not None:
+                held.use(link.picture, 0)
 
     def _prefill(self, item: Conversation, place: Place) -> float:
         """Tokens of a prompt that a replica has to compute, and what it has to fetch for them."""
