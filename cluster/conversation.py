@@ -77,7 +77,7 @@ def _pieces(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         content = message.get("content")
         for part in content if isinstance(content, list) else [content]:
             if isinstance(part, dict) and is_picture(part):
-                yield "picture", part["digest"]
+                yield "picture", str(part.get("digest"))
             else:
                 yield from _texts(part["text"] if isinstance(part, dict) and "text" in part else part)
 

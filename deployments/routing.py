@@ -56,7 +56,7 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._reported: dict[str, dict[str, Any]] = {}
-        self._waiting: dict[str, Item | None] = {}
+        self._waiting: dict[str, Item] = {}
         self._settings = ProcessorSettings()
 
     @abstractmethod
@@ -80,13 +80,11 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """The replicas one by one, the best one first; those whose queue is full, as far as is known, behind the others."""
-        if pending_request is None or len(candidate_replicas) == 1:
+        if pending_request is None:
             return [candidate_replicas]
-        pending_request.routing_context.should_backoff = True
+        pending_request.routing_context.should_backoff = True  # or Serve asks again without a pause while all are full
         call = pending_request.metadata.internal_request_id
-        if call not in self._waiting:
-            self._waiting[call] = self.item(pending_request, self._settings)
-        if (item := self._waiting[call]) is None:
+        if (item := self._waiting.get(call)) is None:
             return [candidate_replicas]
         by_name, now_s = {_name(replica): replica for replica in candidate_replicas}, time.monotonic()
         order = [by_name[name] for name in self.routes.rank(item, by_name, now_s)]
@@ -98,16 +96,19 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
     async def _choose_replica_for_request(self, pending_request: PendingRequest, *, is_retry: bool = False) -> RunningReplica:
         call = uuid4().hex
         pending_request.metadata = replace(pending_request.metadata, internal_request_id=call)
-        item = None
+        # Read here and not where it is needed: what is raised there leaves the call waiting.
+        item = self.item(pending_request, self._settings) if len(self.curr_replicas) != 1 else None
+        if item is None:
+            return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+        self._waiting[call] = item
         try:
             replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
         except BaseException:
             self.routes.ended(call)
             raise
         finally:
-            item = self._waiting.pop(call, None)
-        if item is not None:
-            self.routes.sent(call, item, _name(replica), time.monotonic())
+            del self._waiting[call]
+        self.routes.sent(call, item, _name(replica), time.monotonic())
         return replica
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:  # noqa: ARG002
