@@ -73,7 +73,7 @@ async def asked(client: httpx.AsyncClient, parts: list[Part], **options: object)
 
 
 async def test_conversations_spread_and_go_on_where_they_began(client: httpx.AsyncClient) -> None:
-    """Of eight conversations on an idle pool each decoder gets its part, and all second turns find the first in its KV cache."""
+    """Of eight conversations on an idle pool each decoder gets some, and all second turns find the first in its KV cache."""
     queries = ("vllm:prefix_cache_queries_total", "decoder")
     hits = ("vllm:prefix_cache_hits_total", "decoder")
     before = await counted(client, *queries)
