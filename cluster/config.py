@@ -55,6 +55,10 @@ class ProcessorSettings(Frozen):
         raw.setdefault("max_pixels", size.get("longest_edge") or size.get("max_pixels"))
         return cls(**{key: raw[key] for key in cls.model_fields if raw.get(key) is not None})
 
+    def num_patches(self, num_pixels: int) -> int:
+        """About how many patches a picture of so many pixels comes to; its rounded sides may make it a little more or less."""
+        return max(self.min_pixels, min(num_pixels, self.max_pixels)) // self.patch_size**2
+
 
 class ModelConfig(Frozen):
     """Which model is served, and as what.
@@ -184,6 +188,23 @@ class PreprocessorConfig(PoolConfig):
     """The CPU pool: each replica is one process that works on one picture at a time."""
 
 
+class RoutingConfig(Frozen):
+    """How calls are spread over a pool's replicas.
+
+    ``affinity`` sends them to where something of them is kept, and weighs that against the work that waits there;
+    ``balanced`` is Serve's own choice, the shorter queue of two.
+    """
+
+    policy: Literal["affinity", "balanced"] = "affinity"
+    report_period_s: float = Field(default=1.0, gt=0)
+    """How often replicas report what they have to do, which tells each Router of the others' calls."""
+
+
+class EncoderRoutingConfig(RoutingConfig):
+    load_factor: float = Field(default=1.25, ge=1)
+    """How many times the mean work a replica may have, and still be given the new pictures at home there."""
+
+
 class EncoderConfig(PoolConfig):
     device: Literal["cpu", "cuda"] = "cpu"
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
@@ -193,6 +214,7 @@ class EncoderConfig(PoolConfig):
     The default suits a CPU core, on which sharing pays for small pictures; a GPU wants ten times as many."""
     num_threads: int = Field(default=1, ge=1)
     """CPU threads that the vision tower computes with; of no effect on a GPU."""
+    routing: EncoderRoutingConfig = EncoderRoutingConfig()
 
 
 class DecoderConfig(PoolConfig):
@@ -212,6 +234,7 @@ class DecoderConfig(PoolConfig):
     request waits until there is room for its own."""
     tool_call_parser: str | None = None
     """vLLM's parser for tools that the model calls by itself (``tool_choice: auto``), such as ``hermes``."""
+    routing: RoutingConfig = RoutingConfig()
 
     @model_validator(mode="after")
     def _devices_follow_from_tensor_parallel_size(self) -> Self:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -90,12 +92,13 @@ class Call:
     """One request to a decoder.
 
     ``body`` is the client's JSON with every picture part replaced by ``picture_part(digest)``; all else is as the
-    client wrote it. ``request_id`` is ours, never the client's.
+    client wrote it. ``request_id`` is ours, never the client's. ``num_pixels`` gives each picture's, as stored.
     """
 
     endpoint: Endpoint
     request_id: str
     body: dict[str, Any] = field(repr=False)
+    num_pixels: Mapping[Digest, int] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

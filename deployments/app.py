@@ -13,6 +13,7 @@ from deployments.decoder import Decoder
 from deployments.encoder import VisionEncoder
 from deployments.preprocessor import Preprocessor
 from deployments.router import Router
+from deployments.routing import routing_options
 
 HEALTH_CHECK_PERIOD_S = 2.0
 """Serve replaces a replica after three failed checks; until then a dead one, with its short queue, draws requests."""
@@ -37,8 +38,10 @@ def compose(config: PrismConfig, *, drain_s: float) -> Application:
     labels = config.pool_labels
     common: dict[str, Any] = {"health_check_period_s": HEALTH_CHECK_PERIOD_S, "graceful_shutdown_timeout_s": drain_s}
     preprocessor = serve.deployment(**common, **pool_options(config.preprocessor, labels))(Preprocessor).bind(config)
-    encoder = serve.deployment(**common, **pool_options(config.encoder, labels))(VisionEncoder).bind(config, preprocessor)
-    decoder = serve.deployment(**common, **decoder_options(config.decoder, labels))(Decoder).bind(config, encoder)
+    encoders = {**pool_options(config.encoder, labels), **routing_options(config.encoder.routing)}
+    encoder = serve.deployment(**common, **encoders)(VisionEncoder).bind(config, preprocessor)
+    decoders = {**decoder_options(config.decoder, labels), **routing_options(config.decoder.routing)}
+    decoder = serve.deployment(**common, **decoders)(Decoder).bind(config, encoder)
     router = serve.deployment(**common, **pool_options(config.router, labels))(serve.ingress()(Router))
     return router.bind(config, preprocessor=preprocessor, encoder=encoder, decoder=decoder)
 

@@ -50,6 +50,8 @@ class BySize:
     """gRPC refuses what is above 4 MiB."""
 
     def __init__(self, method: DeploymentHandle[Any]) -> None:
+        if not method.is_initialized:
+            method._init()  # type: ignore[no-untyped-call]  # or each of the two would route by what it alone has seen
         self._by_value: Final = method.options(_by_reference=False)
         self._by_reference: Final = method.options(_by_reference=True)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cluster.errors import EmbeddingLost
 from cluster.metrics import ENGINE_REQUESTS
 from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left, log_refusals_briefly
+from deployments.routing import description
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -32,6 +33,7 @@ class Decoder:
         log_refusals_briefly()
         self._encode = BySize(encoder.encode)
         self._engine = await Engine.start(config)
+        self._description = description(config.model.processor, self._engine.kv_tokens)
 
     async def generate(self, call: Call, *pictures: Picture) -> AsyncIterator[FirstPiece | str]:
         """Runs one call about some pictures: SSE text for a stream, its JSON for anything else.
@@ -70,6 +72,14 @@ class Decoder:
         await all_or_first_error(pull(picture) for picture in pictures)
         spent = list(embeddings.values())[-1].spent or {"cache_hit": 0.0}
         return embeddings, {**spent, "transfer": time.perf_counter() - started_s - sum(spent.values())}
+
+    def record_replica_metadata(self) -> dict[str, Any]:
+        """For the request routers, once: how pictures come to patches, and how many tokens the KV cache takes."""
+        return self._description
+
+    def record_routing_stats(self) -> dict[str, float]:
+        """For the request routers, time and again: what the engine has to do."""
+        return self._engine.load()
 
     async def check_health(self) -> None:
         """Called by Serve; raises once the engine is gone."""

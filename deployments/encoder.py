@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -11,8 +12,11 @@ from cluster.cache import EmbeddingCache
 from cluster.errors import PrismError
 from cluster.metrics import PICTURES
 from deployments.calls import BySize, ProcessMetrics, calling, cancelled_if_left, log_refusals_briefly
+from deployments.routing import description
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ray.serve.handle import DeploymentHandle
 
     from cluster.config import PrismConfig
@@ -39,6 +43,9 @@ class VisionEncoder:
         self._preprocess = BySize(preprocessor.preprocess)
         self._lane = encode.Lane(self._tower.encode, batch_patches=config.encoder.batch_patches)
         self._cache = EmbeddingCache(config.encoder.cache_bytes)
+        self._description = description(model.processor, config.encoder.cache_bytes / self._tower.bytes_per_patch)
+        self._settings = model.processor
+        self._num_patches = 0
 
     async def encode(self, picture: Picture) -> Embedding:
         """A picture's embedding, and where its time went."""
@@ -55,10 +62,11 @@ class VisionEncoder:
     async def _encode(self, picture: Picture) -> Embedding:
         started_s = time.perf_counter()
         preprocess = self._preprocess.of(_num_bytes(picture))
-        with self._lane.coming(), calling("preprocessor"), cancelled_if_left(preprocess.remote(picture)) as response:
-            pixels = await response
-        away_s = time.perf_counter() - started_s
-        encoded = await self._lane.encode(pixels)
+        with self._busy_with(self._settings.num_patches(picture.num_pixels)):
+            with self._lane.coming(), calling("preprocessor"), cancelled_if_left(preprocess.remote(picture)) as response:
+                pixels = await response
+            away_s = time.perf_counter() - started_s
+            encoded = await self._lane.encode(pixels)
         PICTURES.labels("encode").inc()
         spent = {
             "preprocess_queue": away_s - pixels.ran_s,
@@ -67,6 +75,22 @@ class VisionEncoder:
             "encode": encoded.ran_s,
         }
         return replace(encoded.embedding, spent=spent)
+
+    def record_replica_metadata(self) -> dict[str, Any]:
+        """For the request routers, once: how pictures come to patches here, and of how many the embeddings are kept."""
+        return self._description
+
+    def record_routing_stats(self) -> dict[str, int]:
+        """For the request routers, time and again: patches that wait or run here, each picture's once."""
+        return {"patches": self._num_patches}
+
+    @contextmanager
+    def _busy_with(self, num_patches: int) -> Iterator[None]:
+        self._num_patches += num_patches
+        try:
+            yield
+        finally:
+            self._num_patches -= num_patches
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces a replica whose tower fails on the smallest picture or does not come to it."""

@@ -73,7 +73,8 @@ class Router:
             async with asyncio.timeout_at(deadline):
                 pictures = await self._read_pictures(request, hold)
                 waterfall.reach("fetch")
-                pieces = self._decode(Call(endpoint, uuid4().hex, request.body), pictures)
+                num_pixels = {picture.digest: picture.num_pixels for picture in pictures}
+                pieces = self._decode(Call(endpoint, uuid4().hex, request.body, num_pixels), pictures)
                 first = cast(FirstPiece, await anext(pieces))
         except TimeoutError:
             raise _too_late(timeout_s) from None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from cluster.config import PrismConfig
     from cluster.decode.embeddings import EmbeddingShape
+    from cluster.decode.load import SchedulerLog
     from cluster.decode.transport import Transport
     from cluster.messages import Digest, FirstPiece, Spent
 
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
 class Engine:
     """A running vLLM engine. Make one with ``await Engine.start(config)``; it dies with its process."""
 
-    def __init__(self, llm: AsyncLLM, state: State, shape: EmbeddingShape, transport: Transport) -> None:
+    def __init__(self, llm: AsyncLLM, state: State, shape: EmbeddingShape, transport: Transport, log: SchedulerLog) -> None:
         self.serving = state
         self.embedding_shape = shape
         self.transport = transport
         self._llm = llm
+        self._log = log
         self._segments: set[Path] = set()
 
     @classmethod
@@ -53,6 +55,7 @@ class Engine:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         from cluster.decode.embeddings import EmbeddingShape
+        from cluster.decode.load import SchedulerLog
         from cluster.decode.shared import SharedTransport
         from cluster.decode.times import TimedLLM
 
@@ -67,8 +70,9 @@ class Engine:
         transport = open_transport(config, shape)
         if isinstance(transport, SharedTransport):
             vllm_config.ec_transfer_config.ec_connector_extra_config.update(transport.settings)
-        llm, state = TimedLLM.from_vllm_config(vllm_config), State()
-        engine = cls(llm, state, shape, transport)
+        log, state = SchedulerLog(), State()
+        llm = TimedLLM.from_vllm_config(vllm_config, stat_loggers=[lambda *_: log])
+        engine = cls(llm, state, shape, transport, log)
         engine._segments = segments.held_by(psutil.Process().children(recursive=True))
         try:
             await init_app_state(llm, state, args, await llm.get_supported_tasks())
@@ -110,6 +114,24 @@ class Engine:
     def num_requests(self) -> int:
         """Requests that the engine holds now, waiting or running."""
         return int(self._llm.get_num_unfinished_requests())
+
+    @property
+    def kv_tokens(self) -> int:
+        """How many tokens the KV cache takes."""
+        cache = self._llm.vllm_config.cache_config
+        return int(cache.block_size * (cache.num_gpu_blocks or 0))
+
+    def load(self) -> dict[str, float]:
+        """What the engine has to do: requests that wait and run, tokens of prompts not done yet, the KV cache's used share."""
+        if not self.num_requests:  # the scheduler's last word may be of a step before the end
+            return {"waiting": 0, "running": 0, "queued_tokens": 0, "kv_use": 0.0}
+        running = min(self._log.num_running, self.num_requests)
+        return {
+            "waiting": self.num_requests - running,
+            "running": running,
+            "queued_tokens": int(self._llm.get_num_queued_tokens()),
+            "kv_use": round(self._log.kv_use, 2),
+        }
 
     async def check_health(self) -> None:
         """Raises:

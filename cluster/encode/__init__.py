@@ -41,6 +41,8 @@ class VisionEncoder:
 
     def __init__(self, module: Qwen2_5_VisionTransformerPretrainedModel, settings: ProcessorSettings) -> None:
         self.parameter_names: Final = [name for name, _ in module.named_parameters()]
+        self.bytes_per_patch: Final = module.config.out_hidden_size * module.dtype.itemsize / settings.merge_size**2
+        """What each patch of a picture adds to its embedding."""
         self._run = Tower(module)
         self._dtype = module.dtype
         self._settings = settings

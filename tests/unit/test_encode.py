@@ -117,7 +117,7 @@ def test_bfloat16_rows_keep_their_bytes(batch: list[Pixels]) -> None:
 
 async def test_a_tower_that_fails_is_found_by_its_health_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica whose tower fails says that it cannot serve, and Serve's health check fails with the tower's own error."""
-    unused = SimpleNamespace(preprocess=SimpleNamespace(options=lambda **_: None))
+    unused = SimpleNamespace(preprocess=SimpleNamespace(is_initialized=True, options=lambda **_: None))
     replica = deployments.encoder.VisionEncoder(PrismConfig(model=MODEL), unused)  # type: ignore[arg-type]
     await replica.check_health()
     assert await replica.ready()

@@ -1,0 +1,142 @@
+"""Two encoders and two decoders: what is kept where, and who is asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.serve.ask import Part, chat, image, random_png, square, text
+from tests.serve.servers import APP
+from tests.serve.test_launch import Launched, is_ready_again, replicas
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+NUM_CONCURRENT = 12
+
+
+@pytest.fixture(scope="module")
+def launched() -> Iterator[Launched]:
+    """``prism serve`` with two replicas of each pool that has a model."""
+    app = yaml.safe_load(APP.read_text())
+    args = app["applications"][0]["args"]
+    args["encoder"] |= {"num_replicas": 2, "resources": {"num_cpus": 0.2}}
+    args["decoder"] |= {"num_replicas": 2, "resources": {"num_cpus": 0.4}}
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        file = Path(name) / "two.yaml"
+        file.write_text(yaml.safe_dump(app))
+        running = Launched(file, Path(name))
+        try:
+            running.wait_until("Prism is ready")
+            yield running
+        finally:
+            running.end()
+
+
+@pytest.fixture(scope="module")
+async def client(launched: Launched) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the two."""
+    async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
+        yield client
+
+
+async def counted(client: httpx.AsyncClient, name: str, pool: str, **labels: str) -> Counter[str]:
+    """A counter of each replica of a pool."""
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families((await client.get("/metrics")).text):
+        for sample in family.samples:
+            if sample.name == name and {"pool": pool, **labels}.items() <= sample.labels.items():
+                found[sample.labels["replica"]] += int(sample.value)
+    return found
+
+
+async def lookups(client: httpx.AsyncClient, outcome: str) -> Counter[str]:
+    """How often each encoder found a picture kept, in the making, or new."""
+    return await counted(client, "prism_embedding_cache_lookups_total", "encoder", outcome=outcome)
+
+
+async def asked(client: httpx.AsyncClient, parts: list[Part], **options: object) -> str:
+    """The answer to one request."""
+    answer = await client.post("/v1/chat/completions", json=chat(parts, **options))
+    assert answer.status_code == httpx.codes.OK, answer.text
+    content: str = answer.json()["choices"][0]["message"]["content"]
+    return content
+
+
+async def test_conversations_spread_and_go_on_where_they_began(client: httpx.AsyncClient) -> None:
+    """Of eight conversations on an idle pool each decoder gets some, and all second turns find the first in its KV cache."""
+    queries = ("vllm:prefix_cache_queries_total", "decoder")
+    hits = ("vllm:prefix_cache_hits_total", "decoder")
+    before = await counted(client, *queries)
+    first = [f"{number}: " + f"{number} is a number that I like. " * 60 for number in range(8)]
+    answers = [await asked(client, [text(words)]) for words in first]
+    spread = await counted(client, *queries) - before
+    assert len(spread) == 2
+    assert max(spread.values()) <= 3 * min(spread.values())
+    before, asked_before = await counted(client, *hits), await counted(client, *queries)
+    for words, answer in zip(first, answers, strict=True):
+        turns = [{"role": "user", "content": [text(words)]}, {"role": "assistant", "content": answer}]
+        body = chat([text("Go on.")])
+        body["messages"] = turns + body["messages"]
+        assert (await client.post("/v1/chat/completions", json=body)).status_code == httpx.codes.OK
+    found, looked = await counted(client, *hits) - before, await counted(client, *queries) - asked_before
+    assert all(found[replica] > 0.7 * looked[replica] for replica in spread), (found, looked)
+
+
+async def test_many_pictures_in_many_requests_all_end(client: httpx.AsyncClient) -> None:
+    """Requests with three to eight pictures, many at a time, all get their answers: no call takes another's replica."""
+    draw = random.Random(0)
+    pictures = [image(random_png(60, 50, seed)) for seed in range(60)]
+    bodies = [[*draw.sample(pictures, draw.randint(3, 8)), text("Hello")] for _ in range(3 * NUM_CONCURRENT)]
+    seats = asyncio.Semaphore(NUM_CONCURRENT)
+
+    async def ask(parts: list[Part]) -> None:
+        async with seats:
+            await asked(client, parts, max_tokens=1)
+
+    await asyncio.gather(*(ask(parts) for parts in bodies))
+
+
+async def test_a_picture_is_encoded_once_whoever_asks(client: httpx.AsyncClient) -> None:
+    """32 requests for one new picture and then 8 more cause one run, on one encoder, and are right."""
+    before = await lookups(client, "miss")
+    ask = [square("blue", 81), text("What colour is the shape?")]
+    answers = await asyncio.gather(*(asked(client, ask) for _ in range(32)))
+    answers += [await asked(client, ask) for _ in range(8)]
+    assert set(answers) == {"blue"}
+    assert sum((await lookups(client, "miss") - before).values()) == 1
+
+
+async def test_new_pictures_spread_over_the_encoders(client: httpx.AsyncClient) -> None:
+    """Of 40 pictures that come one by one each encoder gets a fair part, and asked for again every one is found."""
+    before = await lookups(client, "miss")
+    pictures = [image(random_png(40, 40, 1000 + seed)) for seed in range(40)]
+    for picture in pictures:
+        await asked(client, [picture, text("Hello")], max_tokens=1)
+    new = await lookups(client, "miss") - before
+    assert sum(new.values()) == 40
+    assert min(new.values()) >= 8
+    for picture in pictures:
+        await asked(client, [picture, text("Hello")], max_tokens=1)
+    assert await lookups(client, "miss") - before == new
+
+
+async def test_the_pictures_of_an_encoder_that_dies_go_to_the_other(launched: Launched, client: httpx.AsyncClient) -> None:
+    """With one of two encoders killed all pictures are answered by the other, whichever had them."""
+    asks = [[square("blue", side), text("What colour is the shape?")] for side in range(60, 80)]
+    for ask in asks:
+        await asked(client, ask)
+    killed, _ = replicas(launched, "VisionEncoder", at_least=2)
+    killed.kill()
+    killed.wait(timeout=30)
+    assert {await asked(client, ask) for ask in asks} == {"blue"}
+    await is_ready_again(client)
