@@ -51,10 +51,11 @@ KV_CACHE_GIB: Final = 1
 RAY_SERVE: Final = """
 import ray, sys
 from ray.serve.scripts import cli
-ray.init("local", _node_ip_address="127.0.0.1", include_dashboard=False)
+ray.init("local", num_cpus=4, _node_ip_address="127.0.0.1", include_dashboard=False)
 cli(["run", sys.argv[1]])
 """
-"""``serve run`` on a Ray of its own. Without the dashboard, as Prism's is: it would take its share of two cores."""
+"""``serve run`` on a Ray of its own. Without the dashboard, as Prism's is: it would take its share of the cores. Ray Serve LLM
+reserves more than two cores, so Ray is told of four; nothing is bound by that."""
 
 
 @dataclass(frozen=True, slots=True)
