@@ -132,7 +132,7 @@ def _prism(stack: ExitStack, setup: Setup, place: Place, log: Path) -> list[psut
     file = place.folder / "app.yaml"
     file.write_text(yaml.safe_dump(content))
     line = [sys.executable, "-m", "deployments.cli", "serve", str(file), f"--port={place.port}"]
-    return [stack.enter_context(_process(line, place.environment, log, place.port))]
+    return [stack.enter_context(process(line, place.environment, log, place.port))]
 
 
 def prism_changes(setup: Setup, checkpoint: Path) -> dict[str, dict[str, Any]]:
@@ -150,7 +150,7 @@ def prism_changes(setup: Setup, checkpoint: Path) -> dict[str, dict[str, Any]]:
 
 
 def _vllm(stack: ExitStack, _: Setup, place: Place, log: Path) -> list[psutil.Process]:
-    return [stack.enter_context(_process(vllm_line(place.checkpoint, place.port), place.environment, log, place.port))]
+    return [stack.enter_context(process(vllm_line(place.checkpoint, place.port), place.environment, log, place.port))]
 
 
 def vllm_line(checkpoint: Path, port: int) -> list[str]:
@@ -186,7 +186,7 @@ def _ray_serve_llm(stack: ExitStack, setup: Setup, place: Place, log: Path) -> l
     file = place.folder / "serve.yaml"
     file.write_text(yaml.safe_dump(content))
     line = [str(PEERS_PYTHON), "-c", RAY_SERVE, str(file)]
-    return [stack.enter_context(_process(line, place.environment, log, place.port, ready="/v1/models"))]
+    return [stack.enter_context(process(line, place.environment, log, place.port, ready="/v1/models"))]
 
 
 def _vllm_router(policy: str) -> Callable[[ExitStack, Setup, Place, Path], list[psutil.Process]]:
@@ -194,13 +194,13 @@ def _vllm_router(policy: str) -> Callable[[ExitStack, Setup, Place, Path], list[
         ports = [free_port() for _ in range(setup.num_engines)]
         lines = [vllm_line(place.checkpoint, port) for port in ports]
         engines = [
-            stack.enter_context(_process(line, place.environment, log.with_suffix(f".{port}.log"), port))
+            stack.enter_context(process(line, place.environment, log.with_suffix(f".{port}.log"), port))
             for line, port in zip(lines, ports, strict=True)
         ]
         urls = [f"http://{LOOPBACK}:{port}" for port in ports]
         line = [str(PEERS_PYTHON), "-m", "vllm_router.launch_router", "--host", LOOPBACK, "--port", str(place.port)]
         line += ["--prometheus-port", str(free_port()), "--policy", policy, "--log-level", "warning", "--worker-urls", *urls]
-        stack.enter_context(_process(line, place.environment, log, place.port))
+        stack.enter_context(process(line, place.environment, log, place.port))
         return engines
 
     return start
@@ -241,7 +241,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def _process(
+def process(
     line: Sequence[str], environment: Mapping[str, str], log: Path, port: int, ready: str = "/health"
 ) -> Iterator[psutil.Process]:
     """A server that answers 200 at ``ready``, until the end of the block."""
@@ -249,12 +249,12 @@ def _process(
         server = subprocess.Popen(  # noqa: S603
             line, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL, env=environment, cwd=ROOT, start_new_session=True
         )
-        process = psutil.Process(server.pid)
+        root = psutil.Process(server.pid)
         seen: set[psutil.Process] = set()
         try:
             _wait_until_ready(f"http://{LOOPBACK}:{port}{ready}", server, log)
-            seen |= set(process.children(recursive=True))
-            yield process
+            seen |= set(root.children(recursive=True))
+            yield root
         finally:
             _end(server, seen)
 

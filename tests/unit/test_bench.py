@@ -8,11 +8,16 @@ import io
 import itertools
 import json
 import math
+import os
 import random
 import statistics
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pytest
 from aiohttp import web
 from PIL import Image
@@ -22,14 +27,15 @@ from loadtest.bench import asks
 from loadtest.bench.__main__ import DEMO
 from loadtest.bench.__main__ import main as bench
 from loadtest.bench.asks import Request, bursts, letters, new_picture, poisson, steady, windows
+from loadtest.bench.binding import bind
 from loadtest.bench.figures import BARS, Bar, judge, short, spread
 from loadtest.bench.load import Client, Sample
 from loadtest.bench.results import Record, table
-from loadtest.bench.systems import Setup, prism_changes
+from loadtest.bench.systems import Setup, free_port, prism_changes, process
 from loadtest.bench.workloads import WORKLOADS, Writer, encoding, gaps, latencies, stalls, throughput
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 FIRST_S, GAP_S = 0.05, 0.02
@@ -243,6 +249,70 @@ def test_prism_accepts_what_the_bench_changes() -> None:
         config = PrismConfig.model_validate(prism_changes(setup, DEMO))
         assert sum(pool.num_replicas * pool.resources.num_cpus for pool in config.pools) <= 2
         assert config.decoder.num_replicas == setup.num_engines
+
+
+PLAYED = """
+exec -a VLLM::Worker sleep 60 &
+exec -a VLLM::Worker sleep 60 &
+exec -a ray::ServeReplica:prism:VisionEncoder sleep 60 &
+exec -a ray::ServeReplica:prism:Router sleep 60 &
+echo up; wait
+"""
+"""A system as far as its processes' titles go."""
+
+
+@pytest.fixture
+def played() -> Iterator[psutil.Process]:
+    """``PLAYED``, until the test ends."""
+    with subprocess.Popen(["bash", "-c", PLAYED], stdout=subprocess.PIPE) as shell:
+        assert shell.stdout is not None
+        shell.stdout.readline()
+        process = psutil.Process(shell.pid)
+        children = process.children()
+        deadline_s = time.monotonic() + 10
+        while any("exec" in " ".join(child.cmdline()) for child in children) and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        yield process
+        for child in children:
+            child.kill()
+
+
+@pytest.mark.skipif(psutil.cpu_count() == 1, reason="needs two cores to tell them apart")
+def test_engines_and_the_encoder_are_put_on_their_cores(played: psutil.Process) -> None:
+    """Each engine gets its core and the encoder its own; everything else keeps the cores that it had."""
+    bind([played], engine_cores=(0, 1), encoder_core=0)
+    cores = {child.pid: (child.cmdline()[0], set(child.cpu_affinity())) for child in played.children()}
+    [first, second] = (cores[pid][1] for pid in sorted(cores) if cores[pid][0] == "VLLM::Worker")
+    [encoder] = (where for title, where in cores.values() if "VisionEncoder" in title)
+    [router] = (where for title, where in cores.values() if "Router" in title)
+    assert (first, second, encoder) == ({0}, {1}, {0})
+    assert router == set(psutil.Process().cpu_affinity())
+
+
+def test_a_system_with_other_engines_than_expected_is_not_measured(played: psutil.Process) -> None:
+    """One engine too many is an error that names what is there."""
+    with pytest.raises(RuntimeError, match=r"2 engines were found for cores \[1\]; there is .*Router"):
+        bind([played], engine_cores=(1,), encoder_core=None)
+
+
+def test_a_server_is_gone_after_its_block(tmp_path: Path) -> None:
+    """A server is waited for, and neither it nor a child that ignores Ctrl-C is left when the block ends."""
+    port = free_port()
+    script = f"sleep 300 & exec {sys.executable} -m http.server {port} --bind 127.0.0.1"
+    with process(["bash", "-c", script], dict(os.environ), tmp_path / "log", port, ready="/") as server:
+        [child] = server.children()
+        assert child.is_running()
+    assert not server.is_running()
+    assert not child.is_running()
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+    """The error holds the end of the log."""
+    with (
+        pytest.raises(RuntimeError, match=r"ended with 3:\nno such model"),
+        process(["bash", "-c", "echo no such model; exit 3"], dict(os.environ), tmp_path / "log", free_port()),
+    ):
+        pass
 
 
 async def answer(request: web.Request) -> web.StreamResponse:
