@@ -2,5 +2,5 @@
 
 ``locustfile`` has the users, ``client`` reads and times their streams. ``probe`` asks for the same with a client of another
 make, so that the figures have a witness. Both draw on ``workload`` (what is asked) and ``report`` (how figures are shown and
-judged).
+judged). ``bench`` is a package of its own: Prism beside its peers.
 """
