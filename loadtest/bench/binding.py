@@ -30,7 +30,7 @@ def bind(servers: Iterable[psutil.Process], *, engine_cores: Sequence[int], enco
     processes = [child for server in servers for child in server.children(recursive=True)]
     engines = sorted((child for child in processes if _title(child).startswith(ENGINE)), key=lambda child: child.pid)
     if len(engines) != len(engine_cores):
-        titles = sorted({_title(child) for child in processes})
+        titles = sorted({_title(child)[:60].strip() for child in processes})
         raise RuntimeError(f"{len(engines)} engines were found for cores {list(engine_cores)}; there is {', '.join(titles)}")
     for engine, core in zip(engines, engine_cores, strict=True):
         _bind(engine, core)

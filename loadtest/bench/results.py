@@ -140,7 +140,7 @@ def about(repeats: int, *, quick: bool) -> dict[str, Any]:
         ),
         "bound": (
             "one engine to core 1, two engines to cores 0 and 1; in `bursts` and `geometry` Prism's encoder to core 0; "
-            "everything else, the client too, is free"
+            "everything else, the client too, is free; Ray's workers run at niceness 0, as everything else does"
         ),
     }
 

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import yaml
 
 from loadtest.bench.asks import MODEL
 from loadtest.bench.binding import bind
+from loadtest.workload import PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,7 +93,8 @@ class Place:
     def environment(self) -> dict[str, str]:
         """What every process of every system gets: one thread per engine, and no compilation in the middle of a first request.
 
-        Engines are bound by ``binding`` once they are up, the same way in every system, so vLLM's own binding is off.
+        Engines are bound by ``binding`` once they are up, the same way in every system, so vLLM's own binding is off. Ray would
+        run its workers, engines among them, at niceness 15: whatever else the machine does would come first, for two systems.
         """
         return {
             **os.environ,
@@ -101,6 +102,7 @@ class Place:
             "RAY_TMPDIR": str(self.folder),
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -186,7 +188,7 @@ def _ray_serve_llm(stack: ExitStack, setup: Setup, place: Place, log: Path) -> l
     file = place.folder / "serve.yaml"
     file.write_text(yaml.safe_dump(content))
     line = [str(PEERS_PYTHON), "-c", RAY_SERVE, str(file)]
-    return [stack.enter_context(process(line, place.environment, log, place.port, ready="/v1/models"))]
+    return [stack.enter_context(process(line, place.environment, log, place.port, ready=PATH))]
 
 
 def _vllm_router(policy: str) -> Callable[[ExitStack, Setup, Place, Path], list[psutil.Process]]:
@@ -244,7 +246,7 @@ def free_port() -> int:
 def process(
     line: Sequence[str], environment: Mapping[str, str], log: Path, port: int, ready: str = "/health"
 ) -> Iterator[psutil.Process]:
-    """A server that answers 200 at ``ready``, until the end of the block."""
+    """A server that answers 200 at ``ready``, until the end of the block. Where ``/health`` says too little, ask for a chat."""
     with log.open("wb") as sink:
         server = subprocess.Popen(  # noqa: S603
             line, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL, env=environment, cwd=ROOT, start_new_session=True
@@ -261,11 +263,14 @@ def process(
 
 def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
+    hello = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}).encode()
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(url, hello if url.endswith(PATH) else None, headers)  # noqa: S310
     while time.monotonic() < deadline_s:
         if server.poll() is not None:
             raise RuntimeError(f"the server ended with {server.returncode}:\n{log.read_text(errors='replace')[-3000:]}")
-        with contextlib.suppress(OSError, urllib.error.URLError, ValueError), urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
-            if answer.status == 200 and (not url.endswith("/models") or json.load(answer)["data"]):
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
+            if answer.status == 200:
                 return
         time.sleep(0.5)
     raise TimeoutError(f"not ready within {START_TIMEOUT_S} s:\n{log.read_text(errors='replace')[-3000:]}")

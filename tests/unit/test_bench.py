@@ -95,10 +95,10 @@ def test_throughput_counts_from_the_first_request_to_the_last_answer() -> None:
     assert throughput([sample(1.0, (1.5,)), sample(2.0, (2.5,)), sample(1.2, (3.0,))]) == {"requests/s": 1.5}
 
 
-def test_an_answer_in_one_piece_is_seen() -> None:
-    """One event for several tokens is counted; one event for one token is not."""
-    samples = [sample(0.0, (0.1,), num_tokens=16), sample(0.0, (0.1,)), sample(0.0, (0.1, 0.2)), sample(0.0, (0.1, 0.2))]
-    assert latencies(samples)["answers in one piece, %"] == 25.0
+def test_an_answer_that_comes_at_once_is_seen() -> None:
+    """Several tokens in one event, or in events of one moment, are counted; a single token is not."""
+    samples = [sample(0.0, (0.1,), num_tokens=16), sample(0.0, (0.1, 0.101)), sample(0.0, (0.1,)), sample(0.0, (0.1, 0.2))]
+    assert latencies(samples)["answers at once, %"] == 50.0
 
 
 def test_a_picture_costs_what_it_takes_more_the_first_time() -> None:
