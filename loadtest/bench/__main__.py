@@ -86,9 +86,8 @@ async def _run(url: str, phases: Sequence[Phase]) -> dict[str, list[Sample]]:
 
 
 def _make_geometry(folder: Path) -> None:
-    if not (folder / "config.json").exists():
-        line = [sys.executable, "-m", "cluster.demo.bench_checkpoint", str(folder)]
-        subprocess.run(line, check=True, cwd=ROOT)  # noqa: S603
+    line = [sys.executable, "-m", "cluster.demo.bench_checkpoint", str(folder)]
+    subprocess.run(line, check=True, cwd=ROOT)  # noqa: S603
 
 
 def _options(words: list[str] | None) -> Any:

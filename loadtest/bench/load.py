@@ -51,6 +51,11 @@ class Sample:
         return self.texts_s[0] - self.start_s
 
     @property
+    def total_s(self) -> float:
+        """To the end."""
+        return self.done_s - self.start_s
+
+    @property
     def gaps_s(self) -> list[float]:
         """Between successive events with text."""
         return [later - earlier for earlier, later in pairwise(self.texts_s)]

@@ -102,8 +102,8 @@ def test_an_answer_that_comes_at_once_is_seen() -> None:
 
 
 def test_a_picture_costs_what_it_takes_more_the_first_time() -> None:
-    """80 ms more for new pictures at 4 ms a token are 20 decode steps."""
-    found = encoding({"new": [sample(0.0, (0.1, 0.104))], "again": [sample(0.0, (0.02, 0.024))]})
+    """80 ms more for new pictures are 20 decode steps, if 32 tokens more take 128 ms."""
+    found = encoding({"new": [sample(0.0, (0.1,))], "again": [sample(0.0, (0.02,))], "long": [sample(0.0, (0.02, 0.148))]})
     assert found["one picture, decode steps"] == pytest.approx(20.0)
 
 

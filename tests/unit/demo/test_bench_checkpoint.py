@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cluster.config import ProcessorSettings
-from cluster.demo.bench_checkpoint import VISION, make
+from cluster.demo.bench_checkpoint import TEXT, VISION, make
 from cluster.encode import VisionEncoder
 from cluster.messages import Pixels
 
@@ -22,8 +22,9 @@ def test_a_square_of_448_pixels_is_encoded_to_256_tokens(tmp_path: Path) -> None
     make(tmp_path / "second")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
     assert weights[0] == weights[1]
-    vision = json.loads((tmp_path / "first" / "config.json").read_text())["vision_config"]
-    assert VISION.items() <= vision.items()
+    config = json.loads((tmp_path / "first" / "config.json").read_text())
+    assert VISION.items() <= config["vision_config"].items()
+    assert TEXT.items() <= config["text_config"].items()
     settings = ProcessorSettings.from_checkpoint(tmp_path / "first")
     assert settings.max_pixels == 448 * 448
     encoder = VisionEncoder.load(tmp_path / "first", settings, dtype="float32", device="cpu")
