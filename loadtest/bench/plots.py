@@ -18,7 +18,6 @@ COLOURS: Final = {
     "vllm-router": "#2a7fb8",
     "vllm-router-session": "#6fb1d6",
 }
-Curves = "Mapping[str, Mapping[str, Sequence[float]]]"
 
 
 def draw_ttft(samples_ms: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping[str, str], file: Path) -> None:
@@ -73,7 +72,7 @@ def draw_rates(results: Results, titles: Mapping[str, str], file: Path) -> None:
         for place, (system, figures) in enumerate(systems.items()):
             values = figures["requests/s"]
             middle = statistics.median(values)
-            spread = [[middle - min(values)], [max(values) - middle]]
+            spread = [[middle - min(values)], [max(values) - middle]] if len(values) > 1 else None
             panel.bar(place, middle, yerr=spread, capsize=5, color=COLOURS[system], width=0.65)
             panel.annotate(f"{middle:.3g}", (place, 0), ha="center", va="bottom", color="white", fontweight="bold", fontsize=10)
         panel.set_xticks(range(len(systems)), [name.replace("-session", "\nby session") for name in systems], fontsize=8.5)
