@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from loadtest.bench.asks import letters
+from loadtest.bench.binding import go_first
 from loadtest.bench.load import Client
 from loadtest.bench.results import Record, about
 from loadtest.bench.systems import PEERS_PYTHON, ROOT, SYSTEMS, Setup, running
@@ -38,7 +39,7 @@ def main(words: list[str] | None = None) -> int:
     checkpoints = {"demo": DEMO, "bench": options.geometry}
     if any(workload.setup.geometry == "bench" for workload in options.only):
         _make_geometry(options.geometry)
-    record = Record(about(options.repeats, quick=options.quick))
+    record = Record(about(options.repeats, quick=options.quick, client_first=go_first()))
     left_out: set[str] = set()
     if not PEERS_PYTHON.exists():
         left_out = {system for system in options.systems if system in OF_PEERS}

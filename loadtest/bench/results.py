@@ -122,7 +122,7 @@ def table(systems: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
     return lines
 
 
-def about(repeats: int, *, quick: bool) -> dict[str, Any]:
+def about(repeats: int, *, quick: bool, client_first: bool) -> dict[str, Any]:
     """The machine, the versions, the date and the command."""
     cpu = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown")
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
@@ -138,6 +138,7 @@ def about(repeats: int, *, quick: bool) -> dict[str, Any]:
             "checkpoint, float32, max_model_len 4096, max_num_seqs 64, 1 GiB of KV cache per engine, eager, "
             "one thread per engine, bytes of every request, one client process on the same cores"
         ),
+        "client": "scheduled before everything else" if client_first else "scheduled as everything else: it may be late",
         "bound": (
             "one engine to core 1, two engines to cores 0 and 1; in `bursts` and `geometry` Prism's encoder to core 0; "
             "everything else, the client too, is free; Ray's workers run at niceness 0, as everything else does"
