@@ -26,7 +26,7 @@ def draw_ttft(samples_ms: Mapping[str, Mapping[str, Sequence[float]]], titles: M
     Args:
         samples_ms: Workload → system → TTFT of every request of every repeat.
     """
-    figure, panels = _panels(len(samples_ms), height=3.6)
+    figure, panels = _panels(len(samples_ms), height=3.9)
     for panel, (workload, systems) in zip(panels, samples_ms.items(), strict=True):
         for system, values_ms in systems.items():
             ordered = sorted(values_ms)
@@ -36,7 +36,8 @@ def draw_ttft(samples_ms: Mapping[str, Mapping[str, Sequence[float]]], titles: M
         _plain_log_ticks(panel.xaxis)
         panel.grid(visible=True, which="both", alpha=0.25)
     panels[0].set_ylabel("part of requests")
-    panels[-1].legend(loc="lower right", fontsize=9)
+    lines = {line.get_label(): line for panel in panels for line in panel.get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize=9)
     _save(figure, file)
 
 
