@@ -280,6 +280,7 @@ def _end(server: subprocess.Popen[bytes], seen: set[psutil.Process]) -> None:
     """Asks politely, then makes sure of every process that it started."""
     with contextlib.suppress(psutil.NoSuchProcess):
         seen |= set(psutil.Process(server.pid).children(recursive=True))
+    segments = {segment for process in seen for segment in _segments(process)}
     server.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.wait(timeout=END_TIMEOUT_S)
@@ -291,3 +292,14 @@ def _end(server: subprocess.Popen[bytes], seen: set[psutil.Process]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=10)
+    for segment in segments:
+        segment.unlink(missing_ok=True)
+
+
+def _segments(process: psutil.Process) -> set[Path]:
+    """The shared memory that a process maps: what Ray kills leaves it behind."""
+    try:
+        paths = {mapped.path for mapped in process.memory_maps()}
+    except psutil.Error:
+        return set()
+    return {Path(path) for path in paths if path.startswith(("/dev/shm/psm_", "/dev/shm/sem.mp-"))}  # noqa: S108

@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,6 @@ from loadtest.bench.workloads import WORKLOADS, Writer, encoding, gaps, latencie
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
 FIRST_S, GAP_S = 0.05, 0.02
 
@@ -303,6 +303,20 @@ def test_a_server_is_gone_after_its_block(tmp_path: Path) -> None:
         assert child.is_running()
     assert not server.is_running()
     assert not child.is_running()
+
+
+def test_shared_memory_of_a_killed_process_is_removed(tmp_path: Path) -> None:
+    """A segment that a child maps is gone after the block, though nobody unlinked it."""
+    port = free_port()
+    hold = "import time; from multiprocessing.shared_memory import SharedMemory as M"
+    child = f"{hold}; m = M(create=True, size=64); print(m.name, flush=True); time.sleep(300)"
+    script = f'{sys.executable} -c "{child}" > {tmp_path}/name & exec {sys.executable} -m http.server {port} --bind 127.0.0.1'
+    with process(["bash", "-c", script], dict(os.environ), tmp_path / "log", port, ready="/"):
+        deadline_s = time.monotonic() + 20
+        while not (name := (tmp_path / "name").read_text().strip()) and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        assert Path("/dev/shm", name).exists()
+    assert not Path("/dev/shm", name).exists()
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
