@@ -5,7 +5,7 @@ APP ?= deployments/app.yaml
 EXTRAS ?= cpu
 BIN := .venv/bin
 
-.PHONY: help serve test check format setup demo clean
+.PHONY: help serve test check format setup demo bench clean
 
 help:  ## Say what there is to make.
 	@sed -nE 's/^([a-z]+):.*  ## /make \1\t/p' Makefile
@@ -31,14 +31,23 @@ setup: .venv/.installed-$(EXTRAS)-dev  ## Everything a developer needs.
 demo: .venv/.installed-$(EXTRAS)-dev  ## Train the demo checkpoint anew (under an hour on two cores).
 	$(BIN)/python -m cluster.demo.train
 
-clean:  ## Remove the environment.
-	rm -rf .venv
+bench: .venv/.installed-cpu-dev .venv-bench/.installed  ## Measure Prism beside vLLM, Ray Serve LLM and vllm-router (BENCH="--only text").
+	$(BIN)/python -m loadtest.bench $(BENCH)
+
+clean:  ## Remove the environments.
+	rm -rf .venv .venv-bench
 
 .venv/.installed-$(EXTRAS): pyproject.toml deployments/install.py
 	@echo "Setting up .venv ($(EXTRAS)); the first time takes a few minutes."
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Prism needs Python 3.11 or newer; set PYTHON=.")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python deployments/install.py --extras $(EXTRAS)
+	@touch $@
+
+.venv-bench/.installed: loadtest/bench/peers.txt deployments/install.py
+	@echo "Setting up .venv-bench, the peers' environment; it takes a few minutes."
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python deployments/install.py --requirements loadtest/bench/peers.txt
 	@touch $@
 
 .venv/.installed-$(EXTRAS)-dev: .venv/.installed-$(EXTRAS)

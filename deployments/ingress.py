@@ -20,6 +20,7 @@ LEAN: Final = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_worker_niceness": "0",  # 15 by default, engines included: any other process would come before them
 }
 """Wherever Prism runs. Measured at concurrency 1 on two cores: 25 ms to a text's first token without these, 14 ms with them."""
 

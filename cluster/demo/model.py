@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from safetensors.torch import save_file
@@ -13,6 +13,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from cluster.demo.settings import PROCESSOR
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from transformers import PreTrainedTokenizerBase
@@ -72,13 +73,18 @@ def new_model(config: Qwen2_5_VLConfig, seed: int) -> Qwen2_5_VLForConditionalGe
     return model
 
 
-def save_checkpoint(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_checkpoint(
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    processor: Mapping[str, Any] = PROCESSOR,
+) -> None:
     """Writes weights rounded to bfloat16, the configurations and the tokenizer; ``from_pretrained`` and vLLM read it."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.dtype = torch.bfloat16
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2) + "\n")
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
     generation = {
         "bos_token_id": model.config.text_config.bos_token_id,
         "eos_token_id": [model.config.text_config.eos_token_id, model.config.text_config.pad_token_id],

@@ -1,0 +1,125 @@
+"""The command line: ``python -m loadtest.bench``.
+
+Exit codes: 0 everything ran; 1 a system did not start, or an answer failed; 2 the command line is wrong. A bar that is missed
+is in the report, and no error: figures from a busy machine must not break a build.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from loadtest.bench.asks import letters
+from loadtest.bench.binding import go_first
+from loadtest.bench.load import Client
+from loadtest.bench.results import Record, about
+from loadtest.bench.systems import PEERS_PYTHON, ROOT, SYSTEMS, Setup, running
+from loadtest.bench.workloads import SMALL, SQUARE, WORKLOADS, Phase, Workload, Writer, warm_up
+from loadtest.workload import positive
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loadtest.bench.load import Sample
+
+DEMO: Final = ROOT / "cluster" / "demo" / "checkpoint"
+OF_PEERS: Final = frozenset({"ray-serve-llm", "vllm-router", "vllm-router-session"})
+"""Need the peers' environment."""
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    options = _options(words)
+    checkpoints = {"demo": DEMO, "bench": options.geometry}
+    if any(workload.setup.geometry == "bench" for workload in options.only):
+        _make_geometry(options.geometry)
+    record = Record(about(options.repeats, quick=options.quick, client_first=go_first()))
+    left_out: set[str] = set()
+    if not PEERS_PYTHON.exists():
+        left_out = {system for system in options.systems if system in OF_PEERS}
+        record.notes += [f"{system}: left out, for the peers' environment is not there (make bench)" for system in left_out]
+    for repeat in range(options.repeats):
+        for setup in dict.fromkeys(workload.setup for workload in options.only):
+            for system in options.systems:
+                workloads = [work for work in options.only if work.setup == setup and system in work.systems]
+                if not workloads or system in left_out:
+                    continue
+                try:
+                    _measure(record, system, setup, workloads, checkpoints[setup.geometry], repeat, options)
+                except (RuntimeError, TimeoutError) as error:
+                    _say(f"{system}, {setup.name}: {error}")
+                    record.notes.append(f"{system}, {setup.name}, repeat {repeat + 1}: {str(error).splitlines()[0]}")
+                record.write(options.out, options.only)
+    _say((options.out / "results.md").read_text())
+    return 1 if record.failures or record.notes else 0
+
+
+def _measure(
+    record: Record, system: str, setup: Setup, workloads: Sequence[Workload], checkpoint: Path, repeat: int, options: Any
+) -> None:
+    """Starts a system, runs its workloads, ends it."""
+    allowed = letters(checkpoint)
+    options.out.mkdir(parents=True, exist_ok=True)
+    log = options.out / f"{system}-{setup.geometry}.log"
+    began_s = time.monotonic()
+    with running(system, setup, checkpoint, log) as url:
+        _say(f"repeat {repeat + 1}, {system} ({setup.name}): up after {time.monotonic() - began_s:.0f} s")
+        warm = Writer(random.Random(f"warm-up {repeat}"), allowed)
+        asyncio.run(_run(url, [warm_up(warm, SMALL if setup.geometry == "demo" else SQUARE)]))
+        for workload in workloads:
+            phases = workload.phases(Writer(random.Random(f"{workload.name} {repeat}"), allowed, options.quick))
+            began_s = time.monotonic()
+            samples = asyncio.run(_run(url, phases))
+            record.add(workload, system, samples)
+            _say(f"  {workload.name}: {sum(map(len, samples.values()))} answers in {time.monotonic() - began_s:.1f} s")
+
+
+async def _run(url: str, phases: Sequence[Phase]) -> dict[str, list[Sample]]:
+    async with Client(url) as client:
+        every = {phase.name: (phase.recorded, await phase.run(client)) for phase in phases}
+    return {name: samples for name, (recorded, samples) in every.items() if recorded}
+
+
+def _make_geometry(folder: Path) -> None:
+    line = [sys.executable, "-m", "cluster.demo.bench_checkpoint", str(folder)]
+    subprocess.run(line, check=True, cwd=ROOT)  # noqa: S603
+
+
+def _options(words: list[str] | None) -> Any:
+    names = {workload.name: workload for workload in WORKLOADS}
+    parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description="Prism beside its peers, on this machine.")
+    parser.add_argument("--only", type=_among(names), default=list(names), help=f"workloads: {', '.join(names)}")
+    parser.add_argument("--systems", type=_among(SYSTEMS), default=list(SYSTEMS), help=f"systems: {', '.join(SYSTEMS)}")
+    parser.add_argument("--repeats", type=positive, default=3, help="how often each system is started and measured")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the requests")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder for tables, plots and logs")
+    parser.add_argument("--geometry", type=Path, default=ROOT / "bench" / "geometry", help="where the bench checkpoint is made")
+    options = parser.parse_args(words)
+    options.only = [names[name] for name in options.only]
+    options.out, options.geometry = options.out.absolute(), options.geometry.absolute()
+    return options
+
+
+def _among(names: Any) -> Any:
+    def read(text: str) -> list[str]:
+        chosen = text.split(",")
+        if unknown := sorted(set(chosen) - set(names)):
+            raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}")
+        return [name for name in names if name in chosen]
+
+    return read
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
