@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cluster.messages import Spent
 
 STAGES: Final = {
+    "ingress": "the proxies in front of the Router, where one sets X-Request-Start",
     "receive": "the body's bytes on their way in",
     "parse": "reading the body",
     "fetch": "pictures from their URLs to bounded bytes",
@@ -37,15 +38,34 @@ STAGES: Final = {
 """In a request's order. Of several pictures, the one counts that was ready last."""
 
 LAST: Final = "stream"
+MAX_INGRESS_S: Final = 60.0
+MAX_DIGITS: Final = 20
+
+
+def ingress_s(request_start: str | None, now_s: float) -> float | None:
+    """How long a request has been on its way, by the header ``X-Request-Start: t=<microseconds since 1970>``.
+
+    None where it is missing, is not like this, or cannot be true: it may be the client's, or of a clock that is wrong.
+    """
+    digits = (request_start or "").removeprefix("t=")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= MAX_DIGITS):
+        return None
+    spent_s = now_s - int(digits) / 1e6
+    return spent_s if 0 <= spent_s <= MAX_INGRESS_S else None
 
 
 class Waterfall:
-    """One request's stages, filled as it passes through the Router."""
+    """One request's stages, filled as it passes through the Router.
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    Args:
+        ingress_s: How long the request was on its way here, if that is known.
+        clock: Gives seconds.
+    """
+
+    def __init__(self, ingress_s: float | None = None, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock: Final = clock
         self._mark = clock()
-        self.spent: Final[Spent] = {}
+        self.spent: Final[Spent] = {} if ingress_s is None else {"ingress": ingress_s}
 
     def reach(self, stage: str) -> None:
         """Books the time since the last mark under a stage that has just ended."""

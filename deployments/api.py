@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +14,7 @@ from ray.exceptions import TaskCancelledError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cluster.admission import Admission, Place
@@ -29,10 +30,10 @@ from cluster.errors import (
 )
 from cluster.metrics import FIRST_PIECE_S, IN_FLIGHT, REQUESTS
 from cluster.stream import relay
-from cluster.waterfall import LAST, Waterfall
+from cluster.waterfall import LAST, Waterfall, ingress_s
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
     from starlette.types import Receive, Scope, Send
 
@@ -103,7 +104,7 @@ class Desk:
         """The handler for one of vLLM's endpoints."""
 
         async def handle(http: Request) -> Response:
-            waterfall = Waterfall()
+            waterfall = Waterfall(ingress_s(http.headers.get("x-request-start"), time.time()))
             place = self._enter(endpoint)
             try:
                 raw = await self._read_body(http, place)
@@ -211,16 +212,28 @@ class Desk:
         }
 
 
-class HeldStream(StreamingResponse):
-    """An SSE response whose place is left at the latest when the client is gone."""
+class HeldStream(Response):
+    """An SSE response whose place is left at the latest when the client is gone.
 
-    def __init__(self, content: AsyncIterator[bytes], leave: Callable[[int], None], headers: dict[str, str]) -> None:
-        super().__init__(content, media_type="text/event-stream", headers={"cache-control": "no-cache", **headers})
+    Starlette's own streams watch for that in a task beside them. Serve watches already, and cancels the request.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, content: AsyncGenerator[bytes], leave: Callable[[int], None], headers: dict[str, str]) -> None:
+        self._content = content
         self._leave = leave
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"cache-control": "no-cache", **headers})
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         try:
-            await super().__call__(scope, receive, send)
+            async with aclosing(self._content) as pieces:
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                async for piece in pieces:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
         finally:
             self._leave(CLIENT_GONE)  # of no effect once the stream has come to its end
 

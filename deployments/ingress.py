@@ -34,7 +34,7 @@ def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:
     """
     return {
         **LEAN,
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_on_loopback(folder)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy(folder)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         # Short: Ray puts 56 digits between the two, HAProxy some more behind, and a socket's path has 107 characters.
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "a"),
@@ -45,12 +45,18 @@ def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:
     }
 
 
-def _on_loopback(folder: Path) -> Path:
-    """A command that runs HAProxy with its statistics on loopback: Ray writes all interfaces into its configuration."""
+def _haproxy(folder: Path) -> Path:
+    """A command that runs HAProxy with what Ray's configuration for it lacks.
+
+    Its statistics are for loopback alone, not for all interfaces; and requests say when they came, for the waterfall.
+    """
     command = folder / "haproxy"
-    binary = shlex.quote(get_haproxy_binary())
-    command.write_text(
-        f"""#!/bin/sh\nsed -i 's/bind \\*\\{{0,1\\}}:/bind 127.0.0.1:/' "$3"\nexec {binary} "$@"\n"""
-    )  # -db -f FILE
+    edits = (
+        r"s/bind \*\{0,1\}:/bind 127.0.0.1:/",
+        r"/^frontend http_frontend/a\    http-request set-header x-request-start t=%[date(0,us)]",
+    )
+    sed = "sed -i " + " ".join(f"-e {shlex.quote(edit)}" for edit in edits)
+    # Ray calls it with -db -f FILE.
+    command.write_text(f'#!/bin/sh\n{sed} "$3" && exec {shlex.quote(get_haproxy_binary())} "$@"\n')
     command.chmod(0o700)
     return command
