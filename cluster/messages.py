@@ -1,8 +1,7 @@
 """What travels along each edge of the path: one frozen message per edge.
 
-    Router ──Picture──> VisionEncoder ──Picture──> Preprocessor
-    Preprocessor ──Pixels──> VisionEncoder ──Embedding──> Decoder
-    Router ──Call──> Decoder
+    Router ──Call, Picture──> Decoder ──Picture──> VisionEncoder ──Picture──> Preprocessor
+    Router <──FirstPiece, text── Decoder <──Embedding── VisionEncoder <──Pixels── Preprocessor
 
 Arrays are numpy: Ray's object store hands them on without a copy, which it cannot do for torch tensors.
 """

@@ -8,7 +8,9 @@ router.py        the ingress: one request from body to last byte
 preprocessor.py  pool of CPU processes
 encoder.py       pool of vision towers
 decoder.py       pool of vLLM engines
-calls.py         calls between pools: what Ray raises becomes one of Prism's errors
+calls.py         calls between pools, by value or by reference; what Ray raises becomes one of Prism's errors
+routing.py       which replica of a pool a call goes to: Serve's side of ``cluster.route``
+ingress.py       how HTTP comes to the Router: HAProxy, set by the environment
 launch.py        starts and ends a cluster on this machine
 cli.py           the ``prism`` command
 install.py       sets up ``.venv``

@@ -1,6 +1,6 @@
 """How HTTP reaches the Router on one machine: HAProxy instead of Serve's Python proxy, and no thread switch that buys nothing.
 
-Serve takes all of this from the environment alone. On Kubernetes the manifests set the same, see ``LEAN``.
+Serve takes all of this from the environment alone; on Kubernetes the manifests set what stands in ``LEAN``.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import ray
 from ray.autoscaler._private.kuberay.utils import parse_quantity
 
 from cluster.config import PrismConfig
+from deployments.ingress import LEAN
 from tests.k8s.conftest import APPLICATIONS
 from tests.k8s.fitting import deployments_of, groups_of, pools_of
 from tests.k8s.manifests import K8S, build, pod_templates, read_document
@@ -99,6 +100,14 @@ def test_a_pod_lives_until_its_streams_have_drained(pod: dict[str, Any], config:
     ]
     graceful_s = max(deployment._deployment_config.graceful_shutdown_timeout_s for deployment in deployments_of(config))
     assert pod["terminationGracePeriodSeconds"] > drain_s > graceful_s
+
+
+def test_a_pod_has_the_lean_way_in(pod: dict[str, Any], config: PrismConfig) -> None:
+    """What ``prism serve`` sets for every process of Ray's stands in each pod, and HAProxy cuts no stream that may go on."""
+    [container] = pod["containers"]
+    environment = {each["name"]: each.get("value") for each in container["env"]}
+    assert LEAN.items() <= environment.items()
+    assert int(environment["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > config.router.request_timeout_s
 
 
 def test_an_upgrade_outlives_the_longest_request(rayservice: Object, config: PrismConfig) -> None:
