@@ -224,6 +224,9 @@ class DecoderConfig(PoolConfig):
     kv_cache_gib: int = Field(default=1, ge=1)
     """KV cache per worker on CPU; vLLM takes whole GiB there. On a GPU, ``gpu_memory_utilization`` decides."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    prefill_chunk_tokens: int | None = Field(default=None, ge=1)
+    """The most tokens of one prompt in a step of the engine while other requests run. Fewer let streams flow more evenly while
+    long prompts come, whose own first tokens come later; without it vLLM's limit for all of a step holds."""
     enforce_eager: bool = False
     bind_cores: str | None = None
     """CPU cores of the engine's workers as vLLM writes them: ``0|1`` gives each of two workers a core."""

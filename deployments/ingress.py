@@ -48,11 +48,12 @@ def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:
 def _haproxy(folder: Path) -> Path:
     """A command that runs HAProxy with what Ray's configuration for it lacks.
 
-    Its statistics are for loopback alone, not for all interfaces; and requests say when they came, for the waterfall.
+    Its statistics come on sockets in the folder: the ports that Ray gives them are on all interfaces, and the same for every
+    cluster. And requests say when they came, for the waterfall.
     """
     command = folder / "haproxy"
     edits = (
-        r"s/bind \*\{0,1\}:/bind 127.0.0.1:/",
+        rf"s!bind \*\{{0,1\}}:\([0-9]*\)$!bind unix@{folder}/\1!",
         r"/^frontend http_frontend/a\    http-request set-header x-request-start t=%[date(0,us)]",
     )
     sed = "sed -i " + " ".join(f"-e {shlex.quote(edit)}" for edit in edits)

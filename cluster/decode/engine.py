@@ -202,6 +202,8 @@ def engine_flags(config: PrismConfig) -> list[str]:
     if decoder.transport == "shared":
         connector = {"ec_connector": "SharedMemoryConnector", "ec_connector_module_path": "cluster.decode.connector"}
         flags["ec-transfer-config"] = json.dumps({**connector, "ec_role": "ec_consumer"})
+    if decoder.prefill_chunk_tokens is not None:
+        flags["long-prefill-token-threshold"] = decoder.prefill_chunk_tokens
     if decoder.enforce_eager:
         switches.append("--enforce-eager")
     if decoder.tool_call_parser:

@@ -15,8 +15,8 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-ENGINE: Final = "VLLM::Worker"
-"""The title of the process that runs vLLM's model."""
+ENGINES: Final = ("VLLM::Worker", "VLLM::EngineCore")
+"""Titles of the process that runs vLLM's model: the second, where there is no process of the first kind."""
 ENCODER: Final = "VisionEncoder"
 """Is in the title of the process that runs Prism's vision tower."""
 
@@ -28,7 +28,8 @@ def bind(servers: Iterable[psutil.Process], *, engine_cores: Sequence[int], enco
         RuntimeError: There are not as many engines as cores for them.
     """
     processes = [child for server in servers for child in server.children(recursive=True)]
-    engines = sorted((child for child in processes if _title(child).startswith(ENGINE)), key=lambda child: child.pid)
+    kinds = [[child for child in processes if _title(child).startswith(title)] for title in ENGINES]
+    engines = sorted(next(filter(None, kinds), []), key=lambda child: child.pid)
     if len(engines) != len(engine_cores):
         titles = sorted({_title(child)[:60].strip() for child in processes})
         raise RuntimeError(f"{len(engines)} engines were found for cores {list(engine_cores)}; there is {', '.join(titles)}")

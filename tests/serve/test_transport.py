@@ -78,9 +78,9 @@ async def shared(inline: Engine) -> AsyncIterator[Engine]:
 
 
 def segments_open(*processes: psutil.Process) -> set[str]:
-    """The segments that processes have open."""
+    """The segments that processes have open, of those that this process made: a cluster beside it has its own."""
     links = [link for process in processes for link in Path(f"/proc/{process.pid}/fd").glob("*")]
-    return {target for link in links if (target := os.path.realpath(link)).startswith("/memfd:prism-")}
+    return {target for link in links if (target := os.path.realpath(link)).startswith(f"/memfd:prism-{os.getpid()}-")}
 
 
 def embedding(engine: Engine, seed: int, side: int = 8) -> Embedding:
