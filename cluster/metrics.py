@@ -26,14 +26,14 @@ CACHE_LOOKUPS: Final = Counter(
 CACHE_BYTES: Final = Gauge("prism_embedding_cache_bytes", "What the embeddings take that this replica keeps.")
 STAGE_S: Final = Histogram(
     "prism_stage_seconds",
-    "Where the time of whole answers went; the stages up to first_token add up to the time to the first token.",
+    "Where the time of answers went; the stages up to first_token add up to the time to the first token.",
     ["stage"],
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 20, 60),
 )
 SHARED_BYTES: Final = Gauge("prism_shared_bytes", "What this decoder holds of embeddings in shared memory.")
 FIRST_PIECE_S: Final = Histogram(
     "prism_time_to_first_token_seconds",
-    "From the last byte of a streamed request to its first SSE event.",
+    "From when the Router has a streamed request to its first SSE event, the body's way in included.",
     ["endpoint"],
     buckets=(0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 20, 60),
 )

@@ -95,6 +95,11 @@ class ClientRequest:
     wants_waterfall: bool = False
 
     @property
+    def num_url_chars(self) -> int:
+        """Of the pictures' URLs, which hold them or say where they are."""
+        return sum(len(slot.url) for slot in self.slots)
+
+    @property
     def stream(self) -> bool:
         return self.body.get("stream") is True
 

@@ -151,16 +151,16 @@ class Routes(ABC, Generic[Item]):
     def rank(self, item: Item, replicas: Collection[Replica], now_s: float) -> list[Replica]:
         """The replicas, the best one for this item first."""
 
-    def sent(self, call: CallId, item: Item, replica: Replica, now_s: float) -> None:
-        """A call goes to a replica, which so will hold what it needs. Said again, it goes to this one instead."""
-        if self._calls.get(call, ("", None))[0] == replica:
-            return
-        self.ended(call)
+    def sent(self, call: CallId, item: Item, replica: Replica, now_s: float, *, is_sure: bool = True) -> None:
+        """A call goes to a replica, which will hold what it needs if that is sure. Said again, it goes to this one instead."""
         place = self._place(replica)
-        name, piece = self._piece(call, item, place, now_s)
-        self._calls[call] = (replica, name)
-        place.work.begin(name, piece, now_s)
-        self._hold(item, place.held)
+        if self._calls.get(call, ("", None))[0] != replica:
+            self.ended(call)
+            name, piece = self._piece(call, item, place, now_s)
+            self._calls[call] = (replica, name)
+            place.work.begin(name, piece, now_s)
+        if is_sure:
+            self._hold(item, place.held)
 
     @abstractmethod
     def report(self, replica: Replica, stats: Mapping[str, float], now_s: float) -> None:

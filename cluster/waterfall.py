@@ -37,6 +37,7 @@ STAGES: Final = {
 }
 """In a request's order. Of several pictures, the one counts that was ready last."""
 
+INGRESS: Final = "ingress"
 LAST: Final = "stream"
 MAX_INGRESS_S: Final = 60.0
 MAX_DIGITS: Final = 20
@@ -65,7 +66,7 @@ class Waterfall:
     def __init__(self, ingress_s: float | None = None, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock: Final = clock
         self._mark = clock()
-        self.spent: Final[Spent] = {} if ingress_s is None else {"ingress": ingress_s}
+        self.spent: Final[Spent] = {} if ingress_s is None else {INGRESS: ingress_s}
 
     def reach(self, stage: str) -> None:
         """Books the time since the last mark under a stage that has just ended."""
@@ -81,8 +82,8 @@ class Waterfall:
 
     @property
     def ttft_s(self) -> float:
-        """Seconds from the request's first byte to the first piece of its answer."""
-        return sum(seconds for stage, seconds in self.spent.items() if stage != LAST)
+        """Seconds from when the Router had the request to the first piece of its answer. What proxies say is not in it."""
+        return sum(seconds for stage, seconds in self.spent.items() if stage not in (INGRESS, LAST))
 
     def observe(self) -> None:
         """Adds the stages to this process's metrics."""

@@ -27,6 +27,7 @@ from cluster.errors import (
     Overloaded,
     PrismError,
     RouteNotFound,
+    UnknownField,
 )
 from cluster.metrics import FIRST_PIECE_S, IN_FLIGHT, REQUESTS
 from cluster.stream import relay
@@ -53,6 +54,8 @@ RETRY_AFTER_S: Final = 1
 BODY_GRACE_S: Final = 20.0
 BODY_MIN_RATE: Final = 64 * 2**10
 """A body may take so many seconds, and one more for each so many bytes that came: who sends less holds a place for nothing."""
+UNWATCHED: Final = "x-request-disconnect-disabled"
+"""With it Serve would not notice that the client has left, and a stream would keep its place until its end."""
 CLIENT_GONE: Final = 499
 """What the metrics call a request whose client left before its answer, as nginx does."""
 
@@ -107,6 +110,8 @@ class Desk:
             waterfall = Waterfall(ingress_s(http.headers.get("x-request-start"), time.time()))
             place = self._enter(endpoint)
             try:
+                if UNWATCHED in http.headers:
+                    raise UnknownField(f"The header {UNWATCHED} is not accepted; leave it out.", param=UNWATCHED)
                 raw = await self._read_body(http, place)
                 answer = await self._router.answer(endpoint, raw, place.hold, waterfall)
                 streams = answer.stream and endpoint in STREAMING

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from grpc.aio import AioRpcError
 from prometheus_client import generate_latest
 from ray import serve
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
@@ -92,7 +93,7 @@ def calling(stage: str) -> Iterator[None]:
         raise InternalError(f"The {stage} failed on this request.") from error
     except TaskCancelledError:  # Ray's word for it: the client left
         raise asyncio.CancelledError from None
-    except (RayError, RayServeException) as error:
+    except (RayError, RayServeException, AioRpcError) as error:
         raise _unavailable(stage, error) from error
 
 

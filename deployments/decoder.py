@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import EmbeddingLost
 from cluster.metrics import ENGINE_REQUESTS
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from cluster.messages import Call, Digest, Embedding, FirstPiece, Picture, Spent
 
 
-EMBEDDING_BYTES_PER_PIXEL: Final = 13
-"""Of a 32B model: 5,120 numbers of two bytes for each 28×28 pixels."""
-
-
 class Decoder:
     """Generates answers. An engine that dies cannot be revived in place: the replica fails its health check and is replaced."""
 
@@ -33,6 +29,7 @@ class Decoder:
         log_refusals_briefly()
         self._encode = BySize(encoder.encode)
         self._engine = await Engine.start(config)
+        self._settings = config.model.processor
         self._description = description(config.model.processor, self._engine.kv_tokens)
 
     async def generate(self, call: Call, *pictures: Picture) -> AsyncIterator[FirstPiece | str]:
@@ -66,12 +63,17 @@ class Decoder:
             if (kept := self._engine.kept(picture.digest)) is not None:
                 embeddings[picture.digest] = kept
                 return
-            with calling("encoder"), cancelled_if_left(self._encode.of(_num_bytes(picture)).remote(picture)) as response:
+            with calling("encoder"), cancelled_if_left(self._encode.of(self._num_bytes(picture)).remote(picture)) as response:
                 embeddings[picture.digest] = await response
 
         await all_or_first_error(pull(picture) for picture in pictures)
         spent = list(embeddings.values())[-1].spent or {"cache_hit": 0.0}
         return embeddings, {**spent, "transfer": time.perf_counter() - started_s - sum(spent.values())}
+
+    def _num_bytes(self, picture: Picture) -> int:
+        """Of a picture or its embedding, whichever is more."""
+        num_tokens = self._settings.num_patches(picture.num_pixels) // self._settings.merge_size**2
+        return max(len(picture.data), num_tokens * self._engine.embedding_shape.row_bytes)
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """For the request routers, once: how pictures come to patches, and how many tokens the KV cache takes."""
@@ -102,8 +104,3 @@ class Decoder:
     def __del__(self) -> None:
         if engine := getattr(self, "_engine", None):
             engine.stop()
-
-
-def _num_bytes(picture: Picture) -> int:
-    """Of a picture or its embedding, whichever is more."""
-    return max(len(picture.data), picture.num_pixels * EMBEDDING_BYTES_PER_PIXEL)

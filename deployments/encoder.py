@@ -6,7 +6,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from cluster.cache import EmbeddingCache
 from cluster.errors import PrismError
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
     from cluster.config import PrismConfig
     from cluster.messages import Embedding, Picture
-
-
-PATCH_BYTES_PER_PIXEL: Final = 6
-"""Three colours, twice: the tower reads a picture as two frames."""
 
 
 class VisionEncoder:
@@ -61,7 +57,7 @@ class VisionEncoder:
 
     async def _encode(self, picture: Picture) -> Embedding:
         started_s = time.perf_counter()
-        preprocess = self._preprocess.of(_num_bytes(picture))
+        preprocess = self._preprocess.of(self._num_bytes(picture))
         with self._busy_with(self._settings.num_patches(picture.num_pixels)):
             with self._lane.coming(), calling("preprocessor"), cancelled_if_left(preprocess.remote(picture)) as response:
                 pixels = await response
@@ -75,6 +71,12 @@ class VisionEncoder:
             "encode": encoded.ran_s,
         }
         return replace(encoded.embedding, spent=spent)
+
+    def _num_bytes(self, picture: Picture) -> int:
+        """Of a picture or its patches, whichever is more."""
+        settings = self._settings
+        patch_bytes = 3 * settings.temporal_patch_size * settings.patch_size**2
+        return max(len(picture.data), settings.num_patches(picture.num_pixels) * patch_bytes)
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """For the request routers, once: how pictures come to patches here, and of how many the embeddings are kept."""
@@ -107,8 +109,3 @@ class VisionEncoder:
     async def parameter_names(self) -> list[str]:
         """Every weight that this replica holds, by its name in the tower."""
         return self._tower.parameter_names
-
-
-def _num_bytes(picture: Picture) -> int:
-    """Of a picture or its patches, whichever is more."""
-    return max(len(picture.data), picture.num_pixels * PATCH_BYTES_PER_PIXEL)

@@ -74,7 +74,10 @@ class Router:
                 pictures = await self._read_pictures(request, hold)
                 waterfall.reach("fetch")
                 num_pixels = {picture.digest: picture.num_pixels for picture in pictures}
-                pieces = self._decode(Call(endpoint, uuid4().hex, request.body, num_pixels), pictures)
+                call = Call(endpoint, uuid4().hex, request.body, num_pixels)
+                # Parsed and packed again, a text may take three times what it had.
+                num_bytes = 3 * (len(raw) - request.num_url_chars) + sum(len(picture.data) for picture in pictures)
+                pieces = self._decode(call, pictures, num_bytes)
                 first = cast(FirstPiece, await anext(pieces))
         except TimeoutError:
             raise _too_late(timeout_s) from None
@@ -90,9 +93,9 @@ class Router:
         request.put_pictures({slot.param: picture.digest for slot, picture in zip(request.slots, pictures, strict=True)})
         return list({picture.digest: picture for picture in pictures}.values())
 
-    async def _decode(self, call: Call, pictures: Sequence[Picture]) -> AsyncGenerator[FirstPiece | str]:
+    async def _decode(self, call: Call, pictures: Sequence[Picture], num_bytes: int) -> AsyncGenerator[FirstPiece | str]:
         """Has a decoder answer: first a ``FirstPiece``, then text. It pulls the embeddings that it lacks from the encoders."""
-        generate = self._generate.of(sum(len(picture.data) for picture in pictures))
+        generate = self._generate.of(num_bytes)
         with cancelled_if_left(generate.remote(call, *pictures)) as response:
             del pictures  # nobody needs their bytes while tokens are made
             with calling("decoder"):

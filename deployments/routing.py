@@ -69,7 +69,7 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
         self.routes.retain(self._reported)
         for replica in replicas:
             name, stats = _name(replica), replica.routing_stats
-            if name not in before:
+            if name not in before and replica.replica_metadata:  # one of other code has none, and routes as it may
                 self.routes.describe(name, max_held=replica.replica_metadata["max_held"])
                 self._settings = ProcessorSettings(**replica.replica_metadata["processor"])
             if stats and stats != before.get(name):
@@ -90,7 +90,8 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
         order = [by_name[name] for name in self.routes.rank(item, by_name, now_s)]
         free = self.select_available_replicas(order)
         order = free + [replica for replica in order if replica not in free]
-        self.routes.sent(call, item, _name(order[0]), now_s)  # at once: others choose before this one is on its way
+        # At once: others choose before this one is on its way.
+        self.routes.sent(call, item, _name(order[0]), now_s, is_sure=False)
         return [[replica] for replica in order]
 
     async def _choose_replica_for_request(self, pending_request: PendingRequest, *, is_retry: bool = False) -> RunningReplica:
@@ -130,7 +131,7 @@ class EncoderRequestRouter(AffinityRequestRouter[PictureWork]):
 
 
 class DecoderRequestRouter(AffinityRequestRouter[Conversation]):
-    """By the conversation; the embeddings are references here, which nobody has read."""
+    """By the conversation and its pictures."""
 
     def initialize_state(self, **kwargs: Any) -> None:
         self.routes = ConversationRoutes(kwargs["routing"]["report_period_s"])

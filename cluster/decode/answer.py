@@ -62,18 +62,28 @@ async def _answer(engine: Engine, call: Call, offer: Offer, spent: Spent) -> Asy
     times = watch()
     result = await _begin(engine, call, offer)
     if isinstance(result, BaseModel):
-        whole = result.model_dump_json()
-        yield FirstPiece(whole[:MAX_PIECE_CHARS], {**spent, **times.spent(streams=False)})
-        for start in range(MAX_PIECE_CHARS, len(whole), MAX_PIECE_CHARS):
-            yield whole[start : start + MAX_PIECE_CHARS]
+        first, *rest = _cut(result.model_dump_json())
+        yield FirstPiece(first, {**spent, **times.spent(streams=False)})
+        for part in rest:
+            yield part
         return
     async with aclosing(_checked(result, engine, call)) as chunks:
-        # The first chunk names the role; whoever waits for a token waits for the next.
-        first = await anext(chunks) + await anext(chunks, "")
+        begun = await anext(chunks)
+        if call.endpoint == "chat":  # it only names the role: whoever waits for a token waits for the next
+            begun += await anext(chunks, "")
+        first, *rest = _cut(begun)
         yield FirstPiece(first, {**spent, **times.spent(streams=True)})
+        for part in rest:
+            yield part
         async with aclosing(coalesced(chunks, lambda: engine.num_requests)) as pieces:
             async for piece in pieces:
-                yield piece
+                for part in _cut(piece):
+                    yield part
+
+
+def _cut(text: str) -> list[str]:
+    """The text in parts that one message between processes can carry; whoever reads it puts them together again."""
+    return [text[start : start + MAX_PIECE_CHARS] for start in range(0, len(text), MAX_PIECE_CHARS)] or [text]
 
 
 async def _checked(chunks: AsyncGenerator[str], engine: Engine, call: Call) -> AsyncGenerator[str]:

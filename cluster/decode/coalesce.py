@@ -15,7 +15,7 @@ MAX_WAIT_S: Final = 0.05
 
 
 def wait_s(num_streams: int) -> float:
-    """How long a piece may be held back, in seconds: nothing worth a timer while few streams run."""
+    """How long a piece may be held back, in seconds: a millisecond for each stream that runs."""
     return min(num_streams / PIECES_PER_S, MAX_WAIT_S)
 
 

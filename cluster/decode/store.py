@@ -66,10 +66,8 @@ class SegmentStore:
     def forget(self, digests: Iterable[Digest]) -> None:
         """Makes these anew for whoever asks next; those who use them keep what they have."""
         for digest in digests:
-            if (entry := self._entries.get(digest)) is not None:
+            if digest in self._entries:
                 self._remove(digest)
-                if not entry.num_pins:
-                    _close(entry.making)
 
     def close(self) -> None:
         """Closes every segment, those in use with their last request."""
@@ -120,8 +118,7 @@ class SegmentStore:
         for digest, entry in here.items():
             self._pin(digest, entry)
         while self.num_bytes + new_bytes > self._max_bytes:
-            digest = next(iter(self._idle))
-            _close(self._remove(digest).making)
+            self._remove(next(iter(self._idle)))
         return {digest: here.get(digest) or self._begin(digest, embedding) for digest, embedding in embeddings.items()}
 
     def _begin(self, digest: Digest, embedding: Embedding) -> _Entry:
@@ -154,15 +151,20 @@ class SegmentStore:
             self._idle[digest] = entry
             self._idle_bytes += entry.num_bytes
         else:
-            _close(entry.making)
+            self._free(entry)
 
-    def _remove(self, digest: Digest) -> _Entry:
+    def _remove(self, digest: Digest) -> None:
+        """Nobody finds it here any more; it is freed now, or with its last request."""
         entry = self._entries.pop(digest)
-        self.num_bytes -= entry.num_bytes
-        SHARED_BYTES.set(self.num_bytes)
         if self._idle.pop(digest, None):
             self._idle_bytes -= entry.num_bytes
-        return entry
+            self._free(entry)
+
+    def _free(self, entry: _Entry) -> None:
+        self.num_bytes -= entry.num_bytes
+        SHARED_BYTES.set(self.num_bytes)
+        if entry.making.exception() is None:
+            entry.making.result().close()
 
 
 @dataclass(slots=True, eq=False)
@@ -186,8 +188,3 @@ class _Waiter:
 def size_bytes(embedding: Embedding) -> int:
     """What an embedding counts for."""
     return -(-embedding.rows.nbytes // BLOCK_BYTES) * BLOCK_BYTES
-
-
-def _close(made: asyncio.Future[Segment]) -> None:
-    if made.exception() is None:
-        made.result().close()

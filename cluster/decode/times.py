@@ -24,7 +24,12 @@ class EngineTimes:
 
     started_s: float = field(default_factory=time.monotonic)
     stats: Any = None
-    """vLLM's ``RequestStateStats``, once there is a first output; it goes on changing."""
+    """vLLM's ``RequestStateStats``, once there is an output; it goes on changing."""
+
+    def note(self, stats: Any) -> None:
+        """Of several prompts in one call, the one counts that is not done yet."""
+        if self.stats is None or (stats is not None and stats.last_token_ts > self.stats.last_token_ts):
+            self.stats = stats
 
     def spent(self, *, streams: bool) -> Spent:
         """The stages of the decoder, from its start on the call until now: a stream's first piece, or a whole answer."""
@@ -65,6 +70,5 @@ class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
 async def _noted(outputs: AsyncGenerator[RequestOutput], times: EngineTimes) -> AsyncGenerator[RequestOutput]:
     async with aclosing(outputs):
         async for output in outputs:
-            if times.stats is None:
-                times.stats = output.metrics
+            times.note(output.metrics)
             yield output

@@ -45,7 +45,6 @@ class Lane:
         self._batch_patches: Final = batch_patches
         self._thread: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
         self._waiting: Final[list[_Place]] = []
-        self._num_running_patches = 0
         self._num_coming = 0
         self._changed: Final = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -53,11 +52,6 @@ class Lane:
         self._run_s = 0.0
         self.works = True
         """Whether the last run went well."""
-
-    @property
-    def num_patches_queued(self) -> int:
-        """Patches of pictures that wait for the tower or are in it."""
-        return self._num_running_patches + sum(place.picture.num_patches for place in self._waiting)
 
     @contextmanager
     def coming(self) -> Iterator[None]:
@@ -116,7 +110,6 @@ class Lane:
 
     async def _run_batch(self, batch: list[_Place]) -> None:
         started_s = perf_counter()
-        self._num_running_patches = sum(place.picture.num_patches for place in batch)
         try:
             embeddings = await self.run(self._encode, [place.pixels for place in batch])
         except Exception as error:  # noqa: BLE001 -- it is for whoever waits
@@ -125,13 +118,11 @@ class Lane:
                 return
         else:
             ran_s = perf_counter() - started_s
-            self._num_run_patches += self._num_running_patches
+            self._num_run_patches += sum(place.picture.num_patches for place in batch)
             self._run_s += ran_s
             for place, embedding in zip(batch, embeddings, strict=True):
                 place.finish(Encoded(embedding, started_s - place.picture.arrived_s, ran_s))
             return
-        finally:
-            self._num_running_patches = 0
         for place in batch:  # one of them may be at fault: the others must not fail with it
             if not place.result.done():
                 await self._run_batch([place])

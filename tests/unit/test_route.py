@@ -211,3 +211,13 @@ def simulate(num: int, reuse: float, routes: PictureRoutes, choose: Callable[[Pi
         ending.append((end_s, str(call)))
     outcome.num_distinct, outcome.mean_wait_s = len(seen), sum(waits) / len(waits)
     return outcome
+
+
+def test_a_replica_that_was_only_tried_holds_nothing() -> None:
+    """Of a call that was meant for one replica and went to another, the other alone has the work and the picture."""
+    routes, picture = PictureRoutes(load_factor=1.25), PictureWork("a", 100)
+    routes.sent("1", picture, "tried", 0, is_sure=False)
+    routes.sent("1", picture, "taken", 0)
+    routes.ended("1")
+    for number in range(20):
+        assert routes.rank(PictureWork("a", 100), [f"other {number}", "tried", "taken"], 0)[0] == "taken"
