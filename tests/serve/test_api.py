@@ -277,3 +277,23 @@ async def test_a_broken_picture_is_named_where_each_request_has_it(prism: httpx.
     assert {answer.status_code for answer in answers} == {400}
     params = [answer.json()["error"]["param"] for answer in answers]
     assert params == [f"messages[0].content[{number}].image_url.url" for number in range(8)]
+
+
+async def test_nobody_can_hide_that_they_leave(prism: httpx.AsyncClient) -> None:
+    """The header that has Serve not watch for a client's end is refused by name: its streams would keep their places."""
+    refused = await prism.post("/v1/chat/completions", json=endless(), headers={"x-request-disconnect-disabled": "?1"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-request-disconnect-disabled")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_large_between_processes_arrives_whole(prism: httpx.AsyncClient, stream: bool) -> None:
+    """A body that grows as it is parsed, and an answer of several megabytes, pass what carries 4 MiB at a time."""
+    body = json.dumps(chat([text("Hello")], max_tokens=2, x=[0.5] * 500_000), separators=(",", ":"))
+    assert (await prism.post("/v1/chat/completions", content=body)).status_code == 200
+    words = "a b c d e f g h i j " * 180
+    asked = {"model": "prism-demo", "prompt": words, "max_tokens": 1, "echo": True, "logprobs": 20, "n": 8, "temperature": 1}
+    answer = await prism.post("/v1/completions", json={**asked, "stream": stream})
+    assert answer.status_code == 200
+    assert len(answer.content) > 4 * 2**20
+    assert answer.text.endswith("data: [DONE]\n\n") if stream else len(answer.json()["choices"]) == 8
+    assert '"error"' not in answer.text

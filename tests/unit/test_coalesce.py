@@ -68,9 +68,9 @@ async def test_leaving_ends_the_engines_work() -> None:
     assert engine.closed
 
 
-def test_few_streams_wait_for_nothing_worth_a_timer() -> None:
-    """The wait grows with the number of streams up to its bound, and is a millisecond for one."""
-    waits_s = [wait_s(num_streams) for num_streams in range(1, 200)]
+def test_one_stream_alone_waits_for_nothing() -> None:
+    """The wait grows with the number of streams up to its bound, from none for one."""
+    waits_s = [wait_s(num_streams) for num_streams in range(200)]
     assert waits_s == sorted(waits_s)
-    assert waits_s[0] <= 0.001
+    assert waits_s[1] == 0
     assert waits_s[-1] == MAX_WAIT_S
