@@ -242,7 +242,7 @@ class OnEngine(Decoder):
     """A decoder's replica on an engine that runs already, and goes on when the replica is gone."""
 
     def __init__(self, engine: Engine, encoders: Any) -> None:
-        self._engine, self._encode = engine, encoders
+        self._engine, self._encode, self._settings = engine, encoders, config().model.processor
 
     def __del__(self) -> None:
         del self._engine
