@@ -43,7 +43,7 @@ class ProcessMetrics:
 class BySize:
     """One method of a pool, called by value or by reference.
 
-    By value is gRPC from process to process: a third of the time per call and per piece of a stream, but it copies every byte.
+    By value is gRPC from process to process: a third of the time per piece of a stream, but it copies every byte.
     By reference, what is large goes through Ray's object store, once.
     """
 

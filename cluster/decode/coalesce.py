@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
 WAIT_PER_STREAM_S: Final = 0.002
-"""So a decoder sends 500 pieces a second at most, over all its streams; each costs two processes a fifth of a millisecond."""
+"""So a decoder sends 500 pieces a second at most, over all its streams: chosen, not measured."""
 MAX_WAIT_S: Final = 0.05
 """What a reader does not see."""
 

@@ -65,7 +65,7 @@ class Engine:
         engine_args = AsyncEngineArgs.from_cli_args(args)
         if config.decoder.device == "cpu" and config.decoder.tensor_parallel_size == 1 and config.decoder.bind_cores is None:
             # Not by its name, which vLLM takes for "mp" on a CPU to bind threads. Two processes spin for each other's steps, on
-            # cores that others need: 61 core-milliseconds for a picture's request on two cores, against 50 in one process.
+            # cores that others need: 61 core-milliseconds for a picture's request on two cores, against 43 in one process.
             engine_args.distributed_executor_backend = UniProcExecutor
         vllm_config = engine_args.create_engine_config()
         shape = EmbeddingShape(
