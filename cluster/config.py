@@ -44,7 +44,12 @@ class ProcessorSettings(Frozen):
     @property
     def max_tokens(self) -> int:
         """Tokens of the largest picture."""
-        return self.max_pixels // (self.patch_size * self.merge_size) ** 2
+        return self.num_tokens(self.max_pixels)
+
+    @property
+    def patch_bytes(self) -> int:
+        """Of one patch as the preprocessor gives it: three colours, a byte each, in as many frames as the tower wants."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Path) -> ProcessorSettings:
@@ -58,6 +63,10 @@ class ProcessorSettings(Frozen):
     def num_patches(self, num_pixels: int) -> int:
         """About how many patches a picture of so many pixels comes to; its rounded sides may make it a little more or less."""
         return max(self.min_pixels, min(num_pixels, self.max_pixels)) // self.patch_size**2
+
+    def num_tokens(self, num_pixels: int) -> int:
+        """About how many tokens the language model reads of it."""
+        return self.num_patches(num_pixels) // self.merge_size**2
 
 
 class ModelConfig(Frozen):

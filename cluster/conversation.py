@@ -51,7 +51,7 @@ def read_conversation(call: Call, settings: ProcessorSettings) -> Conversation:
     for kind, piece in islice(pieces, MAX_LINKS):
         name = blake2b(name + kind.encode() + piece.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if kind == "picture":
-            links.append(Link(name, settings.num_patches(call.num_pixels.get(piece, 0)) // settings.merge_size**2, piece))
+            links.append(Link(name, settings.num_tokens(call.num_pixels.get(piece, 0)), piece))
         elif kind == "text":
             links.append(Link(name, _num_tokens(piece)))
     rest = sum(_num_tokens(piece) for _, piece in pieces)

@@ -72,8 +72,7 @@ class Decoder:
 
     def _num_bytes(self, picture: Picture) -> int:
         """Of a picture or its embedding, whichever is more."""
-        num_tokens = self._settings.num_patches(picture.num_pixels) // self._settings.merge_size**2
-        return max(len(picture.data), num_tokens * self._engine.embedding_shape.row_bytes)
+        return max(len(picture.data), self._settings.num_tokens(picture.num_pixels) * self._engine.embedding_shape.row_bytes)
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """For the request routers, once: how pictures come to patches, and how many tokens the KV cache takes."""

@@ -74,9 +74,7 @@ class VisionEncoder:
 
     def _num_bytes(self, picture: Picture) -> int:
         """Of a picture or its patches, whichever is more."""
-        settings = self._settings
-        patch_bytes = 3 * settings.temporal_patch_size * settings.patch_size**2
-        return max(len(picture.data), settings.num_patches(picture.num_pixels) * patch_bytes)
+        return max(len(picture.data), self._settings.num_patches(picture.num_pixels) * self._settings.patch_bytes)
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """For the request routers, once: how pictures come to patches here, and of how many the embeddings are kept."""

@@ -80,8 +80,7 @@ class VisionEncoder:
         """Encodes the smallest picture there is; raises what the tower raises."""
         settings = self._settings
         _, height, width = grid = (1, settings.merge_size, settings.merge_size)
-        size = 3 * settings.temporal_patch_size * settings.patch_size**2
-        self.encode([Pixels("0" * 64, np.zeros((height * width, size), np.uint8), grid)])
+        self.encode([Pixels("0" * 64, np.zeros((height * width, settings.patch_bytes), np.uint8), grid)])
 
     def normalise(self, pixels: Pixels) -> Tensor:
         """One of the equal frames of a still picture, in the tower's dtype.

@@ -86,16 +86,6 @@ def body(text: str, pictures: Sequence[bytes], num_tokens: int, allowed: Sequenc
     return json.dumps(request).encode()
 
 
-def poisson(rng: random.Random, rate: float, until_s: float) -> list[float]:
-    """Arrivals at a mean rate per second, independent of one another, before ``until_s``."""
-    times: list[float] = []
-    at_s = rng.expovariate(rate)
-    while at_s < until_s:
-        times.append(at_s)
-        at_s += rng.expovariate(rate)
-    return times
-
-
 def steady(rate: float, until_s: float) -> list[float]:
     """Arrivals at a fixed rate per second, the first at 0, before ``until_s``."""
     return [number / rate for number in range(int(until_s * rate - 1e-9) + 1)] if until_s > 0 else []

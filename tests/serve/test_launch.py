@@ -14,7 +14,7 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
@@ -67,16 +67,14 @@ class Launched:
             self.process.wait()
 
 
-@pytest.fixture(scope="module")
-def launched() -> Iterator[Launched]:
-    """``prism serve`` with TP=2, as a process of its own."""
+@contextlib.contextmanager
+def launched_with(changes: dict[str, dict[str, Any]]) -> Iterator[Launched]:
+    """``prism serve`` with changes to pools of the embedded default, as a process of its own."""
     app = yaml.safe_load(APP.read_text())
-    args = app["applications"][0]["args"]
-    args["decoder"] |= {"tensor_parallel_size": 2, "bind_cores": "0|1"}
-    args["preprocessor"] |= {"num_replicas": 2, "resources": {"num_cpus": 0.2}}
-    args["router"] |= {"max_in_flight": MAX_IN_FLIGHT, "max_body_bytes": 2**20, "max_held_bytes": 2**21}
+    for pool, change in changes.items():
+        app["applications"][0]["args"][pool] |= change
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        file = Path(name) / "tp2.yaml"
+        file = Path(name) / "app.yaml"
         file.write_text(yaml.safe_dump(app))
         running = Launched(file, Path(name))
         try:
@@ -84,6 +82,18 @@ def launched() -> Iterator[Launched]:
             yield running
         finally:
             running.end()
+
+
+@pytest.fixture(scope="module")
+def launched() -> Iterator[Launched]:
+    """``prism serve`` with TP=2."""
+    changes = {
+        "decoder": {"tensor_parallel_size": 2, "bind_cores": "0|1"},
+        "preprocessor": {"num_replicas": 2, "resources": {"num_cpus": 0.2}},
+        "router": {"max_in_flight": MAX_IN_FLIGHT, "max_body_bytes": 2**20, "max_held_bytes": 2**21},
+    }
+    with launched_with(changes) as running:
+        yield running
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:

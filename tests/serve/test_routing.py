@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-import tempfile
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serve.ask import Part, chat, image, random_png, square, text
-from tests.serve.servers import APP
-from tests.serve.test_launch import Launched, is_ready_again, replicas
+from tests.serve.test_launch import Launched, is_ready_again, launched_with, replicas
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -27,19 +23,12 @@ NUM_CONCURRENT = 12
 @pytest.fixture(scope="module")
 def launched() -> Iterator[Launched]:
     """``prism serve`` with two replicas of each pool that has a model."""
-    app = yaml.safe_load(APP.read_text())
-    args = app["applications"][0]["args"]
-    args["encoder"] |= {"num_replicas": 2, "resources": {"num_cpus": 0.2}}
-    args["decoder"] |= {"num_replicas": 2, "resources": {"num_cpus": 0.4}}
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        file = Path(name) / "two.yaml"
-        file.write_text(yaml.safe_dump(app))
-        running = Launched(file, Path(name))
-        try:
-            running.wait_until("Prism is ready")
-            yield running
-        finally:
-            running.end()
+    changes = {
+        "encoder": {"num_replicas": 2, "resources": {"num_cpus": 0.2}},
+        "decoder": {"num_replicas": 2, "resources": {"num_cpus": 0.4}},
+    }
+    with launched_with(changes) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import base64
 import io
 import itertools
 import json
-import math
 import os
 import random
 import subprocess
@@ -26,7 +25,7 @@ from cluster.config import PrismConfig
 from loadtest.bench import asks
 from loadtest.bench.__main__ import DEMO
 from loadtest.bench.__main__ import main as bench
-from loadtest.bench.asks import Request, bursts, letters, new_picture, poisson, steady, windows
+from loadtest.bench.asks import Request, bursts, letters, new_picture, steady, windows
 from loadtest.bench.binding import bind
 from loadtest.bench.figures import BARS, Bar, judge, short, spread
 from loadtest.bench.load import Client, Sample
@@ -104,18 +103,6 @@ def test_a_picture_costs_what_it_takes_more_the_first_time() -> None:
     """80 ms more for new pictures are 20 decode steps, if 32 tokens more take 128 ms."""
     found = encoding({"new": [sample(0.0, (0.1,))], "again": [sample(0.0, (0.02,))], "long": [sample(0.0, (0.02, 0.148))]})
     assert found["one picture, decode steps"] == pytest.approx(20.0)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_poisson_arrivals_have_their_rate_and_their_spread(seed: int) -> None:
-    """Their number is within five standard deviations of the mean; gaps vary as much as they are long."""
-    times = poisson(random.Random(seed), rate=20.0, until_s=200.0)
-    assert times == sorted(times)
-    assert times[0] > 0
-    assert times[-1] < 200.0
-    assert abs(len(times) - 4000) < 5 * math.sqrt(4000)
-    between = np.diff(times)
-    assert between.std() / between.mean() == pytest.approx(1.0, abs=0.1)
 
 
 def test_schedules_are_what_they_say() -> None:
