@@ -14,7 +14,8 @@ Source: ``Qwen2_5_VisionTransformerPretrainedModel`` of transformers 5.19; Qwen2
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Final, cast
 
 import torch
@@ -26,6 +27,7 @@ from cluster.encode.plan import join, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import ModuleType
 
     from torch import Tensor
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
@@ -94,16 +96,33 @@ class Block:
     def __call__(self, x: Tensor, angles: Tensor, stretches: Stretches) -> Tensor:
         """[num_patches, hidden_size] → the same, attending within stretches of rows."""
         x = self._proj.plus(self._attend(norm(x, self._norms[0]), angles, stretches), x)
-        y = norm(x, self._norms[1])
-        return self._down.plus(self._up.times(y, self._gate.silu(y)), x)
+        return self._down.plus(self._gated(norm(x, self._norms[1])), x)
 
     def _attend(self, x: Tensor, angles: Tensor, stretches: Stretches) -> Tensor:
         qkv = self._qkv(x).view(len(x), 3, self._num_heads, -1)
-        qk, v = qkv[:, :2], qkv[:, 2]
-        turned = qk.float()  # as the library: angles are applied in float32
-        torch.view_as_complex(turned.view(*turned.shape[:-1], -1, 2)).mul_(angles)
-        q, k = turned.to(x.dtype).unbind(1)
-        return attend(q, k, v, stretches).flatten(1)
+        q, k = turn(qkv[:, :2], angles).unbind(1)
+        return attend(q, k, qkv[:, 2], stretches).flatten(1)
+
+    def _gated(self, x: Tensor) -> Tensor:
+        if x.is_cuda:
+            return cast("Tensor", kernels().silu_times(self._gate(x), self._up(x)))
+        return self._up.times(x, self._gate.silu(x))
+
+
+@cache
+def kernels() -> ModuleType:
+    """The GPU's own, which need what a plain machine lacks."""
+    return import_module("cluster.encode.kernels")
+
+
+def turn(qk: Tensor, angles: Tensor) -> Tensor:
+    """Queries and keys [num_rows, 2, num_heads, head_dim], turned in float32 as the library does it; may work in place."""
+    if qk.is_cuda:
+        kernels().turn(qk, angles)
+        return qk
+    turned = qk.float()
+    torch.view_as_complex(turned.view(*turned.shape[:-1], -1, 2)).mul_(angles)
+    return turned.to(qk.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, stretches: Stretches) -> Tensor:
