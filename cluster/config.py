@@ -35,7 +35,6 @@ class ProcessorSettings(Frozen):
 
     patch_size: int = 14
     merge_size: int = 2
-    temporal_patch_size: int = 2
     min_pixels: int = 56 * 56
     max_pixels: int = 28 * 28 * 1280
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -48,8 +47,8 @@ class ProcessorSettings(Frozen):
 
     @property
     def patch_bytes(self) -> int:
-        """Of one patch as the preprocessor gives it: three colours, a byte each, in as many frames as the tower wants."""
-        return 3 * self.temporal_patch_size * self.patch_size**2
+        """Of one patch as the preprocessor gives it: three colours, a byte each."""
+        return 3 * self.patch_size**2
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Path) -> ProcessorSettings:

@@ -56,7 +56,8 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """A picture ready for the vision tower: ``patches`` is [num_patches, 3 · 2 · 14 · 14] uint8, not normalised.
+    """A picture ready for the vision tower: ``patches`` is [num_patches, 3 · 14 · 14] uint8, not normalised: one of its
+    equal frames.
 
     ``ran_s`` is how long it was worked on.
     """

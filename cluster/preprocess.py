@@ -73,8 +73,8 @@ def patchify(image: Image.Image, settings: ProcessorSettings) -> tuple[NDArray[n
     """Resizes an RGB picture as Qwen's processor does and cuts it into patches.
 
     Returns:
-        [num_patches, 3 · temporal · patch · patch] uint8 in Qwen's order (merge blocks together, the still frame
-        repeated along time), and the grid that they form.
+        [num_patches, 3 · patch · patch] uint8 in Qwen's order (merge blocks together), and the grid that they form. Qwen's
+        processor repeats a still frame along time; here it stands once.
 
     Raises:
         InvalidPicture: One side is over 200 times as long as the other.
@@ -89,9 +89,7 @@ def patchify(image: Image.Image, settings: ProcessorSettings) -> tuple[NDArray[n
     patch, merge = settings.patch_size, settings.merge_size
     rows, columns = height // patch, width // patch
     blocks = tensor.reshape(3, rows // merge, merge, patch, columns // merge, merge, patch)
-    blocks = blocks.permute(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
-    still = blocks.expand(-1, -1, -1, -1, -1, settings.temporal_patch_size, -1, -1)
-    return still.reshape(rows * columns, -1).numpy(), (1, rows, columns)
+    return blocks.permute(1, 4, 2, 5, 0, 3, 6).reshape(rows * columns, -1).numpy(), (1, rows, columns)
 
 
 def smart_resize(height: int, width: int, settings: ProcessorSettings) -> tuple[int, int]:

@@ -20,6 +20,8 @@ LEAN: Final = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # 0.1 by default: 4 % of a core where nobody asks for anything
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",  # 100 by default, in every replica
     "RAY_worker_niceness": "0",  # 15 by default, engines included: any other process would come before them
 }
 """Wherever Prism runs. Measured at concurrency 1 on two cores: 25 ms to a text's first token without these, 14 ms with them."""
@@ -41,6 +43,7 @@ def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(round(max_stream_s)),
+        "RAY_task_events_report_interval_ms": "0",  # only Ray's dashboard, which does not run here, would show them
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # there is no load balancer beyond it that would have to notice
     }
 

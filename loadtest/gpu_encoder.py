@@ -1,7 +1,8 @@
-"""Measures the vision tower at the geometry of Qwen2.5-VL-32B: is it right, and how much of the device does it use?
+"""Measures the vision tower beside the library's module: is it right, and how much of the device does it use?
 
-    python -m loadtest.gpu_encoder                          # on a GPU, with random weights in bfloat16
-    python -m loadtest.gpu_encoder --device cpu --small     # whether it works, anywhere
+    python -m loadtest.gpu_encoder                          # on a GPU: the 32B model's geometry, random weights, bfloat16
+    taskset -c 0 python -m loadtest.gpu_encoder --device cpu --geometry demo --dtype float32 --batch 1
+    taskset -c 0 python -m loadtest.gpu_encoder --device cpu --grid 32x32 --batch 1 --repeats 6
 
 Needs torch and transformers alone. The tower is timed on patches that lie on the device, normalised: neither a picture's way
 there nor its embedding's way back is counted, for the library's module no more than for ours.
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    Grid = tuple[int, int, int]
+Grid = tuple[int, int, int]
+"""A picture's patches: 1, height, width."""
 
 LARGE: Final = {
     "depth": 32,
@@ -41,21 +43,24 @@ LARGE: Final = {
     "window_size": 112,
     "fullatt_block_indexes": [7, 15, 23, 31],
 }
-SMALL: Final = LARGE | {
+DEMO: Final = LARGE | {
     "depth": 4,
-    "hidden_size": 160,
-    "num_heads": 2,
-    "intermediate_size": 432,
-    "out_hidden_size": 640,
+    "hidden_size": 192,
+    "num_heads": 4,
+    "intermediate_size": 512,
+    "out_hidden_size": 256,
     "fullatt_block_indexes": [1, 3],
 }
 MEGAPIXEL: Final = (1, 74, 72)
 """1036 x 1008 pixels: not a multiple of the window, as most pictures are not."""
-THUMBNAIL: Final = (1, 12, 18)
+GEOMETRIES: Final[dict[str, tuple[dict[str, Any], Grid]]] = {"32B": (LARGE, MEGAPIXEL), "demo": (DEMO, (1, 12, 16))}
+"""A tower and the picture that it is measured with, if nothing else is asked for."""
 MAX_ERROR: Final = 1e-5
 """In float32, of the largest number."""
 MAX_ERROR_RATIO: Final = 1.5
 """How far from the library's float32 our bfloat16 may be, over how far the library's own bfloat16 is."""
+BLOCK: Final = 10
+"""Runs of one tower before the other's turn: in use, a tower finds the caches as it left them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints a table, and writes JSON if asked to; 1 if the numbers are wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
-    parser.add_argument("--small", action="store_true", help="a tiny geometry and tiny pictures, to see whether it works")
+    parser.add_argument("--geometry", choices=list(GEOMETRIES), default="32B", help="of the tower")
+    parser.add_argument("--grid", type=_grid, help="the picture in patches of 14 pixels, height and width: 32x32")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="in which speed is measured")
     parser.add_argument("--batch", type=int, default=4, help="pictures per run")
-    parser.add_argument("--repeats", type=int, default=20, help="runs of each tower, in alternation")
+    parser.add_argument("--repeats", type=int, default=20, help="runs of each tower, by turns")
     parser.add_argument("--json", type=Path, help="where to write the report")
     options = parser.parse_args(arguments)
-    report = measure(options.device, small=options.small, batch=options.batch, repeats=options.repeats)
+    report = measure(
+        options.device, options.geometry, grid=options.grid, dtype=options.dtype, batch=options.batch, repeats=options.repeats
+    )
     sys.stdout.write(table(report))
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -85,25 +94,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @torch.inference_mode()
-def measure(device: str, *, small: bool, batch: int, repeats: int) -> dict[str, Any]:
+def measure(
+    device: str, geometry: str, *, batch: int, repeats: int, grid: Grid | None = None, dtype: str = "bfloat16"
+) -> dict[str, Any]:
     """The whole report: what ran where, how far the numbers are off, and how fast they came."""
     torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = False  # by default the library's convolution is in TF32 also where all else is exact
-    config = Qwen2_5_VLVisionConfig(**(SMALL if small else LARGE))
-    grid = THUMBNAIL if small else MEGAPIXEL
+    sizes, usual = GEOMETRIES[geometry]
+    config, grid = Qwen2_5_VLVisionConfig(**sizes), grid or usual
+    number: torch.dtype = getattr(torch, dtype)
     picture = torch.randn(grid[1] * grid[2], 3 * config.patch_size**2, device=device)
     exact = make_library(config, torch.float32, device)
     expected = run_library(exact, [picture], [grid])
     error = largest_error(Tower(exact)([picture], [grid])[0], expected)
-    library = make_library(config, torch.bfloat16, device)
+    library = make_library(config, number, device)
     library.load_state_dict(exact.state_dict())
     del exact
     tower = Tower(library)
-    rounded = picture.bfloat16()
+    rounded = picture.to(number)
     errors = [mean_error(rows, expected) for rows in (tower([rounded], [grid])[0], run_library(library, [rounded], [grid]))]
     pictures, grids = [rounded] * batch, [grid] * batch
-    ceiling_tflops = matmul_tflops(device, 512 if small or device == "cpu" else 8192, repeats)
-    times_s = in_alternation(
+    ceiling_tflops = matmul_tflops(device, number, 512 if device == "cpu" else 8192, repeats)
+    times_s = by_turns(
         [lambda: tower(pictures, grids), lambda: run_library(library, pictures, grids)], device=device, repeats=repeats
     )
     work = batch * num_flops(config, grid)
@@ -111,20 +123,26 @@ def measure(device: str, *, small: bool, batch: int, repeats: int) -> dict[str, 
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "geometry": "small" if small else "32B",
+        "geometry": geometry,
+        "dtype": dtype,
         "picture_pixels": [side * config.patch_size for side in grid[1:]],
         "pictures_per_run": batch,
         "runs": repeats,
         "gflop_per_picture": num_flops(config, grid) / 1e9,
         "float32_error": error,
-        "bfloat16_error": errors[0],
-        "library_bfloat16_error": errors[1],
-        "right": error <= MAX_ERROR and errors[0] <= MAX_ERROR_RATIO * errors[1],
+        "error": errors[0],
+        "library_error": errors[1],
+        "right": error <= MAX_ERROR and (dtype == "float32" or errors[0] <= MAX_ERROR_RATIO * errors[1]),
         "matmul_tflops": ceiling_tflops,
         "tower": asdict(ours),
         "library": asdict(theirs),
         "speedup": ours.pictures_per_s / theirs.pictures_per_s,
     }
+
+
+def _grid(text: str) -> Grid:
+    height, width = text.split("x")
+    return (1, int(height), int(width))
 
 
 def make_library(config: Qwen2_5_VLVisionConfig, dtype: torch.dtype, device: str) -> Qwen2_5_VisionTransformerPretrainedModel:
@@ -149,24 +167,25 @@ def mean_error(rows: Tensor, expected: Tensor) -> float:
     return float((rows.float() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
-def matmul_tflops(device: str, side: int, repeats: int) -> float:
-    """The most that the device multiplies: square bfloat16 matrices, the median of several."""
-    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    [run_s] = in_alternation([lambda: left @ right], device=device, repeats=repeats)
+def matmul_tflops(device: str, dtype: torch.dtype, side: int, repeats: int) -> float:
+    """The most that the device multiplies: square matrices, the median of several."""
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    [run_s] = by_turns([lambda: left @ right], device=device, repeats=repeats)
     return 2 * side**3 / run_s / 1e12
 
 
-def in_alternation(calls: Sequence[Callable[[], object]], *, device: str, repeats: int) -> list[float]:
-    """The median time of each call, in seconds; they take turns, so that all meet the same device."""
+def by_turns(calls: Sequence[Callable[[], object]], *, device: str, repeats: int) -> list[float]:
+    """The median time of each call, in seconds; they take turns of ``BLOCK`` runs, so that all meet the same device."""
     times_s: list[list[float]] = [[] for _ in calls]
-    for repeat in range(-3, repeats):  # the first are to warm up
+    while len(times_s[-1]) < repeats:
         for call, times in zip(calls, times_s, strict=True):
-            synchronise(device)
-            started_s = perf_counter()
-            call()
-            synchronise(device)
-            if repeat >= 0:
-                times.append(perf_counter() - started_s)
+            for run in range(-2, min(BLOCK, repeats - len(times))):  # the first two are to warm up
+                synchronise(device)
+                started_s = perf_counter()
+                call()
+                synchronise(device)
+                if run >= 0:
+                    times.append(perf_counter() - started_s)
     return [median(times) for times in times_s]
 
 
@@ -196,7 +215,7 @@ def table(report: dict[str, Any]) -> str:
         f"{report['device']}; {report['geometry']} geometry; {report['pictures_per_run']} pictures of {width} x {height} a run",
         f"matrix multiplication: {report['matmul_tflops']:.2f} TFLOP/s",
         f"float32 against the library: {report['float32_error']:.1e} of the largest number",
-        f"bfloat16 against that: {report['bfloat16_error']:.1e}; the library's own: {report['library_bfloat16_error']:.1e}",
+        f"{report['dtype']} against that: {report['error']:.1e}; the library's own: {report['library_error']:.1e}",
         f"the numbers are {'right' if report['right'] else 'WRONG'}",
         "",
         "| | pictures/s | ms per run | TFLOP/s | of the ceiling |",

@@ -65,7 +65,6 @@ def answer(
 
 
 def _normalise(patches: torch.Tensor) -> torch.Tensor:
-    """[num_patches, 1176] uint8 to float32 as the Hugging Face processor does."""
-    levels = (SETTINGS.image_mean, SETTINGS.image_std)
-    mean, std = (255 * torch.tensor(values).repeat_interleave(2 * 14 * 14) for values in levels)
-    return (patches - mean) / std
+    """[num_patches, 588] uint8 to [num_patches, 1176] float32, as the Hugging Face processor does: both frames."""
+    mean, std = (255 * torch.tensor(values)[:, None, None] for values in (SETTINGS.image_mean, SETTINGS.image_std))
+    return ((patches.view(-1, 3, 1, 14 * 14) - mean) / std).expand(-1, -1, 2, -1).flatten(1)

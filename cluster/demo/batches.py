@@ -49,7 +49,7 @@ _WEIGHTS_ANSWERS: Final = {"colour": 0.05, "shape": 0.15, "count": 0.24, "digit"
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """``pictures`` holds, per place in the prompt, [batch, num_patches, 1176] uint8 and the grid that they share.
+    """``pictures`` holds, per place in the prompt, [batch, num_patches, 588] uint8 and the grid that they share.
 
     ``ids`` and ``targets`` are [batch, length]; a target stands where the token before it is read. ``positions`` is
     [3, batch, length]. ``labels`` holds [batch] classes by kind of question for each of ``pictures``. All are numpy's, because

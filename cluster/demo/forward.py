@@ -25,7 +25,7 @@ def encode(visual: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
 
     Args:
         visual: The library's vision tower; its weights are used, its forward is not.
-        patches: [num_pictures, num_patches, 1176] uint8, in Qwen's merge-block order.
+        patches: [num_pictures, num_patches, 588] uint8, in Qwen's merge-block order.
         grid: Patches as (height, width).
 
     Returns:
@@ -81,10 +81,9 @@ def rms_norm_(hidden: Tensor, norm: Any) -> Tensor:
 
 def _embed_patches(visual: Any, patches: Tensor) -> Tensor:
     """A still picture repeats itself along time, so one frame against the kernel's sum over time gives the same."""
-    frame = patches.reshape(*patches.shape[:2], 3, 2, -1)[..., 0, :].flatten(-2).float()
     kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
     mean, std = (255 * torch.tensor(PROCESSOR[key]).repeat_interleave(14 * 14) for key in ("image_mean", "image_std"))
-    return linear((frame - mean) / std, kernel).float()
+    return linear((patches - mean) / std, kernel).float()
 
 
 def _vision_attention(attn: Any, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:

@@ -83,13 +83,12 @@ class VisionEncoder:
         self.encode([Pixels("0" * 64, np.zeros((height * width, settings.patch_bytes), np.uint8), grid)])
 
     def normalise(self, pixels: Pixels) -> Tensor:
-        """One of the equal frames of a still picture, in the tower's dtype.
+        """A picture's patches, in the tower's dtype.
 
         Returns:
             [num_patches, 3 · patch · patch]
         """
-        frames = pixels.patches.reshape(pixels.num_patches, 3, self._settings.temporal_patch_size, -1)
-        still = torch.from_numpy(frames[:, :, 0].copy()).to(self._mean.device).float()
+        still = torch.tensor(pixels.patches, device=self._mean.device).view(pixels.num_patches, 3, -1).float()
         return still.sub_(self._mean).div_(self._std).flatten(1).to(self._dtype)
 
     def _embedding(self, pixels: Pixels, rows: Tensor) -> Embedding:

@@ -79,7 +79,7 @@ class OneDnnLinear(Linear):
         return self._binary(x, other, "add")
 
     def _unary(self, x: Tensor, name: str, algorithm: str = "") -> Tensor:
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, name, [], algorithm)
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, name, [], algorithm)
         return result
 
     def _binary(self, x: Tensor, other: Tensor, name: str) -> Tensor:

@@ -100,8 +100,8 @@ class Block:
 
     def _attend(self, x: Tensor, angles: Tensor, stretches: Stretches) -> Tensor:
         qkv = self._qkv(x).view(len(x), 3, self._num_heads, -1)
-        q, k = turn(qkv[:, :2], angles).unbind(1)
-        return attend(q, k, qkv[:, 2], stretches).flatten(1)
+        turn(qkv[:, :2], angles)
+        return attend(qkv, stretches).flatten(1)
 
     def _gated(self, x: Tensor) -> Tensor:
         if x.is_cuda:
@@ -115,30 +115,31 @@ def kernels() -> ModuleType:
     return import_module("cluster.encode.kernels")
 
 
-def turn(qk: Tensor, angles: Tensor) -> Tensor:
-    """Queries and keys [num_rows, 2, num_heads, head_dim], turned in float32 as the library does it; may work in place."""
+def turn(qk: Tensor, angles: Tensor) -> None:
+    """Turns queries and keys [num_rows, 2, num_heads, head_dim] in place, in float32 as the library does it."""
     if qk.is_cuda:
         kernels().turn(qk, angles)
-        return qk
-    turned = qk.float()
+        return
+    turned = qk.float()  # itself, if it is float32
     torch.view_as_complex(turned.view(*turned.shape[:-1], -1, 2)).mul_(angles)
-    return turned.to(qk.dtype)
+    if turned is not qk:
+        qk.copy_(turned)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, stretches: Stretches) -> Tensor:
-    """Attention within stretches of rows; all are [num_rows, num_heads, head_dim]."""
-    if q.is_cuda and q.dtype != torch.float32:  # the kernel knows no other
+def attend(qkv: Tensor, stretches: Stretches) -> Tensor:
+    """Attention within stretches of rows: [num_rows, 3, num_heads, head_dim] → [num_rows, num_heads, head_dim]."""
+    if qkv.is_cuda and qkv.dtype != torch.float32:  # the kernel knows no other
+        q, k, v = qkv.unbind(1)
         bounds, longest = stretches.bounds, stretches.longest
         return cast("Tensor", varlen_attn(q, k, v, bounds, bounds, longest, longest))
-    sizes = [length * count for length, count in stretches.runs]
-    runs = zip(*(torch.split(part, sizes) for part in (q, k, v)), stretches.runs, strict=True)
-    parts = [attend_run(q, k, v, length) for q, k, v, (length, _) in runs]
+    runs = torch.split(qkv, [length * count for length, count in stretches.runs])
+    parts = [attend_run(run, length) for run, (length, _) in zip(runs, stretches.runs, strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def attend_run(q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
+def attend_run(qkv: Tensor, length: int) -> Tensor:
     """Attention within stretches of one length."""
-    q, k, v = (part.view(-1, length, *part.shape[1:]).transpose(1, 2) for part in (q, k, v))
+    q, k, v = qkv.view(-1, length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
     return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
 
 

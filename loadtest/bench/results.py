@@ -140,8 +140,8 @@ def about(repeats: int, *, quick: bool, client_first: bool) -> dict[str, Any]:
         ),
         "client": "scheduled before everything else" if client_first else "scheduled as everything else: it may be late",
         "bound": (
-            "one engine to core 1, two engines to cores 0 and 1; in `bursts` and `geometry` Prism's encoder to core 0; "
-            "everything else, the client too, is free; Ray's workers run at niceness 0, as everything else does"
+            "two engines to cores 0 and 1; in `bursts` and `geometry` the engine to core 1 and Prism's encoder to core 0; "
+            "else each system is left to itself; Ray's workers run at niceness 0, but Prism's engines as Prism has it, at 10"
         ),
     }
 

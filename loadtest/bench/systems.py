@@ -64,40 +64,46 @@ class Setup:
 
     Args:
         geometry: Which checkpoint: ``demo`` or ``bench``.
-        num_engines: vLLM engines. One is bound to core 1; two to cores 0 and 1.
+        engine_cores: The core that each vLLM engine is bound to; empty for one engine that is left to itself.
+        encoder_core: The core that Prism's encoder is bound to.
         num_preprocessors: Prism's preprocessor processes.
-        encoder_apart: Binds Prism's encoder to core 0.
     """
 
     name: str
     geometry: str
-    num_engines: int = 1
+    engine_cores: tuple[int, ...] = ()
+    encoder_core: int | None = None
     num_preprocessors: int = 1
-    encoder_apart: bool = False
 
     @property
-    def engine_cores(self) -> tuple[int, ...]:
-        """The core of each engine."""
-        return (1,) if self.num_engines == 1 else tuple(range(self.num_engines))
+    def num_engines(self) -> int:
+        """vLLM engines."""
+        return max(1, len(self.engine_cores))
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one system is started: the checkpoint, a scratch folder for it alone, and the port to listen on."""
+    """Where one system is started: the checkpoint, a scratch folder for it alone, and the port to listen on.
+
+    ``is_bound`` says that engines will be bound to cores, so that vLLM must not do that itself.
+    """
 
     checkpoint: Path
     folder: Path
     port: int
+    is_bound: bool
 
     @property
     def environment(self) -> dict[str, str]:
         """What every process of every system gets: one thread per engine, and no compilation in the middle of a first request.
 
-        Engines are bound by ``binding`` once they are up, the same way in every system, so vLLM's own binding is off. Ray would
-        run its workers, engines among them, at niceness 15: whatever else the machine does would come first, for two systems.
+        Ray would run its workers, engines among them, at niceness 15: whatever else the machine does would come first, for two
+        systems.
         """
+        unbound = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if self.is_bound else {}
         return {
             **os.environ,
+            **unbound,
             "TMPDIR": str(self.folder),
             "RAY_TMPDIR": str(self.folder),
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -105,7 +111,6 @@ class Place:
             "RAY_worker_niceness": "0",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": "1",
             "TORCHDYNAMO_DISABLE": "1",
             "HF_HUB_OFFLINE": "1",
@@ -120,9 +125,10 @@ def running(system: str, setup: Setup, checkpoint: Path, log: Path) -> Iterator[
         RuntimeError, TimeoutError: It did not start; the message ends with the end of its log.
     """
     with tempfile.TemporaryDirectory(prefix="pb-", ignore_cleanup_errors=True) as folder, ExitStack() as stack:
-        place = Place(checkpoint, Path(folder), free_port())
+        place = Place(checkpoint, Path(folder), free_port(), is_bound=bool(setup.engine_cores))
         processes = SYSTEMS[system](stack, setup, place, log)
-        bind(processes, engine_cores=setup.engine_cores, encoder_core=0 if setup.encoder_apart else None)
+        if place.is_bound:
+            bind(processes, engine_cores=setup.engine_cores, encoder_core=setup.encoder_core)
         yield f"http://{LOOPBACK}:{place.port}"
 
 

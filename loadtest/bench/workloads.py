@@ -26,8 +26,8 @@ LARGE: Final = (6000, 4000)
 WORDS: Final = ("river", "window", "copper", "garden", "winter", "signal", "paper", "harbour", "summer", "engine")
 
 DEMO: Final = Setup("demo, one engine", "demo")
-TWO: Final = Setup("bench geometry, two engines", "bench", num_engines=2)
-APART: Final = Setup("bench geometry, decoder and encoder on a core each", "bench", encoder_apart=True)
+TWO: Final = Setup("bench geometry, two engines", "bench", engine_cores=(0, 1))
+APART: Final = Setup("bench geometry, decoder and encoder on a core each", "bench", engine_cores=(1,), encoder_core=0)
 LANES: Final = {lanes: Setup(f"demo, preprocessors: {lanes}", "demo", num_preprocessors=lanes) for lanes in (1, 2)}
 ONE_ENGINE: Final = ("prism", "vllm", "ray-serve-llm")
 AT_ONCE_S: Final = 0.004
@@ -149,6 +149,7 @@ def _saturation(write: Writer) -> list[Phase]:
 
 WINDOW_USERS: Final = 8
 WINDOW: Final = 5
+WINDOW_TOKENS: Final = 64
 
 
 def _windows(write: Writer) -> list[Phase]:
@@ -158,7 +159,7 @@ def _windows(write: Writer) -> list[Phase]:
     for number in range(WINDOW_USERS):
         user = f"{write.rng.getrandbits(32):08x}-{number}"
         turns = asks.windows(write.pictures(WINDOW + num_turns - 1, SQUARE), WINDOW, num_turns)
-        requests = [write.ask("window", turn, num_tokens=16, session=user) for turn in turns]
+        requests = [write.ask("window", turn, num_tokens=WINDOW_TOKENS, session=user) for turn in turns]
         first.append(tuple(requests[:1]))
         rest.append(tuple(requests[1:]))
     return [Phase("first turn", tuple(first), recorded=False), Phase("window", tuple(rest))]

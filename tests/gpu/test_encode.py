@@ -32,7 +32,7 @@ def test_embeddings_on_a_gpu_equal_those_on_the_cpu(dtype: str, bound: float) ->
 
 def test_the_measurement_runs() -> None:
     """At a small geometry the measurement of the tower on a GPU finds its numbers right."""
-    assert measure("cuda", small=True, batch=2, repeats=2)["right"]
+    assert measure("cuda", "demo", batch=2, repeats=2)["right"]
 
 
 def numbers(embedding: Embedding) -> torch.Tensor:

@@ -231,7 +231,7 @@ def test_medians_stand_with_their_range() -> None:
 
 def test_prism_accepts_what_the_bench_changes() -> None:
     """Every set-up's changes are keys of the configuration, and what they reserve fits two cores."""
-    for setup in {workload.setup for workload in WORKLOADS} | {Setup("all", "demo", 2, 2, encoder_apart=True)}:
+    for setup in {workload.setup for workload in WORKLOADS} | {Setup("all", "demo", (0, 1), 0, 2)}:
         config = PrismConfig.model_validate(prism_changes(setup, DEMO))
         assert sum(pool.num_replicas * pool.resources.num_cpus for pool in config.pools) <= 2
         assert config.decoder.num_replicas == setup.num_engines

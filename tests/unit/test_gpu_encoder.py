@@ -26,7 +26,7 @@ sys.exit(main(sys.argv[1:]))
 def test_it_measures_with_torch_and_transformers_alone(tmp_path: Path) -> None:
     """Without Ray, vLLM and the rest of what Prism stands on, it finds the tower's numbers right and reports its speed."""
     report = tmp_path / "report.json"
-    command = [sys.executable, "-c", ALONE, "--device", "cpu", "--small", "--repeats", "2", "--json", str(report)]
+    command = [sys.executable, "-c", ALONE, "--device", "cpu", "--geometry", "demo", "--repeats", "2", "--json", str(report)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "| tower |" in done.stdout

@@ -43,11 +43,11 @@ def picture(data: bytes, size: tuple[int, int]) -> Picture:
 
 
 def normalised(patches: NDArray[np.uint8], settings: ProcessorSettings) -> torch.Tensor:
-    """As the encoder does it: [num_patches, 3 · temporal · patch · patch] float32."""
+    """As the encoder does it, then twice along time as the library: [num_patches, 3 · temporal · patch · patch] float32."""
     mean = torch.tensor(settings.image_mean)[None, :, None] * 255
     std = torch.tensor(settings.image_std)[None, :, None] * 255
     values = torch.from_numpy(patches).reshape(len(patches), 3, -1).float()
-    return ((values - mean) / std).reshape(len(patches), -1)
+    return ((values - mean) / std)[:, :, None].expand(-1, -1, 2, -1).reshape(len(patches), -1)
 
 
 def assert_like_reference(image: Image.Image, settings: ProcessorSettings, processor: Any) -> None:
@@ -209,4 +209,4 @@ def test_pixels_carry_the_digest_and_a_grid_of_all_patches() -> None:
     pixels = preprocess(picture(sample.data, sample.size), QWEN)
     time, rows, columns = pixels.grid
     assert pixels.digest == "0" * 64
-    assert pixels.patches.shape == (time * rows * columns, 3 * 2 * 14 * 14)
+    assert pixels.patches.shape == (time * rows * columns, 3 * 14 * 14)

@@ -28,6 +28,6 @@ def test_a_square_of_448_pixels_is_encoded_to_256_tokens(tmp_path: Path) -> None
     settings = ProcessorSettings.from_checkpoint(tmp_path / "first")
     assert settings.max_pixels == 448 * 448
     encoder = VisionEncoder.load(tmp_path / "first", settings, dtype="float32", device="cpu")
-    [embedding] = encoder.encode([Pixels("0" * 64, np.zeros((1024, 1176), np.uint8), (1, 32, 32))])
+    [embedding] = encoder.encode([Pixels("0" * 64, np.zeros((1024, 588), np.uint8), (1, 32, 32))])
     assert embedding.grid == (1, 32, 32)
     assert len(embedding.rows) == 256
