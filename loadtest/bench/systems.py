@@ -67,6 +67,7 @@ class Setup:
         engine_cores: The core that each vLLM engine is bound to; empty for one engine that is left to itself.
         encoder_core: The core that Prism's encoder is bound to.
         num_preprocessors: Prism's preprocessor processes.
+        prefill_chunk_tokens: As in Prism's ``decoder``; what its application file says, where there is nothing.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Setup:
     engine_cores: tuple[int, ...] = ()
     encoder_core: int | None = None
     num_preprocessors: int = 1
+    prefill_chunk_tokens: int | None = None
 
     @property
     def num_engines(self) -> int:
@@ -148,6 +150,8 @@ def prism_changes(setup: Setup, checkpoint: Path) -> dict[str, dict[str, Any]]:
     small = {"resources": {"num_cpus": 0.2}}
     model = {"checkpoint": str(checkpoint), "served_name": MODEL, "max_model_len": MAX_MODEL_LEN, "dtype": DTYPE}
     decoder = {"num_replicas": setup.num_engines, "max_num_seqs": MAX_NUM_SEQS, "kv_cache_gib": KV_CACHE_GIB}
+    if setup.prefill_chunk_tokens:
+        decoder["prefill_chunk_tokens"] = setup.prefill_chunk_tokens
     return {
         "model": model,
         "router": small,

@@ -297,3 +297,15 @@ async def test_what_is_large_between_processes_arrives_whole(prism: httpx.AsyncC
     assert len(answer.content) > 4 * 2**20
     assert answer.text.endswith("data: [DONE]\n\n") if stream else len(answer.json()["choices"]) == 8
     assert '"error"' not in answer.text
+
+
+def test_an_engine_without_cores_of_its_own_gives_way(cluster: Cluster) -> None:
+    """On cores that it shares, the thread that runs the model comes after encoders, and after who talks to its clients."""
+    assert cluster.url
+    replicas = [
+        child for child in psutil.Process().children(recursive=True) if "ServeReplica:prism" in " ".join(child.cmdline())
+    ]
+    [decoder] = [replica for replica in replicas if "Decoder" in " ".join(replica.cmdline())]
+    engines = [child for child in decoder.children(recursive=True) if "EngineCore" in " ".join(child.cmdline())]
+    assert [engine.nice() for engine in engines] == [10]
+    assert {replica.nice() for replica in replicas} == {0}
