@@ -67,7 +67,8 @@ class Engine:
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(engine_flags(config))
         validate_parsed_serve_args(args)
         engine_args = AsyncEngineArgs.from_cli_args(args)
-        if config.decoder.device == "cpu" and config.decoder.tensor_parallel_size == 1 and config.decoder.bind_cores is None:
+        shares_cores = config.decoder.device == "cpu" and config.decoder.bind_cores is None
+        if shares_cores:  # with one worker, then: several are bound
             # Not by its name, which vLLM takes for "mp" on a CPU to bind threads. Two processes spin for each other's steps, on
             # cores that others need: 61 core-milliseconds for a picture's request on two cores, against 43 in one process.
             engine_args.distributed_executor_backend = UniProcExecutor
@@ -87,7 +88,7 @@ class Engine:
         try:
             await init_app_state(llm, state, args, await llm.get_supported_tasks())
             await engine._warm_up()
-            if config.decoder.device == "cpu" and config.decoder.bind_cores is None:
+            if shares_cores:
                 _let_others_first()
         except BaseException:
             engine.stop()

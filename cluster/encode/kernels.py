@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK: Final = 1024
-"""Numbers of a row that one program takes at once."""
+"""Pairs of a row, or numbers, that one program takes at once."""
 
 
 def turn(qk: Tensor, angles: Tensor) -> None:

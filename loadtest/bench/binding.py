@@ -1,4 +1,4 @@
-"""Binds engines, and Prism's encoder, to cores once a system is up: from outside, the same way in every system.
+"""Binds engines, and Prism's encoder, to cores where a set-up says so: from outside, once a system is up, alike in every one.
 
 An engine's thread that shares its core with the server and the client gives other figures from run to run. All other processes
 (HTTP servers, engine cores, routers, the client) stay free, and the kernel puts them where there is room.

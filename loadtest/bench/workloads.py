@@ -286,7 +286,7 @@ WORKLOADS: Final = (
     Workload("saturation", "all pictures new, 16 at once, 16 tokens", DEMO, ONE_ENGINE, _saturation, _rates),
     Workload(
         "windows",
-        "sliding window, 80 % reuse, 8 users, two engines, prefill in chunks of 256",
+        "sliding window, 80 % reuse, 8 users, two engines; Prism prefills in chunks of 256",
         TWO,
         ("prism", "vllm-router", "vllm-router-session"),
         _windows,

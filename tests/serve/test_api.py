@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from cluster.config import DEMO_CHECKPOINT
 from tests.serve.ask import chat, image, picture, random_png, square, text
+from tests.serve.test_launch import titled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -302,10 +303,6 @@ async def test_what_is_large_between_processes_arrives_whole(prism: httpx.AsyncC
 def test_an_engine_without_cores_of_its_own_gives_way(cluster: Cluster) -> None:
     """On cores that it shares, the thread that runs the model comes after encoders, and after who talks to its clients."""
     assert cluster.url
-    replicas = [
-        child for child in psutil.Process().children(recursive=True) if "ServeReplica:prism" in " ".join(child.cmdline())
-    ]
-    [decoder] = [replica for replica in replicas if "Decoder" in " ".join(replica.cmdline())]
-    engines = [child for child in decoder.children(recursive=True) if "EngineCore" in " ".join(child.cmdline())]
-    assert [engine.nice() for engine in engines] == [10]
-    assert {replica.nice() for replica in replicas} == {0}
+    [decoder] = titled(psutil.Process(), "ServeReplica:prism:Decoder")
+    assert [engine.nice() for engine in titled(decoder, "EngineCore")] == [10]
+    assert {replica.nice() for replica in titled(psutil.Process(), "ServeReplica:prism", at_least=4)} == {0}

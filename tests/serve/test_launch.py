@@ -180,15 +180,15 @@ def test_a_machine_that_is_too_small_is_told_so() -> None:
 
 def replicas(launched: Launched, deployment: str, *, at_least: int = 1) -> list[psutil.Process]:
     """The processes of a pool."""
-    return titled(launched, f"ServeReplica:prism:{deployment}", at_least=at_least)
+    return titled(psutil.Process(launched.process.pid), f"ServeReplica:prism:{deployment}", at_least=at_least)
 
 
-def titled(launched: Launched, title: str, *, at_least: int = 1) -> list[psutil.Process]:
-    """The cluster's living processes of a title, once there are so many: a process may be about to change its title."""
+def titled(root: psutil.Process, title: str, *, at_least: int = 1) -> list[psutil.Process]:
+    """A process's living descendants of a title, once there are so many: one may be about to change its title."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         found = []
-        for process in psutil.Process(launched.process.pid).children(recursive=True):
+        for process in root.children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it has ended
                 if title in " ".join(process.cmdline()):
                     found.append(process)
@@ -279,7 +279,7 @@ async def test_a_decoder_that_dies_ends_its_streams_with_a_typed_error(launched:
 
 async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:
     """When the engine is killed in mid-stream, the stream ends with a typed error and ``[DONE]``, and ``/health`` says no."""
-    engines = titled(launched, "EngineCore")
+    engines = titled(psutil.Process(launched.process.pid), "EngineCore")
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         *_, error, done = await last_events(client, engines)
         assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
