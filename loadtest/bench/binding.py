@@ -15,8 +15,9 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-ENGINES: Final = ("VLLM::Worker", "VLLM::EngineCore")
-"""Titles of the process that runs vLLM's model: the second, where there is no process of the first kind."""
+ENGINES: Final = ("VLLM::", "multiprocessing.spawn")
+"""Are in the title of vLLM's processes. The second is what one has that could set no title, which setproctitle is silent about:
+it finds the place by the first variable of the environment, which Ray shuffles."""
 ENCODER: Final = "VisionEncoder"
 """Is in the title of the process that runs Prism's vision tower."""
 
@@ -24,12 +25,15 @@ ENCODER: Final = "VisionEncoder"
 def bind(servers: Iterable[psutil.Process], *, engine_cores: Sequence[int], encoder_core: int | None) -> None:
     """Puts each engine on its core, and Prism's encoder on one where it is asked for.
 
+    Of an engine's processes the one that runs the model has no other of them below it.
+
     Raises:
         RuntimeError: There are not as many engines as cores for them.
     """
     processes = [child for server in servers for child in server.children(recursive=True)]
-    kinds = [[child for child in processes if _title(child).startswith(title)] for title in ENGINES]
-    engines = sorted(next(filter(None, kinds), []), key=lambda child: child.pid)
+    of_engines = [child for child in processes if any(title in _title(child) for title in ENGINES)]
+    parents = {child.ppid() for child in of_engines}
+    engines = sorted((child for child in of_engines if child.pid not in parents), key=lambda child: child.pid)
     if len(engines) != len(engine_cores):
         titles = sorted({_title(child)[:60].strip() for child in processes})
         raise RuntimeError(f"{len(engines)} engines were found for cores {list(engine_cores)}; there is {', '.join(titles)}")

@@ -67,7 +67,7 @@ class Setup:
         engine_cores: The core that each vLLM engine is bound to; empty for one engine that is left to itself.
         encoder_core: The core that Prism's encoder is bound to.
         num_preprocessors: Prism's preprocessor processes.
-        prefill_chunk_tokens: As in Prism's ``decoder``; what its application file says, where there is nothing.
+        whole_prompts: Prism prefills as the others do, without ``prefill_chunk_tokens`` of its application file.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Setup:
     engine_cores: tuple[int, ...] = ()
     encoder_core: int | None = None
     num_preprocessors: int = 1
-    prefill_chunk_tokens: int | None = None
+    whole_prompts: bool = False
 
     @property
     def num_engines(self) -> int:
@@ -150,8 +150,8 @@ def prism_changes(setup: Setup, checkpoint: Path) -> dict[str, dict[str, Any]]:
     small = {"resources": {"num_cpus": 0.2}}
     model = {"checkpoint": str(checkpoint), "served_name": MODEL, "max_model_len": MAX_MODEL_LEN, "dtype": DTYPE}
     decoder = {"num_replicas": setup.num_engines, "max_num_seqs": MAX_NUM_SEQS, "kv_cache_gib": KV_CACHE_GIB}
-    if setup.prefill_chunk_tokens:
-        decoder["prefill_chunk_tokens"] = setup.prefill_chunk_tokens
+    if setup.whole_prompts:
+        decoder["prefill_chunk_tokens"] = None
     return {
         "model": model,
         "router": small,

@@ -26,7 +26,7 @@ LARGE: Final = (6000, 4000)
 WORDS: Final = ("river", "window", "copper", "garden", "winter", "signal", "paper", "harbour", "summer", "engine")
 
 DEMO: Final = Setup("demo, one engine", "demo")
-TWO: Final = Setup("bench geometry, two engines", "bench", engine_cores=(0, 1), prefill_chunk_tokens=256)
+TWO: Final = Setup("bench geometry, two engines", "bench", engine_cores=(0, 1), whole_prompts=True)
 APART: Final = Setup("bench geometry, decoder and encoder on a core each", "bench", engine_cores=(1,), encoder_core=0)
 LANES: Final = {lanes: Setup(f"demo, preprocessors: {lanes}", "demo", num_preprocessors=lanes) for lanes in (1, 2)}
 ONE_ENGINE: Final = ("prism", "vllm", "ray-serve-llm")
@@ -286,7 +286,7 @@ WORKLOADS: Final = (
     Workload("saturation", "all pictures new, 16 at once, 16 tokens", DEMO, ONE_ENGINE, _saturation, _rates),
     Workload(
         "windows",
-        "sliding window, 80 % reuse, 8 users, two engines; Prism prefills in chunks of 256",
+        "sliding window, 80 % reuse, 8 users, two engines that prefill whole prompts",
         TWO,
         ("prism", "vllm-router", "vllm-router-session"),
         _windows,

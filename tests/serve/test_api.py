@@ -16,8 +16,9 @@ from openai import AsyncOpenAI
 from transformers import AutoTokenizer
 
 from cluster.config import DEMO_CHECKPOINT
+from cluster.decode.engine import ENGINE_NICENESS
 from tests.serve.ask import chat, image, picture, random_png, square, text
-from tests.serve.test_launch import titled
+from tests.serve.launching import engine_of, replicas
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -303,6 +304,6 @@ async def test_what_is_large_between_processes_arrives_whole(prism: httpx.AsyncC
 def test_an_engine_without_cores_of_its_own_gives_way(cluster: Cluster) -> None:
     """On cores that it shares, the thread that runs the model comes after encoders, and after who talks to its clients."""
     assert cluster.url
-    [decoder] = titled(psutil.Process(), "ServeReplica:prism:Decoder")
-    assert [engine.nice() for engine in titled(decoder, "EngineCore")] == [10]
-    assert {replica.nice() for replica in titled(psutil.Process(), "ServeReplica:prism", at_least=4)} == {0}
+    [decoder] = replicas(psutil.Process(), "Decoder")
+    assert engine_of(decoder).nice() == ENGINE_NICENESS
+    assert {replica.nice() for replica in replicas(psutil.Process(), at_least=4)} == {0}

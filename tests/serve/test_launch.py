@@ -3,85 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import json
-import os
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import psutil
 import pytest
-import yaml
 from PIL import Image
 
 from tests.serve.ask import SAMPLES, chat, image, square, text
+from tests.serve.launching import PRISM, Launched, engine_of, is_ready_again, launched_with, replicas
 from tests.serve.servers import APP, ROOT, free_port
 from tests.serve.test_parity import compare, requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PRISM = Path(sys.executable).parent / "prism"
-START_TIMEOUT_S = 240
 NUM_COMPARED = 40
 MAX_IN_FLIGHT = 12
-
-
-class Launched:
-    """A ``prism serve`` that runs."""
-
-    def __init__(self, file: Path, folder: Path) -> None:
-        """Starts it; ``folder`` is where it finds its temporary files, and short, since paths of sockets are limited."""
-        port, self.log = free_port(), folder / "log"
-        self.url = f"http://127.0.0.1:{port}"
-        self.temporary = folder / "t"
-        self.temporary.mkdir()
-        environment = {**os.environ, "TMPDIR": str(self.temporary)}
-        with self.log.open("wb") as sink:
-            line = [PRISM, "serve", file, "--port", str(port)]
-            self.process = subprocess.Popen(line, stdout=sink, stderr=sink, start_new_session=True, env=environment)
-
-    def wait_until(self, said: str) -> None:
-        """Returns once something is printed."""
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while said not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.25)
-
-    def end(self) -> None:
-        """Makes sure that it has ended; after a test that ended it there is nothing to do."""
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(timeout=90)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-@contextlib.contextmanager
-def launched_with(changes: dict[str, dict[str, Any]]) -> Iterator[Launched]:
-    """``prism serve`` with changes to pools of the embedded default, as a process of its own."""
-    app = yaml.safe_load(APP.read_text())
-    for pool, change in changes.items():
-        app["applications"][0]["args"][pool] |= change
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        file = Path(name) / "app.yaml"
-        file.write_text(yaml.safe_dump(app))
-        running = Launched(file, Path(name))
-        try:
-            running.wait_until("Prism is ready")
-            yield running
-        finally:
-            running.end()
 
 
 @pytest.fixture(scope="module")
@@ -178,37 +123,9 @@ def test_a_machine_that_is_too_small_is_told_so() -> None:
     assert "10 GPUs, and this machine has" in served.stderr
 
 
-def replicas(launched: Launched, deployment: str, *, at_least: int = 1) -> list[psutil.Process]:
-    """The processes of a pool."""
-    return titled(psutil.Process(launched.process.pid), f"ServeReplica:prism:{deployment}", at_least=at_least)
-
-
-def titled(root: psutil.Process, title: str, *, at_least: int = 1) -> list[psutil.Process]:
-    """A process's living descendants of a title, once there are so many: one may be about to change its title."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        found = []
-        for process in root.children(recursive=True):
-            with contextlib.suppress(psutil.Error):  # it has ended
-                if title in " ".join(process.cmdline()):
-                    found.append(process)
-        if len(found) >= at_least:
-            return found
-        assert time.monotonic() < deadline, f"no process is {title}"
-        time.sleep(0.25)
-
-
-async def is_ready_again(client: httpx.AsyncClient) -> None:
-    """Returns once ``/health`` says that every pool can serve."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while (await client.get("/health")).status_code != httpx.codes.OK:
-        assert time.monotonic() < deadline, "the pool did not come back"
-        await asyncio.sleep(0.25)
-
-
 async def test_a_replica_that_does_not_answer_hides_no_other(launched: Launched) -> None:
     """With one of two preprocessors stopped the pool can serve, and the other's metrics are there."""
-    stopped, _ = replicas(launched, "Preprocessor", at_least=2)
+    stopped, _ = replicas(launched.root, "Preprocessor", at_least=2)
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         stopped.suspend()
         try:
@@ -221,7 +138,7 @@ async def test_a_replica_that_does_not_answer_hides_no_other(launched: Launched)
 
 async def test_a_replica_that_dies_with_a_request_in_it_fails_that_request_alone(launched: Launched) -> None:
     """A request whose encoder is killed ends in a typed error that names the pool; text goes on, and pictures soon again."""
-    stopped, [encoder] = replicas(launched, "Preprocessor", at_least=2), replicas(launched, "VisionEncoder")
+    stopped, [encoder] = replicas(launched.root, "Preprocessor", at_least=2), replicas(launched.root, "VisionEncoder")
     ask = chat([square("blue", 100), text("What colour is the shape?")])
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         for process in stopped:
@@ -246,7 +163,7 @@ async def test_a_request_that_waits_for_a_replica_outlives_it(launched: Launched
     """What a pool's replicas have not begun on when they die is done by those that take their place."""
     ask = chat([square("blue", 90), text("What colour is the shape?")])
     async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
-        dying = replicas(launched, "Preprocessor", at_least=2)
+        dying = replicas(launched.root, "Preprocessor", at_least=2)
         for process in dying:
             process.suspend()
         asked = asyncio.ensure_future(client.post("/v1/chat/completions", json=ask))
@@ -272,14 +189,14 @@ async def last_events(client: httpx.AsyncClient, victims: list[psutil.Process]) 
 async def test_a_decoder_that_dies_ends_its_streams_with_a_typed_error(launched: Launched) -> None:
     """When a decoder is killed in mid-stream, the stream ends with a typed error and ``[DONE]``; another takes its place."""
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
-        *_, error, done = await last_events(client, replicas(launched, "Decoder"))
+        *_, error, done = await last_events(client, replicas(launched.root, "Decoder"))
         assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
         await is_ready_again(client)
 
 
 async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:
     """When the engine is killed in mid-stream, the stream ends with a typed error and ``[DONE]``, and ``/health`` says no."""
-    engines = titled(psutil.Process(launched.process.pid), "EngineCore")
+    engines = [engine_of(decoder) for decoder in replicas(launched.root, "Decoder")]
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         *_, error, done = await last_events(client, engines)
         assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
@@ -298,7 +215,7 @@ async def test_a_decoder_whose_engine_died_is_replaced(launched: Launched) -> No
 
 def test_ctrl_c_leaves_nothing_behind(launched: Launched) -> None:
     """After Ctrl-C every process of the cluster is gone, and so are its shared memory and its files."""
-    family = psutil.Process(launched.process.pid).children(recursive=True)
+    family = launched.root.children(recursive=True)
     assert len(family) > 5
     segments = {path.name for path in Path("/dev/shm").iterdir()}
     mapped = {name for name in segments if any(holds(process, name) for process in family)}
@@ -317,7 +234,7 @@ def test_sigterm_ends_a_start_as_well() -> None:
         starting = Launched(APP, Path(name))
         try:
             starting.wait_until("pools ready")
-            family = psutil.Process(starting.process.pid).children(recursive=True)
+            family = starting.root.children(recursive=True)
             assert len(family) > 5
             starting.process.send_signal(signal.SIGTERM)
             assert starting.process.wait(timeout=90) == 0

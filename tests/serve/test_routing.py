@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serve.ask import Part, chat, image, random_png, square, text
-from tests.serve.test_launch import Launched, is_ready_again, launched_with, replicas
+from tests.serve.launching import Launched, is_ready_again, launched_with, replicas
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -124,7 +124,7 @@ async def test_the_pictures_of_an_encoder_that_dies_go_to_the_other(launched: La
     asks = [[square("blue", side), text("What colour is the shape?")] for side in range(60, 80)]
     for ask in asks:
         await asked(client, ask)
-    killed, _ = replicas(launched, "VisionEncoder", at_least=2)
+    killed, _ = replicas(launched.root, "VisionEncoder", at_least=2)
     killed.kill()
     killed.wait(timeout=30)
     assert {await asked(client, ask) for ask in asks} == {"blue"}
