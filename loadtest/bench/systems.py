@@ -149,7 +149,11 @@ def prism_changes(setup: Setup, checkpoint: Path) -> dict[str, dict[str, Any]]:
     """What differs from ``deployments/app.yaml``, pool by pool. What Ray reserves must fit two cores; it binds nothing."""
     small = {"resources": {"num_cpus": 0.2}}
     model = {"checkpoint": str(checkpoint), "served_name": MODEL, "max_model_len": MAX_MODEL_LEN, "dtype": DTYPE}
-    decoder = {"num_replicas": setup.num_engines, "max_num_seqs": MAX_NUM_SEQS, "kv_cache_gib": KV_CACHE_GIB}
+    decoder: dict[str, int | None] = {
+        "num_replicas": setup.num_engines,
+        "max_num_seqs": MAX_NUM_SEQS,
+        "kv_cache_gib": KV_CACHE_GIB,
+    }
     if setup.whole_prompts:
         decoder["prefill_chunk_tokens"] = None
     return {
