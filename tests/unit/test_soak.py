@@ -1,0 +1,62 @@
+"""What the soak says of memory."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from loadtest.soak import growth, main, memory
+
+HELD_MIB = 64
+HOLD = f"held = bytearray(range(256)) * {HELD_MIB * 2**12}; print(1, flush=True); import time; time.sleep(60)"
+PLAYED = f"""(exec -a ServeReplica:prism:Decoder bash -c '{sys.executable} -c "{HOLD}" & wait') & wait"""
+"""A decoder with an engine below it, as far as titles go."""
+
+
+def test_an_engines_memory_is_its_decoders() -> None:
+    """What a replica's child holds counts for the replica's pool, and for no other."""
+    with subprocess.Popen(["bash", "-c", PLAYED], stdout=subprocess.PIPE) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == b"1\n"
+        root = psutil.Process(shell.pid)
+        taken = memory(root)
+        for child in root.children(recursive=True):
+            child.kill()
+    assert HELD_MIB < taken["Decoder"] < 2 * HELD_MIB
+    assert taken["others"] < HELD_MIB
+    assert (taken["Router"], taken["VisionEncoder"]) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_growth_compares_the_last_third_with_the_second(seed: int) -> None:
+    """Whatever the first third has, the others' medians count; the total is the growth of the sum, not a sum of growths."""
+    rng = random.Random(seed)
+    samples = [{"a": rng.uniform(10, 20), "b": rng.uniform(100, 200)} for _ in range(rng.randrange(6, 40))]
+    third = len(samples) // 3
+    found = growth(samples)
+    for name in ("a", "b"):
+        before = statistics.median(sample[name] for sample in samples[third : 2 * third])
+        after = statistics.median(sample[name] for sample in samples[2 * third :])
+        assert found[name] == pytest.approx(after / before - 1)
+    before = statistics.median(sample["a"] + sample["b"] for sample in samples[third : 2 * third])
+    after = statistics.median(sample["a"] + sample["b"] for sample in samples[2 * third :])
+    assert found["total"] == pytest.approx(after / before - 1)
+
+
+def test_what_is_full_is_flat_and_what_leaks_is_not() -> None:
+    """A cache that fills within the first third grows by nothing; a steady leak shows."""
+    full = [{"cache": min(number * 20.0, 64.0)} for number in range(60)]
+    assert growth(full)["cache"] == 0
+    assert growth([sample | {"leak": 100 + number} for number, sample in enumerate(full)])["total"] > 0.1
+
+
+def test_a_load_of_nobody_is_refused() -> None:
+    """A number that makes no sense ends with exit code 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--users", "0"])
+    assert ended.value.code == 2
