@@ -1,4 +1,7 @@
-"""The encoder's memory: embeddings by digest, bounded in bytes, and never two runs for one picture at a time."""
+"""Embeddings by digest, bounded in bytes, and never two runs for one picture at a time: the encoder's memory.
+
+A decoder has one too, which keeps nothing: there a run is a call to the encoders.
+"""
 
 from __future__ import annotations
 

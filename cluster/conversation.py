@@ -46,7 +46,7 @@ class Conversation:
 
 def read_conversation(call: Call, settings: ProcessorSettings) -> Conversation:
     """Reads a call's prompt. The body is the client's, and nobody has validated it yet: whatever it holds makes a chain."""
-    links, name = [], b""
+    links, name = [], str(call.body.get("cache_salt", "")).encode("utf-8", "surrogatepass")
     pieces = _pieces(call.body)
     for kind, piece in islice(pieces, MAX_LINKS):
         name = blake2b(name + kind.encode() + piece.encode("utf-8", "surrogatepass"), digest_size=16).digest()

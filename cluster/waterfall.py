@@ -26,7 +26,7 @@ STAGES: Final = {
     "preprocess": "decoding, resizing and cutting up the picture",
     "encode_queue": "the encoder's earlier pictures, and the wait for a batch",
     "encode": "the vision tower",
-    "cache_hit": "instead of these four: the encoder still had the embedding",
+    "cache_hit": "instead of these four: the decoder, which takes no time for it, or an encoder still had the embedding",
     "join": "instead of these four: it was being encoded for another request",
     "transfer": "calls between processes and the embedding's way to the decoder: what no other stage explains",
     "render": "chat template, tokens and embeddings for the engine",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import EmbeddingLost
+from cluster.cache import EmbeddingCache
+from cluster.errors import EmbeddingLost, PrismError
 from cluster.metrics import ENGINE_REQUESTS
 from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left, log_refusals_briefly
 from deployments.routing import description
@@ -28,6 +31,7 @@ class Decoder:
 
         log_refusals_briefly()
         self._encode = BySize(encoder.encode)
+        self._pulls = EmbeddingCache(0)  # keeps none, as the engine does; who comes while one is on its way waits for that one
         self._engine = await Engine.start(config)
         self._settings = config.model.processor
         self._description = description(config.model.processor, self._engine.kv_tokens)
@@ -63,12 +67,24 @@ class Decoder:
             if (kept := self._engine.kept(picture.digest)) is not None:
                 embeddings[picture.digest] = kept
                 return
-            with calling("encoder"), cancelled_if_left(self._encode.of(self._num_bytes(picture)).remote(picture)) as response:
-                embeddings[picture.digest] = await response
+            pull_started_s = time.perf_counter()
+            try:
+                embedding, outcome = await self._pulls.get(picture.digest, partial(self._encoded, picture))
+            except PrismError as error:  # which may have met another request with the same picture
+                raise error.at(picture.param) from None
+            if outcome == "joined":
+                embedding = replace(embedding, spent={"join": time.perf_counter() - pull_started_s})
+            embeddings[picture.digest] = embedding
 
         await all_or_first_error(pull(picture) for picture in pictures)
         spent = list(embeddings.values())[-1].spent or {"cache_hit": 0.0}
         return embeddings, {**spent, "transfer": time.perf_counter() - started_s - sum(spent.values())}
+
+    async def _encoded(self, picture: Picture) -> Embedding:
+        call = self._encode.of(self._num_bytes(picture))
+        with calling("encoder"), cancelled_if_left(call.remote(picture)) as response:
+            embedding: Embedding = await response
+        return embedding
 
     def _num_bytes(self, picture: Picture) -> int:
         """Of a picture or its embedding, whichever is more."""

@@ -88,7 +88,7 @@ class Router:
     async def _read_pictures(self, request: ClientRequest, hold: Callable[[int], None]) -> list[Picture]:
         """Reads the request's pictures together; gives each distinct one once, and puts their digests into the body."""
         pictures: list[Picture] = await all_or_first_error(
-            self._media.read(slot.url, slot.param, hold) for slot in request.slots
+            self._media.read(slot.url, slot.param, hold, salt=request.cache_salt) for slot in request.slots
         )
         request.put_pictures({slot.param: picture.digest for slot, picture in zip(request.slots, pictures, strict=True)})
         return list({picture.digest: picture for picture in pictures}.values())

@@ -75,10 +75,14 @@ async def _answer(engine: Engine, call: Call, offer: Offer, spent: Spent) -> Asy
         yield FirstPiece(first, {**spent, **times.spent(streams=True)})
         for part in rest:
             yield part
-        async with aclosing(coalesced(chunks, lambda: engine.num_requests)) as pieces:
-            async for piece in pieces:
-                for part in _cut(piece):
-                    yield part
+        engine.num_streams += 1
+        try:
+            async with aclosing(coalesced(chunks, lambda: engine.num_streams)) as pieces:
+                async for piece in pieces:
+                    for part in _cut(piece):
+                        yield part
+        finally:
+            engine.num_streams -= 1
 
 
 def _cut(text: str) -> list[str]:

@@ -42,6 +42,8 @@ class Engine:
         self._llm = llm
         self._log = log
         self._segments: set[Path] = set()
+        self.num_streams = 0
+        """Answers that are sent token by token now."""
 
     @classmethod
     async def start(cls, config: PrismConfig) -> Self:
@@ -115,7 +117,8 @@ class Engine:
     def kept(self, digest: Digest) -> Embedding | None:
         """An embedding that the engine still holds from before, to be offered again."""
         kept = self.transport.kept(digest)
-        CACHE_LOOKUPS.labels("hit" if kept else "miss").inc()
+        if kept is not None:
+            CACHE_LOOKUPS.labels("hit").inc()
         return kept
 
     @property
@@ -136,11 +139,12 @@ class Engine:
 
     def load(self) -> dict[str, float]:
         """What the engine has to do: requests that wait and run, tokens of prompts not done yet, the KV cache's used share."""
+        for_room = self.transport.num_waiting
         if not self.num_requests:  # the scheduler's last word may be of a step before the end
-            return {"waiting": 0, "running": 0, "queued_tokens": 0, "kv_use": 0.0}
+            return {"waiting": for_room, "running": 0, "queued_tokens": 0, "kv_use": 0.0}
         running = min(self._log.num_running, self.num_requests)
         return {
-            "waiting": self.num_requests - running,
+            "waiting": self.num_requests - running + for_room,
             "running": running,
             "queued_tokens": int(self._llm.get_num_queued_tokens()),
             "kv_use": round(self._log.kv_use, 2),

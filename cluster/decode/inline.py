@@ -51,6 +51,11 @@ class InlineTransport:
         del digest
         return None
 
+    @property
+    def num_waiting(self) -> int:
+        """None: a request's tensors are its own."""
+        return 0
+
     def is_lost(self, request_id: str) -> bool:
         """Never: the request itself carries what it needs."""
         del request_id

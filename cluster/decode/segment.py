@@ -11,6 +11,7 @@ import itertools
 import mmap
 import os
 import resource
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -99,7 +100,8 @@ class Segment:
         os.close(self.descriptor)
 
 
-def allow_many_files() -> None:
-    """Raises this process's limit of open files as far as it may: each segment is one."""
+def allow_many_files() -> int:
+    """Raises this process's limit of open files as far as it may, for each segment is one; returns the limit."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return sys.maxsize if most == resource.RLIM_INFINITY else most

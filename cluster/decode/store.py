@@ -25,7 +25,8 @@ Entries = dict["Digest", "_Entry"]
 
 
 class SegmentStore:
-    """The segments of one engine. What does not fit beside those in use waits its turn, first come, first served.
+    """The segments of one engine. What does not fit beside those in use waits its turn, first come, first served; a request
+    whose segments are all here, or that has none, asks for no room and waits for nobody.
 
     Args:
         max_bytes: What all segments may take together, in use or not.
@@ -69,6 +70,11 @@ class SegmentStore:
             if digest in self._entries:
                 self._remove(digest)
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for room."""
+        return len(self._waiters)
+
     def close(self) -> None:
         """Closes every segment, those in use with their last request."""
         self.forget([*self._entries])
@@ -78,7 +84,8 @@ class SegmentStore:
         if asked_bytes > self._max_bytes:
             message = f"The request's pictures take {asked_bytes} bytes as embeddings; at most {self._max_bytes} are held."
             raise TooManyPictures(message, param="messages", asked_bytes=asked_bytes, limit_bytes=self._max_bytes)
-        if not self._waiters and (entries := self._take(embeddings)) is not None:
+        needs_room = any(digest not in self._entries for digest in embeddings)
+        if not (needs_room and self._waiters) and (entries := self._take(embeddings)) is not None:
             return entries
         waiter = _Waiter(embeddings, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)

@@ -39,6 +39,10 @@ class Transport(Protocol):
     def kept(self, digest: Digest) -> Embedding | None:
         """An embedding that is still held from before."""
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for room for their embeddings; the engine has not heard of them yet."""
+
     def is_lost(self, request_id: str) -> bool:
         """Whether the engine has ended a request because an embedding of its could not be had any more."""
 

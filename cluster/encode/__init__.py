@@ -92,8 +92,10 @@ class VisionEncoder:
         return still.sub_(self._mean).div_(self._std).flatten(1).to(self._dtype)
 
     def _embedding(self, pixels: Pixels, rows: Tensor) -> Embedding:
-        raw = rows.contiguous().cpu().view(torch.uint8).numpy()
-        return Embedding(pixels.digest, raw, str(rows.dtype).removeprefix("torch."), pixels.grid)
+        own = rows.cpu()
+        if own.untyped_storage().nbytes() > own.nbytes:  # or, kept, it would keep the rows of the whole run
+            own = own.clone()
+        return Embedding(pixels.digest, own.view(torch.uint8).numpy(), str(rows.dtype).removeprefix("torch."), pixels.grid)
 
 
 def read_tower_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 EPSILON: Final = 1e-6
 """Of the norms; the library has it as a constant too."""
-MAX_PLANS: Final = 256
-"""Grids whose plans are kept, on the device. One for a megapixel takes 2 MB."""
+MAX_PLANS: Final = 64
+"""Grids whose plans are kept, on the device. One takes 350 bytes a patch: 2 MB for a megapixel, 20 MB for the 12.8 megapixels
+that published settings allow."""
 
 
 class Tower:

@@ -62,13 +62,14 @@ class MediaReader:
         self._revision = revision
         self._fetcher = Fetcher(config, resolver=resolver, network=network)
 
-    async def read(self, url: str, param: str, hold: Callable[[int], None] = _unbounded) -> Picture:
+    async def read(self, url: str, param: str, hold: Callable[[int], None] = _unbounded, *, salt: str = "") -> Picture:
         """Fetches or decodes one picture, reads its header, and names it.
 
         Args:
             url: ``data:image/…;base64,…`` or ``https://…``.
             param: The field of the request that the URL stands in; every error names it.
             hold: Called with the number of bytes before so many more are held; may refuse by raising.
+            salt: Part of the picture's name, so that nobody with another finds what is kept of it.
 
         Raises:
             UnsupportedScheme: The URL is neither data: nor https:.
@@ -83,7 +84,7 @@ class MediaReader:
         except InvalidRequest as error:
             error.param = param
             raise
-        digest = await _off_loop(len(data), _digest, data, self._revision)
+        digest = await _off_loop(len(data), _digest, data, self._revision, salt)
         return Picture(digest, data, width, height, param)
 
     async def close(self) -> None:
@@ -155,8 +156,9 @@ def _from_base64(url: str, start: int) -> bytes:
     return data
 
 
-def _digest(data: bytes, revision: str) -> Digest:
-    digest = hashlib.sha256(revision.encode() + b"\0")
+def _digest(data: bytes, revision: str, salt: str) -> Digest:
+    salted = hashlib.sha256(salt.encode("utf-8", "surrogatepass")).digest()  # of one length, or it could be taken for bytes
+    digest = hashlib.sha256(revision.encode() + b"\0" + salted)
     digest.update(data)
     return digest.hexdigest()
 

@@ -24,7 +24,7 @@ NUM_CONCURRENT = 12
 def launched() -> Iterator[Launched]:
     """``prism serve`` with two replicas of each pool that has a model."""
     changes = {
-        "encoder": {"num_replicas": 2, "resources": {"num_cpus": 0.2}},
+        "encoder": {"num_replicas": 2, "max_ongoing_requests": 8, "resources": {"num_cpus": 0.2}},
         "decoder": {"num_replicas": 2, "resources": {"num_cpus": 0.4}},
     }
     with launched_with(changes) as running:
@@ -96,13 +96,22 @@ async def test_many_pictures_in_many_requests_all_end(client: httpx.AsyncClient)
 
 
 async def test_a_picture_is_encoded_once_whoever_asks(client: httpx.AsyncClient) -> None:
-    """32 requests for one new picture and then 8 more cause one run, on one encoder, and are right."""
+    """32 requests for one new picture, more than an encoder takes at once, and then 8 more cause one run, and are right."""
     before = await lookups(client, "miss")
     ask = [square("blue", 81), text("What colour is the shape?")]
     answers = await asyncio.gather(*(asked(client, ask) for _ in range(32)))
     answers += [await asked(client, ask) for _ in range(8)]
     assert set(answers) == {"blue"}
     assert sum((await lookups(client, "miss") - before).values()) == 1
+
+
+async def test_nothing_is_shared_between_salts(client: httpx.AsyncClient) -> None:
+    """A picture that was sent with one ``cache_salt`` is new to a request with another, or with none, and known to its own."""
+    ask = [square("blue", 83), text("What colour is the shape?")]
+    for salt, is_new in [("one", 1), ("two", 1), ("one", 0), (None, 1), ("two", 0), (None, 0)]:
+        before = await lookups(client, "miss")
+        assert await asked(client, ask, **({"cache_salt": salt} if salt else {})) == "blue"
+        assert sum((await lookups(client, "miss") - before).values()) == is_new
 
 
 async def test_new_pictures_spread_over_the_encoders(client: httpx.AsyncClient) -> None:

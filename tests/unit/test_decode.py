@@ -15,7 +15,8 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from cluster.decode.bounds import MAX_ANSWERS, check_bounds
 from cluster.decode.embeddings import EmbeddingShape
 from cluster.decode.inline import InlineTransport, TableConnector
-from cluster.errors import InternalError, InvalidField
+from cluster.decode.shared import SharedTransport
+from cluster.errors import InternalError, InvalidField, TooManyPictures
 from cluster.messages import Embedding
 
 SHAPE = EmbeddingShape(hidden_size=6, merge_size=2, dtype="float32")
@@ -89,6 +90,20 @@ async def test_references_live_as_long_as_they_are_offered() -> None:
         assert np.array_equal(connector.fetch_image_embedding(reference).numpy(), GOOD.rows.view(np.float32))
     with pytest.raises(ValueError, match="not accepted"):
         connector.fetch_image_embedding(reference)
+
+
+async def test_no_more_is_held_than_there_are_files_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process may open eight files, six segments are held at a time, and the seventh picture takes the first's room."""
+    monkeypatch.setattr("cluster.decode.shared.allow_many_files", lambda: 8)
+    transport = SharedTransport(SHAPE, 2**30)
+    seventh = {str(number): dataclasses.replace(GOOD, digest=str(number)) for number in range(7)}
+    for digest, embedding in seventh.items():
+        async with transport.offered("request", {digest: embedding}):
+            pass
+    assert [transport.kept(digest) is not None for digest in seventh] == [False] + [True] * 6
+    with pytest.raises(TooManyPictures):
+        await transport.offered("request", seventh).__aenter__()
+    transport.close()
 
 
 @pytest.mark.parametrize("method", ["fetch_image", "fetch_image_async", "load_from_url", "fetch_video", "fetch_audio_async"])

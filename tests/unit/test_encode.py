@@ -115,6 +115,16 @@ def test_bfloat16_rows_keep_their_bytes(batch: list[Pixels]) -> None:
     assert np.abs(numbers.float().numpy() - exact).max() < 0.05 * np.abs(exact).max()
 
 
+def test_a_kept_embedding_keeps_no_other(encoder: VisionEncoder, batch: list[Pixels]) -> None:
+    """Each picture's rows have memory of their own, or one that is kept would keep all of its run, beyond any bound."""
+    assert len(batch) > 1
+    for embedding in encoder.encode(batch):
+        owner = embedding.rows
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        assert owner.untyped_storage().nbytes() == embedding.rows.nbytes
+
+
 async def test_a_tower_that_fails_is_found_by_its_health_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica whose tower fails says that it cannot serve, and Serve's health check fails with the tower's own error."""
     unused = SimpleNamespace(preprocess=SimpleNamespace(is_initialized=True, options=lambda **_: None))

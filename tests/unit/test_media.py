@@ -45,11 +45,11 @@ async def no_lookup(host: str) -> list[str]:
     pytest.fail(f"looked up {host}")
 
 
-async def read(url: str, *, revision: str = REVISION, **config: Any) -> Picture:
+async def read(url: str, *, revision: str = REVISION, salt: str = "", **config: Any) -> Picture:
     """The picture behind ``url``, under these settings."""
     reader = MediaReader(MediaConfig(**config), revision=revision, resolver=no_lookup)
     try:
-        return await reader.read(url, PARAM)
+        return await reader.read(url, PARAM, salt=salt)
     finally:
         await reader.close()
 
@@ -218,10 +218,17 @@ async def test_a_picture_may_be_elongated_up_to_the_models_bound() -> None:
         assert "has pixels" in (await refusal(InvalidPicture, data_url(bare_png(*size)))).message
 
 
-async def test_the_digest_covers_the_bytes_and_the_revision() -> None:
-    """Equal bytes share a digest; other bytes or another encoder have another; and it is sha256, in 64 hex digits."""
+def digest_of(data: bytes, salt: bytes = b"") -> str:
+    """What a picture should be called."""
+    return hashlib.sha256(REVISION.encode() + b"\0" + hashlib.sha256(salt).digest() + data).hexdigest()
+
+
+async def test_the_digest_covers_the_bytes_the_revision_and_the_salt() -> None:
+    """Equal bytes share a digest; other bytes, another encoder or salt have another; and it is sha256, in 64 hex digits."""
     digest = (await read(URL)).digest
-    assert digest == hashlib.sha256(REVISION.encode() + b"\0" + DATA).hexdigest()
+    assert digest == digest_of(DATA)
+    assert (await read(URL, salt="tenant")).digest == digest_of(DATA, b"tenant")
+    assert (await read(URL, salt="\ud800")).digest == digest_of(DATA, b"\xed\xa0\x80")
     assert digest == (await read(data_url(DATA, "image/other"))).digest
     assert digest != (await read(URL, revision="fedcba9876543210")).digest
     assert digest != (await read(data_url(DATA + b"\0"))).digest
@@ -230,7 +237,7 @@ async def test_the_digest_covers_the_bytes_and_the_revision() -> None:
 async def test_a_large_picture_is_digested_like_a_small_one() -> None:
     """Where the work is done makes no difference to the name."""
     data = DATA + bytes(600_000)
-    assert (await read(data_url(data))).digest == hashlib.sha256(REVISION.encode() + b"\0" + data).hexdigest()
+    assert (await read(data_url(data))).digest == digest_of(data)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
