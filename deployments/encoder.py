@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,10 @@ class VisionEncoder:
         await self._lane.run(self._tower.check)
 
     async def ready(self) -> bool:
-        """Whether this replica can serve: its last run went well."""
+        """Whether this replica can serve: its last run went well, or the smallest picture's does now."""
+        if not self._lane.works:
+            with suppress(Exception):
+                await self.check_health()
         return self._lane.works
 
     async def metrics(self) -> ProcessMetrics:

@@ -138,6 +138,10 @@ def about(repeats: int, *, quick: bool, client_first: bool) -> dict[str, Any]:
             "checkpoint, float32, max_model_len 4096, max_num_seqs 64, 1 GiB of KV cache per engine, eager, "
             "one thread per engine, bytes of every request, one client process on the same cores"
         ),
+        "as each has it": (
+            "Prism reads prompts in chunks of 64 tokens, as its application file says, except in `windows`; the others read "
+            "them whole, as vLLM does by default (its flag for it is `--long-prefill-token-threshold`)"
+        ),
         "client": "scheduled before everything else" if client_first else "scheduled as everything else: it may be late",
         "bound": (
             "two engines to cores 0 and 1; in `bursts` and `geometry` the engine to core 1 and Prism's encoder to core 0; "
