@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from loadtest.soak import growth, main, memory
+from loadtest.soak import growth, is_flat, main, memory
 
 HELD_MIB = 64
 HOLD = f"held = bytearray(range(256)) * {HELD_MIB * 2**12}; print(1, flush=True); import time; time.sleep(60)"
@@ -49,10 +49,11 @@ def test_growth_compares_the_last_third_with_the_second(seed: int) -> None:
 
 
 def test_what_is_full_is_flat_and_what_leaks_is_not() -> None:
-    """A cache that fills within the first third grows by nothing; a steady leak shows."""
-    full = [{"cache": min(number * 20.0, 64.0)} for number in range(60)]
-    assert growth(full)["cache"] == 0
-    assert growth([sample | {"leak": 100 + number} for number, sample in enumerate(full)])["total"] > 0.1
+    """A cache that fills within the first third is flat; a leak of 6 MiB a minute in all is not, nor of 1 in a small pool."""
+    full = [{"engine": 5000.0, "cache": min(number * 20.0, 64.0), "router": 100.0} for number in range(60)]
+    assert is_flat(growth(full))
+    assert not is_flat(growth([sample | {"engine": 5000.0 + 6 * number} for number, sample in enumerate(full)]))
+    assert not is_flat(growth([sample | {"router": 100.0 + number} for number, sample in enumerate(full)]))
 
 
 def test_a_load_of_nobody_is_refused() -> None:
