@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 ENGINE_NICENESS: Final = 10
 """A tenth of a core's time, as far as others want the rest: Linux's weight for it against niceness 0."""
 
+ONEDNN_PRIMITIVES: Final = 64
+"""What oneDNN keeps of its compiled matrix products, one for each shape. By itself it keeps 1,024: 150 MiB after five minutes of
+the demo's load, and growing for an hour, for no gain in speed."""
+
 
 class Engine:
     """A running vLLM engine. Make one with ``await Engine.start(config)``; it dies with its process."""
@@ -224,7 +228,9 @@ def engine_flags(config: PrismConfig) -> list[str]:
 
 
 def _let_others_first() -> None:
-    """Gives this engine's computing threads what their cores' other users leave, where nobody bound them to cores of their own.
+    """Gives this engine's main thread what its core's other users leave, where nobody bound it to a core of its own.
+
+    It computes, and where a decoder has less than two CPUs no other thread does.
 
     An engine computes all the time; a new request's encoder, on the same cores, would have a third of one. Encoded first, it
     joins steps that are made anyway: with eight users of windows of pictures on two cores, the mean time to the first token
@@ -242,6 +248,7 @@ def _set_environment(config: PrismConfig) -> None:
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     if config.decoder.device == "cpu":
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.decoder.kv_cache_gib)
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(ONEDNN_PRIMITIVES))
         if config.decoder.bind_cores is not None:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.decoder.bind_cores
         if config.decoder.enforce_eager:  # vLLM compiles its sampler even so, for seconds in the middle of a first request
