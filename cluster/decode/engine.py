@@ -32,8 +32,8 @@ ENGINE_NICENESS: Final = 10
 """A tenth of a core's time, as far as others want the rest: Linux's weight for it against niceness 0."""
 
 ONEDNN_PRIMITIVES: Final = 64
-"""What oneDNN keeps of its compiled matrix products, one for each shape. By itself it keeps 1,024: 150 MiB after five minutes of
-the demo's load, and growing for an hour, for no gain in speed."""
+"""What oneDNN keeps of its compiled matrix products, one for each shape. By itself it keeps 1,024: 150 MiB after five minutes
+of the demo's load, and growing after twenty, for no gain in speed."""
 
 
 class Engine:
