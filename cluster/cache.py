@@ -8,16 +8,19 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Final, Literal
 
+from cluster.errors import PrismError
 from cluster.metrics import CACHE_BYTES, CACHE_LOOKUPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-    from cluster.messages import Digest, Embedding
+    from cluster.messages import Digest, Embedding, Picture
 
 Outcome = Literal["hit", "joined", "miss"]
 
@@ -34,6 +37,22 @@ class EmbeddingCache:
         self._kept: Final[OrderedDict[Digest, Embedding]] = OrderedDict()
         self._runs: Final[dict[Digest, _Run]] = {}
         self.num_bytes = 0
+
+    async def of(self, picture: Picture, make: Callable[[Picture], Coroutine[Any, Any, Embedding]]) -> Embedding:
+        """A picture's embedding, with the time that it took this caller, if another had it made.
+
+        Raises:
+            Exception: What ``make`` raised, perhaps for another caller; one about the picture names this caller's field.
+        """
+        started_s = perf_counter()
+        try:
+            embedding, outcome = await self.get(picture.digest, partial(make, picture))
+        except PrismError as error:
+            raise error.at(picture.param) from None
+        if outcome == "miss":
+            return embedding
+        stage = "cache_hit" if outcome == "hit" else "join"
+        return replace(embedding, spent={stage: perf_counter() - started_s})
 
     async def get(self, digest: Digest, make: Callable[[], Coroutine[Any, Any, Embedding]]) -> tuple[Embedding, Outcome]:
         """The embedding of a picture, and how it was come by: kept, being made for somebody else, or made now.

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from contextlib import aclosing
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.cache import EmbeddingCache
-from cluster.errors import EmbeddingLost, PrismError
+from cluster.errors import EmbeddingLost
 from cluster.metrics import ENGINE_REQUESTS
 from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left, log_refusals_briefly
 from deployments.routing import description
@@ -64,17 +62,8 @@ class Decoder:
         embeddings: dict[Digest, Embedding] = {}
 
         async def pull(picture: Picture) -> None:
-            if (kept := self._engine.kept(picture.digest)) is not None:
-                embeddings[picture.digest] = kept
-                return
-            pull_started_s = time.perf_counter()
-            try:
-                embedding, outcome = await self._pulls.get(picture.digest, partial(self._encoded, picture))
-            except PrismError as error:  # which may have met another request with the same picture
-                raise error.at(picture.param) from None
-            if outcome == "joined":
-                embedding = replace(embedding, spent={"join": time.perf_counter() - pull_started_s})
-            embeddings[picture.digest] = embedding
+            kept = self._engine.kept(picture.digest)
+            embeddings[picture.digest] = kept or await self._pulls.of(picture, self._encoded)
 
         await all_or_first_error(pull(picture) for picture in pictures)
         spent = list(embeddings.values())[-1].spent or {"cache_hit": 0.0}

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.cache import EmbeddingCache
-from cluster.errors import PrismError
 from cluster.metrics import PICTURES
 from deployments.calls import BySize, ProcessMetrics, calling, cancelled_if_left, log_refusals_briefly
 from deployments.routing import description
@@ -45,15 +43,7 @@ class VisionEncoder:
 
     async def encode(self, picture: Picture) -> Embedding:
         """A picture's embedding, and where its time went."""
-        started_s = time.perf_counter()
-        try:
-            embedding, outcome = await self._cache.get(picture.digest, partial(self._encode, picture))
-        except PrismError as error:  # which may have met another request with the same picture
-            raise error.at(picture.param) from None
-        if outcome == "miss":
-            return embedding
-        stage = "cache_hit" if outcome == "hit" else "join"
-        return replace(embedding, spent={stage: time.perf_counter() - started_s})
+        return await self._cache.of(picture, self._encode)
 
     async def _encode(self, picture: Picture) -> Embedding:
         started_s = time.perf_counter()

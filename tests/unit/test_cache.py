@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from cluster.cache import EmbeddingCache
-from cluster.errors import InvalidPicture
-from cluster.messages import Embedding
+from cluster.errors import InvalidPicture, PrismError
+from cluster.messages import Embedding, Picture
 
 ROW = 100
 
@@ -32,7 +32,7 @@ class Encoder:
         finally:
             self.ended.append(digest)
         if digest == "broken":
-            raise InvalidPicture("It does not decode.")
+            raise InvalidPicture("It does not decode.", param="messages")
         return Embedding(digest, np.zeros((1, num_bytes), np.uint8), "float32", (1, 2, 2))
 
 
@@ -63,6 +63,28 @@ async def test_a_failure_is_everybodys_and_is_not_kept() -> None:
     assert all(isinstance(error, InvalidPicture) for error in failed)
     await asyncio.gather(*asking(cache, encoder, "broken"), return_exceptions=True)
     assert encoder.runs == ["broken", "broken"]
+
+
+async def test_each_caller_has_its_own_time_and_its_own_field() -> None:
+    """Whoever comes into a run is told how long it waited itself; what is wrong with a picture is wrong at each one's field."""
+    cache, encoder = EmbeddingCache(10 * ROW), Encoder()
+
+    def ask(digest: str, param: str) -> asyncio.Task[Embedding]:
+        picture = Picture(digest, b"", 56, 56, param)
+        return asyncio.create_task(cache.of(picture, lambda picture: encoder.encode(picture.digest)))
+
+    first, broken = ask("a", "first"), [ask("broken", str(number)) for number in range(3)]
+    await asyncio.sleep(0.05)
+    late = ask("a", "late")
+    await asyncio.sleep(0)
+    encoder.may_go_on.set()
+    assert (await first).spent == {}  # as the one who made it has it
+    [(stage, spent_s)] = (await late).spent.items()
+    assert stage == "join"
+    assert 0 < spent_s < 0.05
+    assert [*(await ask("a", "later")).spent] == ["cache_hit"]
+    errors = await asyncio.gather(*broken, return_exceptions=True)
+    assert [error.param for error in errors if isinstance(error, PrismError)] == ["0", "1", "2"]
 
 
 async def test_a_run_outlives_whoever_asked_first_and_ends_with_the_last() -> None:
