@@ -46,7 +46,8 @@ class Conversation:
 
 def read_conversation(call: Call, settings: ProcessorSettings) -> Conversation:
     """Reads a call's prompt. The body is the client's, and nobody has validated it yet: whatever it holds makes a chain."""
-    links, name = [], str(call.body.get("cache_salt", "")).encode("utf-8", "surrogatepass")
+    links, salt = [], call.body.get("cache_salt")
+    name = blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16).digest() if isinstance(salt, str) else b""
     pieces = _pieces(call.body)
     for kind, piece in islice(pieces, MAX_LINKS):
         name = blake2b(name + kind.encode() + piece.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Digest = str
-"""Names a picture everywhere: 64 hex digits over its bytes, the processor's settings and the encoder's revision."""
+"""Names a picture everywhere: 64 hex digits over its bytes, the processor's settings, the encoder's revision and the request's
+``cache_salt``."""
 
 Grid = tuple[int, int, int]
 """A picture's patches as (time, height, width); time is 1 for pictures."""

@@ -3,7 +3,7 @@
     python -m loadtest.soak --minutes 60 -u 14
 
 Starts ``prism serve`` on the embedded default, with what it may keep of embeddings cut to ``KEPT_BYTES`` so that caches and
-shared memory are full within minutes; lets users chat as ``probe`` does; and looks at every process, at least once a minute.
+shared memory are full within minutes; lets users chat as ``probe`` does; and looks at every process about once a minute.
 
 Exit codes: 0 no answer failed and memory is flat; 1 one of the two is not so; 2 the command line is wrong.
 """
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 import yaml
 
-from loadtest.bench.systems import APP, LOOPBACK, free_port, process
+from loadtest.bench.systems import APP, LOOPBACK, ROOT, free_port, process
 from loadtest.probe import load
 from loadtest.report import table
 from loadtest.workload import add_options, from_options, positive
@@ -32,6 +32,8 @@ from loadtest.workload import add_options, from_options, positive
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+LOG: Final = ROOT / "bench" / "soak.log"
+"""What the cluster printed."""
 KEPT_BYTES: Final = 64 * 2**20
 """Of embeddings, in each encoder's cache and in each decoder's shared memory."""
 FLAT: Final = 0.02
@@ -45,7 +47,7 @@ Memory = dict[str, float]
 def memory(root: psutil.Process) -> Memory:
     """What the cluster takes, in MiB: each pool's replicas with their children, the rest of Ray, and shared memory.
 
-    Of a process what would be free without it (USS); the machine's shared memory is counted once.
+    Of a process what is mapped nowhere else (USS), also of shared memory; ``shared`` is all of that, the whole machine's.
     """
     taken = dict.fromkeys((*GROUPS, "others", "shared"), 0.0)
     groups = {root.pid: "others"}
@@ -119,7 +121,8 @@ def main(words: list[str] | None = None) -> int:
         file, port = Path(folder) / "app.yaml", free_port()
         file.write_text(yaml.safe_dump(content))
         line = [sys.executable, "-m", "deployments.cli", "serve", str(file), f"--port={port}"]
-        with process(line, {**os.environ, "TMPDIR": folder}, Path(folder) / "log", port) as root:
+        LOG.parent.mkdir(exist_ok=True)
+        with process(line, {**os.environ, "TMPDIR": folder}, LOG, port) as root:
             return 0 if asyncio.run(_soak(f"http://{LOOPBACK}:{port}", root, options)) else 1
 
 

@@ -5,14 +5,13 @@ The request itself carries grids and addresses. Who reads them, on the engine's 
 
 from __future__ import annotations
 
-import logging
 import os
 from contextlib import asynccontextmanager
 from io import FileIO
 from typing import TYPE_CHECKING, Final
 
 from cluster.decode.segment import Segment, allow_many_files
-from cluster.decode.store import BLOCK_BYTES, SegmentStore
+from cluster.decode.store import SegmentStore
 from cluster.decode.transport import Offer, image_part
 from cluster.errors import EmbeddingLost, Overloaded
 from cluster.messages import Embedding
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from cluster.decode.embeddings import EmbeddingShape
     from cluster.messages import Digest
 
-log: Final = logging.getLogger(__name__)
-
 READ_BYTES: Final = 2**16
 
 
@@ -33,15 +30,12 @@ class SharedTransport:
 
     Args:
         shape: What the engine expects of an embedding.
-        max_bytes: What is held at a time, in use or kept for reuse; less, where this process may not open so many files.
+        max_bytes: What is held at a time, in use or kept for reuse, in no more files than this process may open.
     """
 
     def __init__(self, shape: EmbeddingShape, max_bytes: int) -> None:
-        fitting_bytes = allow_many_files() * 3 // 4 * BLOCK_BYTES  # the rest is for all else that is open
-        if fitting_bytes < max_bytes:
-            log.warning("this process may open too few files: %d of shared_bytes can be held", fitting_bytes)
         self._shape = shape
-        self._store = SegmentStore(min(max_bytes, fitting_bytes), self._make)
+        self._store = SegmentStore(max_bytes, allow_many_files() // 2, self._make)  # the others are for all else that is open
         # Through this the engine says which requests it had to end: all that vLLM says of it is "Internal server error".
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._losses, self._losses_in = FileIO(reading), FileIO(writing, "w")

@@ -18,28 +18,31 @@ if TYPE_CHECKING:
     from cluster.messages import Digest, Embedding, Grid
 
 BLOCK_BYTES: Final = 64 * 2**10
-"""A segment counts in whole blocks, so that a bound on bytes is one on their number, and on open files, too."""
+"""A segment counts in whole blocks: a small one takes more than its bytes."""
 
 Embeddings = dict["Digest", "Embedding"]
 Entries = dict["Digest", "_Entry"]
 
 
 class SegmentStore:
-    """The segments of one engine. What does not fit beside those in use waits its turn, first come, first served; a request
-    whose segments are all here, or that has none, asks for no room and waits for nobody.
+    """The segments of one engine. What does not fit beside those in use waits its turn, first come, first served.
+    A request without pictures waits for nobody.
 
     Args:
         max_bytes: What all segments may take together, in use or not.
+        max_files: How many there may be.
         make: Makes a segment of an embedding, in a thread.
     """
 
-    def __init__(self, max_bytes: int, make: Callable[[Embedding], Segment]) -> None:
+    def __init__(self, max_bytes: int, max_files: int, make: Callable[[Embedding], Segment]) -> None:
         self._max_bytes: Final = max_bytes
+        self._max_files: Final = max_files
         self._make: Final = make
         self._entries: Final[Entries] = {}
         self._idle: Final[OrderedDict[Digest, _Entry]] = OrderedDict()
         self._idle_bytes = 0
         self._waiters: Final[deque[_Waiter]] = deque()
+        self._num_files = 0
         self.num_bytes = 0
 
     @asynccontextmanager
@@ -81,11 +84,11 @@ class SegmentStore:
 
     async def _enter(self, embeddings: Embeddings) -> Entries:
         asked_bytes = sum(map(size_bytes, embeddings.values()))
-        if asked_bytes > self._max_bytes:
+        if asked_bytes > self._max_bytes or len(embeddings) > self._max_files:
             message = f"The request's pictures take {asked_bytes} bytes as embeddings; at most {self._max_bytes} are held."
             raise TooManyPictures(message, param="messages", asked_bytes=asked_bytes, limit_bytes=self._max_bytes)
-        needs_room = any(digest not in self._entries for digest in embeddings)
-        if not (needs_room and self._waiters) and (entries := self._take(embeddings)) is not None:
+        # Not who needs no room either: it would keep in use what those who wait for room are waiting for.
+        if not (embeddings and self._waiters) and (entries := self._take(embeddings)) is not None:
             return entries
         waiter = _Waiter(embeddings, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
@@ -119,14 +122,20 @@ class SegmentStore:
         """Pins a segment for each embedding, making room for new ones, or does nothing."""
         here = {digest: self._entries[digest] for digest in embeddings if digest in self._entries}
         new_bytes = sum(size_bytes(embedding) for digest, embedding in embeddings.items() if digest not in here)
-        spare_bytes = self._idle_bytes - sum(self._idle[digest].num_bytes for digest in here if digest in self._idle)
-        if self.num_bytes - spare_bytes + new_bytes > self._max_bytes:
+        new_files = len(embeddings) - len(here)
+        kept = [self._idle[digest] for digest in here if digest in self._idle]
+        spare_bytes = self._idle_bytes - sum(entry.num_bytes for entry in kept)
+        spare_files = len(self._idle) - len(kept)
+        if not self._has_room(new_bytes - spare_bytes, new_files - spare_files):
             return None
         for digest, entry in here.items():
             self._pin(digest, entry)
-        while self.num_bytes + new_bytes > self._max_bytes:
+        while not self._has_room(new_bytes, new_files):
             self._remove(next(iter(self._idle)))
         return {digest: here.get(digest) or self._begin(digest, embedding) for digest, embedding in embeddings.items()}
+
+    def _has_room(self, num_bytes: int, num_files: int) -> bool:
+        return self.num_bytes + num_bytes <= self._max_bytes and self._num_files + num_files <= self._max_files
 
     def _begin(self, digest: Digest, embedding: Embedding) -> _Entry:
         making = asyncio.get_running_loop().run_in_executor(None, self._make, embedding)
@@ -134,6 +143,7 @@ class SegmentStore:
             size_bytes(embedding), embedding.grid, making, num_pins=2
         )  # its maker's, and the request's
         self.num_bytes += entry.num_bytes
+        self._num_files += 1
         SHARED_BYTES.set(self.num_bytes)
 
         def finish(made: asyncio.Future[Segment]) -> None:
@@ -169,6 +179,7 @@ class SegmentStore:
 
     def _free(self, entry: _Entry) -> None:
         self.num_bytes -= entry.num_bytes
+        self._num_files -= 1
         SHARED_BYTES.set(self.num_bytes)
         if entry.making.exception() is None:
             entry.making.result().close()

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from cluster.cache import EmbeddingCache
 from cluster.decode.engine import Engine
 from cluster.decode.store import BLOCK_BYTES
 from cluster.errors import EmbeddingLost, TooManyPictures
@@ -226,6 +227,7 @@ class Encoders:
     def __init__(self, *embeddings: Embedding) -> None:
         self._embeddings = {embedding.digest: embedding for embedding in embeddings}
         self.pulled: list[str] = []
+        self.may_answer: asyncio.Event | None = None
 
     def of(self, num_bytes: int) -> Encoders:
         del num_bytes
@@ -233,9 +235,13 @@ class Encoders:
 
     def remote(self, picture: Picture) -> asyncio.Future[Embedding]:
         self.pulled.append(picture.digest)
-        response: asyncio.Future[Embedding] = asyncio.get_running_loop().create_future()
-        response.set_result(self._embeddings[picture.digest])
-        return response
+
+        async def answer() -> Embedding:
+            if self.may_answer is not None:
+                await self.may_answer.wait()
+            return self._embeddings[picture.digest]
+
+        return asyncio.ensure_future(answer())
 
 
 class OnEngine(Decoder):
@@ -243,6 +249,7 @@ class OnEngine(Decoder):
 
     def __init__(self, engine: Engine, encoders: Any) -> None:
         self._engine, self._encode, self._settings = engine, encoders, config().model.processor
+        self._pulls = EmbeddingCache(0)
 
     def __del__(self) -> None:
         del self._engine
@@ -268,3 +275,24 @@ async def test_what_was_lost_is_pulled_again(shared: Engine, monkeypatch: pytest
     assert len(encoders.pulled) == 1 + num_losses
     assert len(await answer()) == 1
     assert len(encoders.pulled) == 1 + num_losses
+
+
+async def test_requests_that_want_one_picture_pull_it_once(shared: Engine) -> None:
+    """Of three that come together one calls the encoders, whichever of them leaves; all who stay are answered."""
+    made = embedding(shared, 810)
+    encoders, picture = Encoders(made), Picture(made.digest, b"", 8, 8, "messages")
+    encoders.may_answer = asyncio.Event()
+    replica = OnEngine(shared, encoders)
+
+    async def answer(name: str) -> list[Any]:
+        return [piece async for piece in replica.generate(asked(name, [made]), picture)]
+
+    asking = [asyncio.create_task(answer(name)) for name in ("first", "second", "third")]
+    await asyncio.sleep(0.05)
+    asking[0].cancel()
+    await asyncio.sleep(0.05)
+    encoders.may_answer.set()
+    left, *answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(left, asyncio.CancelledError)
+    assert [len(pieces) for pieces in answers] == [1, 1]
+    assert encoders.pulled == [made.digest]

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import OrderedDict
 from contextvars import ContextVar
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -75,13 +76,13 @@ async def test_each_caller_has_its_own_time_and_its_own_field() -> None:
 
     first, broken = ask("a", "first"), [ask("broken", str(number)) for number in range(3)]
     await asyncio.sleep(0.05)
-    late = ask("a", "late")
+    came_s, late = perf_counter(), ask("a", "late")
     await asyncio.sleep(0)
     encoder.may_go_on.set()
     assert (await first).spent == {}  # as the one who made it has it
     [(stage, spent_s)] = (await late).spent.items()
     assert stage == "join"
-    assert 0 < spent_s < 0.05
+    assert 0 < spent_s < perf_counter() - came_s
     assert [*(await ask("a", "later")).spent] == ["cache_hit"]
     errors = await asyncio.gather(*broken, return_exceptions=True)
     assert [error.param for error in errors if isinstance(error, PrismError)] == ["0", "1", "2"]

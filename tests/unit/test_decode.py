@@ -93,8 +93,8 @@ async def test_references_live_as_long_as_they_are_offered() -> None:
 
 
 async def test_no_more_is_held_than_there_are_files_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a process may open eight files, six segments are held at a time, and the seventh picture takes the first's room."""
-    monkeypatch.setattr("cluster.decode.shared.allow_many_files", lambda: 8)
+    """Where a process may open twelve files, six segments are held at a time; the seventh picture takes the first's place."""
+    monkeypatch.setattr("cluster.decode.shared.allow_many_files", lambda: 12)
     transport = SharedTransport(SHAPE, 2**30)
     seventh = {str(number): dataclasses.replace(GOOD, digest=str(number)) for number in range(7)}
     for digest, embedding in seventh.items():

@@ -14,22 +14,29 @@ from loadtest.soak import growth, is_flat, main, memory
 
 HELD_MIB = 64
 HOLD = f"held = bytearray(range(256)) * {HELD_MIB * 2**12}; print(1, flush=True); import time; time.sleep(60)"
-PLAYED = f"""(exec -a ServeReplica:prism:Decoder bash -c '{sys.executable} -c "{HOLD}" & wait') & wait"""
-"""A decoder with an engine below it, as far as titles go."""
+PLAYED = f"""
+(exec -a ServeReplica:prism:Decoder bash -c '{sys.executable} -c "{HOLD}" & wait') &
+(exec -a ServeReplica:prism:Router {sys.executable} -c "{HOLD}") &
+{sys.executable} -c "{HOLD}" &
+wait
+"""
+"""A decoder with an engine below it, a Router and something else, as far as titles go."""
 
 
 def test_an_engines_memory_is_its_decoders() -> None:
-    """What a replica's child holds counts for the replica's pool, and for no other."""
-    with subprocess.Popen(["bash", "-c", PLAYED], stdout=subprocess.PIPE) as shell:
+    """What a replica's child holds counts for the replica's pool; what is of no pool counts for none."""
+    with subprocess.Popen(["bash"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
+        assert shell.stdin is not None
         assert shell.stdout is not None
-        assert shell.stdout.readline() == b"1\n"
+        shell.stdin.write(PLAYED.encode())
+        shell.stdin.close()
+        assert [shell.stdout.readline() for _ in range(3)] == [b"1\n"] * 3
         root = psutil.Process(shell.pid)
         taken = memory(root)
         for child in root.children(recursive=True):
             child.kill()
-    assert HELD_MIB < taken["Decoder"] < 2 * HELD_MIB
-    assert taken["others"] < HELD_MIB
-    assert (taken["Router"], taken["VisionEncoder"]) == (0, 0)
+    assert all(HELD_MIB < taken[group] < 2 * HELD_MIB for group in ("Decoder", "Router", "others"))
+    assert (taken["Preprocessor"], taken["VisionEncoder"]) == (0, 0)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -16,9 +16,9 @@ from cluster.errors import InternalError, TooManyPictures
 from cluster.messages import Embedding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-NUM_BLOCKS = 8
+NUM_BLOCKS, NUM_FILES = 8, 4
 
 
 @dataclass(eq=False)
@@ -105,6 +105,11 @@ async def settled() -> None:
             await asyncio.sleep(0)
 
 
+def fits(digests: Iterable[str]) -> bool:
+    """Whether there may be segments for these at a time."""
+    return sum(BLOCKS[digest] for digest in digests) <= NUM_BLOCKS and len({*digests}) <= NUM_FILES
+
+
 class Oracle:
     """What a store should do, in the simplest words: lists, and everything counted anew each time."""
 
@@ -120,8 +125,8 @@ class Oracle:
         return {digest for digests in self.holding for digest in digests}
 
     def come(self, digests: str) -> None:
-        """Whoever asks for nothing new begins at once; others queue."""
-        if set(digests) <= set(self.kept):
+        """Whoever asks for nothing begins at once; others queue."""
+        if not digests:
             self.holding.append(digests)
         else:
             self.waiting.append(digests)
@@ -130,11 +135,11 @@ class Oracle:
         """Lets in who fits, in order."""
         while self.waiting:
             needed = self.in_use | set(self.waiting[0])
-            if sum(BLOCKS[digest] for digest in needed) > NUM_BLOCKS:
+            if not fits(needed):
                 return
             digests = self.waiting.pop(0)
             for digest in [digest for digest in self.kept if digest not in needed]:
-                if sum(BLOCKS[one] for one in {*self.kept, *digests}) > NUM_BLOCKS:
+                if not fits({*self.kept, *digests}):
                     self.kept.remove(digest)
             self.kept.extend(digest for digest in digests if digest not in self.kept)
             self.holding.append(digests)
@@ -151,7 +156,7 @@ class Oracle:
 async def test_random_schedules_go_as_the_oracle_says(seed: int) -> None:
     """Who begins, in which order, and what is kept: as an oracle has it that counts everything anew each time."""
     draw, made, oracle = random.Random(seed), Made(), Oracle()
-    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, made)  # type: ignore[arg-type]
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
     holders: list[Holder] = []
     for _ in range(60):
         begun = [holder for holder in holders if holder.has_begun]
@@ -190,7 +195,7 @@ async def test_random_schedules_go_as_the_oracle_says(seed: int) -> None:
 async def test_what_is_asked_for_together_is_made_once() -> None:
     """Requests that come at a time with one embedding share its segment; it is still there for the next."""
     made = Made()
-    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, made)  # type: ignore[arg-type]
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
     holders = [Holder(store, "ab") for _ in range(5)]
     await settled()
     for holder in holders:
@@ -205,7 +210,7 @@ async def test_what_is_asked_for_together_is_made_once() -> None:
 
 async def test_what_can_never_fit_is_refused_at_once() -> None:
     """A request whose embeddings together exceed the bound is told so, with the figures, and is nobody's delay."""
-    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, Made())  # type: ignore[arg-type]
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, Made())  # type: ignore[arg-type]
     with pytest.raises(TooManyPictures) as refused:
         await Holder(store, "ga" + "ef").task
     assert refused.value.figures == {"asked_bytes": 12 * BLOCK_BYTES, "limit_bytes": NUM_BLOCKS * BLOCK_BYTES}
@@ -215,7 +220,7 @@ async def test_what_can_never_fit_is_refused_at_once() -> None:
 async def test_a_segment_that_cannot_be_made_fails_its_requests_alone() -> None:
     """Its error is that of everybody who asked for it; it takes no room, and the next one to ask tries anew."""
     made = Made(broken={"c"})
-    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, made)  # type: ignore[arg-type]
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
     other, *broken = Holder(store, "a"), Holder(store, "ac"), Holder(store, "c")
     await settled()
     for holder in broken:
@@ -237,7 +242,7 @@ async def test_a_segment_that_cannot_be_made_fails_its_requests_alone() -> None:
 async def test_a_request_that_leaves_while_its_segment_is_made_lets_go_of_it() -> None:
     """What is being made is finished, kept, and given up for the next one who needs the room."""
     made = Made()
-    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, made)  # type: ignore[arg-type]
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
     leaving = Holder(store, "h")
     await asyncio.sleep(0)
     await leaving.cancel()
@@ -252,7 +257,7 @@ async def test_a_request_that_leaves_while_its_segment_is_made_lets_go_of_it() -
 async def test_what_is_forgotten_is_made_anew_and_closed_with_its_last_request() -> None:
     """A forgotten segment stays with those who have it; whoever comes afterwards gets another."""
     made = Made()
-    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, made)  # type: ignore[arg-type]
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
     early, idle = Holder(store, "a"), Holder(store, "b")
     await settled()
     await idle.end()

@@ -58,7 +58,7 @@ def played() -> Iterator[psutil.Process]:
 
 def titles(process: psutil.Process) -> list[str]:
     """Of everything below it."""
-    return [child.cmdline()[0] for child in process.children(recursive=True)]
+    return ["".join(child.cmdline()[:1]) or "bash" for child in process.children(recursive=True)]
 
 
 @pytest.mark.skipif(psutil.cpu_count() == 1, reason="needs two cores to tell them apart")
