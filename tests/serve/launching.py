@@ -83,6 +83,21 @@ async def is_ready_again(client: httpx.AsyncClient) -> None:
         await asyncio.sleep(0.25)
 
 
+@contextlib.contextmanager
+def ahead_of_engines() -> Iterator[None]:
+    """Schedules this thread before everything else inside the block, where the machine lets it.
+
+    Workers that spin on every core have been seen to keep a client from running for seconds, while the kernel had it ready to
+    run all along: a stream of thousands of tokens was over before the client had read its first event.
+    """
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 def replicas(root: psutil.Process, pool: str = "", *, at_least: int = 1) -> list[psutil.Process]:
     """The living replicas of a pool, or of all, among a process's descendants.
 

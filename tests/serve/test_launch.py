@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.serve.ask import SAMPLES, chat, image, square, text
-from tests.serve.launching import PRISM, Launched, engine_of, is_ready_again, launched_with, replicas
+from tests.serve.launching import PRISM, Launched, ahead_of_engines, engine_of, is_ready_again, launched_with, replicas
 from tests.serve.servers import APP, ROOT, free_port
 from tests.serve.test_parity import compare, requests
 
@@ -178,12 +178,13 @@ async def last_events(client: httpx.AsyncClient, victims: list[psutil.Process]) 
     """The events of a long stream from when the victims are killed."""
     assert victims
     body = chat([text("Go on.")], stream=True, max_tokens=3500, ignore_eos=True)
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        lines = response.aiter_lines()
-        await anext(lines)
-        for victim in victims:
-            victim.kill()
-        return [line.removeprefix("data: ") async for line in lines if line.startswith("data: ")]
+    with ahead_of_engines():
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            for victim in victims:
+                victim.kill()
+            return [line.removeprefix("data: ") async for line in lines if line.startswith("data: ")]
 
 
 async def test_a_decoder_that_dies_ends_its_streams_with_a_typed_error(launched: Launched) -> None:
