@@ -12,7 +12,7 @@ from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from cluster.messages import is_picture
+from cluster.messages import cache_salt, is_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,8 +46,7 @@ class Conversation:
 
 def read_conversation(call: Call, settings: ProcessorSettings) -> Conversation:
     """Reads a call's prompt. The body is the client's, and nobody has validated it yet: whatever it holds makes a chain."""
-    links, salt = [], call.body.get("cache_salt")
-    name = blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16).digest() if isinstance(salt, str) else b""
+    links, name = [], blake2b(cache_salt(call.body), digest_size=16).digest()
     pieces = _pieces(call.body)
     for kind, piece in islice(pieces, MAX_LINKS):
         name = blake2b(name + kind.encode() + piece.encode("utf-8", "surrogatepass"), digest_size=16).digest()

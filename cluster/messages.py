@@ -121,3 +121,12 @@ def picture_part(digest: Digest) -> dict[str, str]:
 def is_picture(part: object) -> bool:
     """Whether a content part is one made by ``picture_part``."""
     return isinstance(part, dict) and part.get("type") == PICTURE_PART
+
+
+def cache_salt(body: Mapping[str, Any]) -> bytes:
+    """vLLM's field in a body: requests with different ones share nothing that is kept, neither KV cache nor embeddings.
+
+    Not validated: what is no text counts as none here, and vLLM refuses it.
+    """
+    salt = body.get("cache_salt")
+    return salt.encode("utf-8", "surrogatepass") if isinstance(salt, str) else b""

@@ -103,12 +103,6 @@ class ClientRequest:
     def stream(self) -> bool:
         return self.body.get("stream") is True
 
-    @property
-    def cache_salt(self) -> str:
-        """vLLM's field: requests with different ones share nothing that is kept, neither KV cache nor embeddings."""
-        salt = self.body.get("cache_salt")
-        return salt if isinstance(salt, str) else ""  # what else it may be, vLLM refuses
-
     def put_pictures(self, digests: Mapping[str, Digest]) -> None:
         """Replaces each picture part in the body by its digest, given by the slot's ``param``."""
         for slot in self.slots:

@@ -20,7 +20,7 @@ from ray.serve.exceptions import RayServeException
 from cluster import metrics
 from cluster.errors import DeadlineExceeded, StageUnavailable
 from cluster.media import MediaReader
-from cluster.messages import Call, FirstPiece
+from cluster.messages import Call, FirstPiece, cache_salt
 from cluster.request import read_request
 from deployments.api import Answer, build_api
 from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left
@@ -87,8 +87,9 @@ class Router:
 
     async def _read_pictures(self, request: ClientRequest, hold: Callable[[int], None]) -> list[Picture]:
         """Reads the request's pictures together; gives each distinct one once, and puts their digests into the body."""
+        salt = cache_salt(request.body)
         pictures: list[Picture] = await all_or_first_error(
-            self._media.read(slot.url, slot.param, hold, salt=request.cache_salt) for slot in request.slots
+            self._media.read(slot.url, slot.param, hold, salt=salt) for slot in request.slots
         )
         request.put_pictures({slot.param: picture.digest for slot, picture in zip(request.slots, pictures, strict=True)})
         return list({picture.digest: picture for picture in pictures}.values())

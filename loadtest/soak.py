@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psutil
-import yaml
 
-from loadtest.bench.systems import APP, LOOPBACK, ROOT, free_port, process
+from loadtest.bench.systems import LOOPBACK, ROOT, free_port, prism_line, process
 from loadtest.probe import load
 from loadtest.report import table
 from loadtest.workload import add_options, from_options, positive
@@ -114,13 +113,10 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=positive, default=60, help="how long they chat")
     add_options(parser)
     options = parser.parse_args(words)
-    content = yaml.safe_load(APP.read_text())
-    pools = content["applications"][0]["args"]
-    pools["encoder"]["cache_bytes"] = pools["decoder"]["shared_bytes"] = KEPT_BYTES
+    changes = {"encoder": {"cache_bytes": KEPT_BYTES}, "decoder": {"shared_bytes": KEPT_BYTES}}
     with tempfile.TemporaryDirectory(prefix="ps-", ignore_cleanup_errors=True) as folder:
-        file, port = Path(folder) / "app.yaml", free_port()
-        file.write_text(yaml.safe_dump(content))
-        line = [sys.executable, "-m", "deployments.cli", "serve", str(file), f"--port={port}"]
+        port = free_port()
+        line = prism_line(changes, Path(folder), port)
         LOG.parent.mkdir(exist_ok=True)
         with process(line, {**os.environ, "TMPDIR": folder}, LOG, port) as root:
             return 0 if asyncio.run(_soak(f"http://{LOOPBACK}:{port}", root, options)) else 1

@@ -62,7 +62,7 @@ class MediaReader:
         self._revision = revision
         self._fetcher = Fetcher(config, resolver=resolver, network=network)
 
-    async def read(self, url: str, param: str, hold: Callable[[int], None] = _unbounded, *, salt: str = "") -> Picture:
+    async def read(self, url: str, param: str, hold: Callable[[int], None] = _unbounded, *, salt: bytes = b"") -> Picture:
         """Fetches or decodes one picture, reads its header, and names it.
 
         Args:
@@ -156,8 +156,8 @@ def _from_base64(url: str, start: int) -> bytes:
     return data
 
 
-def _digest(data: bytes, revision: str, salt: str) -> Digest:
-    salted = hashlib.sha256(salt.encode("utf-8", "surrogatepass")).digest()  # of one length, or it could be taken for bytes
+def _digest(data: bytes, revision: str, salt: bytes) -> Digest:
+    salted = hashlib.sha256(salt).digest()  # of one length, or it could be taken for bytes
     digest = hashlib.sha256(revision.encode() + b"\0" + salted)
     digest.update(data)
     return digest.hexdigest()

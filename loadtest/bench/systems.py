@@ -135,14 +135,19 @@ def running(system: str, setup: Setup, checkpoint: Path, log: Path) -> Iterator[
 
 
 def _prism(stack: ExitStack, setup: Setup, place: Place, log: Path) -> list[psutil.Process]:
+    line = prism_line(prism_changes(setup, place.checkpoint), place.folder, place.port)
+    return [stack.enter_context(process(line, place.environment, log, place.port))]
+
+
+def prism_line(changes: Mapping[str, Mapping[str, Any]], folder: Path, port: int) -> list[str]:
+    """The command line of Prism on the embedded default with changes to its pools, whose file is written into the folder."""
     content = yaml.safe_load(APP.read_text())
     [application] = content["applications"]
-    for pool, change in prism_changes(setup, place.checkpoint).items():
+    for pool, change in changes.items():
         application["args"][pool] = application["args"].get(pool, {}) | change
-    file = place.folder / "app.yaml"
+    file = folder / "app.yaml"
     file.write_text(yaml.safe_dump(content))
-    line = [sys.executable, "-m", "deployments.cli", "serve", str(file), f"--port={place.port}"]
-    return [stack.enter_context(process(line, place.environment, log, place.port))]
+    return [sys.executable, "-m", "deployments.cli", "serve", str(file), f"--port={port}"]
 
 
 def prism_changes(setup: Setup, checkpoint: Path) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ import httpx
 import psutil
 import yaml
 
+from loadtest.bench.binding import go_first
 from tests.serve.servers import APP, START_TIMEOUT_S, free_port
 
 if TYPE_CHECKING:
@@ -85,13 +86,12 @@ async def is_ready_again(client: httpx.AsyncClient) -> None:
 
 @contextlib.contextmanager
 def ahead_of_engines() -> Iterator[None]:
-    """Schedules this thread before everything else inside the block, where the machine lets it.
+    """Schedules this thread before everything else inside the block, where the machine lets it, as the bench does.
 
     Workers that spin on every core have been seen to keep a client from running for seconds, while the kernel had it ready to
     run all along: a stream of thousands of tokens was over before the client had read its first event.
     """
-    with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    go_first()
     try:
         yield
     finally:

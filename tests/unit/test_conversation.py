@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 
@@ -175,3 +176,11 @@ def test_a_picture_that_was_there_is_worth_its_transfer() -> None:
     routes.ended("2")
     assert routes.rank(chat(["Look: ", picture_part("a")]), pool, 5)[0] == pool[1]
     assert routes.rank(chat(["Look: ", picture_part("b")]), pool, 5)[0] == pool[0]
+
+
+def test_no_link_is_shared_between_salts() -> None:
+    """Each ``cache_salt`` has links of its own, as it has KV cache; null is none."""
+    salted = [chat("b", cache_salt="a"), chat("b", cache_salt="None"), chat("b")]
+    links = [{link.name for link in each.links} for each in salted]
+    assert not any(one & other for one, other in itertools.combinations(links, 2))
+    assert chat("b", cache_salt=None) == chat("b")

@@ -21,6 +21,7 @@ from cluster.config import MediaConfig
 from cluster.errors import BodyTooLarge, ForbiddenUrl, InvalidPicture, PictureTooLarge, PrismError, UnsupportedScheme
 from cluster.media import MediaReader
 from cluster.media.header import MAX_STEPS, read_size
+from cluster.messages import cache_salt
 from cluster.preprocess import PILLOW_FORMATS
 from tests.unit.pictures import CUT_HEADERS, NO_PICTURES, SAMPLES, bare_png, data_url, encoded, png, scene
 
@@ -45,7 +46,7 @@ async def no_lookup(host: str) -> list[str]:
     pytest.fail(f"looked up {host}")
 
 
-async def read(url: str, *, revision: str = REVISION, salt: str = "", **config: Any) -> Picture:
+async def read(url: str, *, revision: str = REVISION, salt: bytes = b"", **config: Any) -> Picture:
     """The picture behind ``url``, under these settings."""
     reader = MediaReader(MediaConfig(**config), revision=revision, resolver=no_lookup)
     try:
@@ -227,8 +228,8 @@ async def test_the_digest_covers_the_bytes_the_revision_and_the_salt() -> None:
     """Equal bytes share a digest; other bytes, another encoder or salt have another; and it is sha256, in 64 hex digits."""
     digest = (await read(URL)).digest
     assert digest == digest_of(DATA)
-    assert (await read(URL, salt="tenant")).digest == digest_of(DATA, b"tenant")
-    assert (await read(URL, salt="\ud800")).digest == digest_of(DATA, b"\xed\xa0\x80")
+    assert (await read(URL, salt=b"tenant")).digest == digest_of(DATA, b"tenant")
+    assert (await read(URL, salt=cache_salt({"cache_salt": "\ud800"}))).digest == digest_of(DATA, b"\xed\xa0\x80")
     assert digest == (await read(data_url(DATA, "image/other"))).digest
     assert digest != (await read(URL, revision="fedcba9876543210")).digest
     assert digest != (await read(data_url(DATA + b"\0"))).digest
