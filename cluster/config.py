@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster import hub
 
+CORES = r"\d+(-\d+)?(,\d+(-\d+)?)*"
+"""CPU cores of one worker, such as ``0-3,6``."""
+
 DEMO_CHECKPOINT = Path(__file__).parent / "demo" / "checkpoint"
 MEBIBYTE = 2**20
 POOLS = ("router", "preprocessor", "encoder", "decoder")
@@ -236,8 +239,9 @@ class DecoderConfig(PoolConfig):
     """The most tokens of one prompt in a step of the engine while other requests run. Fewer let streams flow more evenly while
     long prompts come, whose own first tokens come later; without it vLLM's limit for all of a step holds."""
     enforce_eager: bool = False
-    bind_cores: str | None = None
-    """CPU cores of the engine's workers as vLLM writes them: ``0|1`` gives each of two workers a core."""
+    bind_cores: str | None = Field(default=None, pattern=rf"^{CORES}(\|{CORES})*$")
+    """CPU cores of the engine's workers as vLLM writes them: ``0|1`` gives each of two workers a core, ``0-3,6`` one worker
+    five. For cores that nothing else needs much: an engine without its own gives way to what it shares cores with."""
     transport: Literal["shared", "inline"] = "shared"
     """How embeddings reach the engine's workers: by shared memory, or within the request."""
     shared_bytes: int = Field(default=2**30, ge=1)
@@ -257,10 +261,17 @@ class DecoderConfig(PoolConfig):
 
     @model_validator(mode="after")
     def _tensor_parallel_on_cpu_binds_cores(self) -> Self:
-        if self.device == "cpu" and self.tensor_parallel_size > 1 and self.bind_cores is None:
+        entries = 0 if self.bind_cores is None else self.bind_cores.count("|") + 1
+        if self.device == "cpu" and entries != self.tensor_parallel_size and (entries or self.tensor_parallel_size > 1):
             example = "|".join(str(core) for core in range(self.tensor_parallel_size))
-            raise ValueError(f"tensor_parallel_size > 1 on CPU needs bind_cores, one entry per worker: {example!r}")
+            raise ValueError(f"bind_cores needs one entry per worker on CPU: {example!r} for {self.tensor_parallel_size}")
         return self
+
+    @property
+    def cores(self) -> set[int]:
+        """Every core that ``bind_cores`` names."""
+        spans = [span.split("-") for span in (self.bind_cores or "").replace("|", ",").split(",") if span]
+        return {core for span in spans for core in range(int(span[0]), int(span[-1]) + 1)}
 
 
 class PrismConfig(Frozen):

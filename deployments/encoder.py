@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cluster import priority
 from cluster.cache import EmbeddingCache
 from cluster.metrics import PICTURES
 from deployments.calls import BySize, ProcessMetrics, calling, cancelled_if_left, log_refusals_briefly
@@ -35,7 +36,8 @@ class VisionEncoder:
         checkpoint = model.path_with(encode.TOWER_PREFIXES)
         self._tower = encode.VisionEncoder.load(checkpoint, model.processor, dtype=model.dtype, device=config.encoder.device)
         self._preprocess = BySize(preprocessor.preprocess)
-        self._lane = encode.Lane(self._tower.encode, batch_patches=config.encoder.batch_patches)
+        niceness = priority.PICTURES if config.encoder.device == "cpu" else 0
+        self._lane = encode.Lane(self._tower.encode, batch_patches=config.encoder.batch_patches, niceness=niceness)
         self._cache = EmbeddingCache(config.encoder.cache_bytes)
         self._description = description(model.processor, config.encoder.cache_bytes / self._tower.bytes_per_patch)
         self._settings = model.processor

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 PR_SET_CHILD_SUBREAPER = 36
 ENDING_TIMEOUT_S = 10.0
+MINDING_S = 5.0
+LOWEST_PRIORITY = 19
 DRAIN_S = 20.0
 """What Ctrl-C leaves to requests in flight, and then to an engine for its end. Serve kills a replica that takes longer."""
 
@@ -100,8 +102,8 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         serve.start(http_options={"host": LOOPBACK, "port": port}, logging_config=file.serve.logging_config)
         with _watched(progress):
             _deploy(file, logs)
-        held |= segments.held_by(_children() - strangers)  # a replica that is killed later leaves its engine's behind
-        yield Cluster(f"http://{LOOPBACK}:{port}", logs)
+        with _minded(held, strangers):
+            yield Cluster(f"http://{LOOPBACK}:{port}", logs)
         failed = False
     except (KeyboardInterrupt, SystemExit, MachineTooSmallError):
         failed = False
@@ -172,6 +174,36 @@ def _watched(progress: Callable[[str], None]) -> Iterator[None]:
             progress(f"{len(states) - len(waiting)} of {len(states)} pools ready; starting {', '.join(waiting) or 'HTTP'}")
 
     thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
+def _minded(held: set[Path], strangers: set[Any]) -> Iterator[None]:
+    """Looks after the cluster's processes every few seconds, from a thread that gives way to all others.
+
+    Notes the shared memory that they hold, for a replica that is killed leaves its engine's behind; and lets those go that came
+    to us when their own parent died, and have ended.
+    """
+    done = threading.Event()
+    known = set(psutil.Process().children())  # Ray's own, whose end Ray takes note of
+
+    def mind() -> None:
+        if sys.platform == "linux":  # elsewhere it would be the whole process's
+            os.nice(LOWEST_PRIORITY)
+        while not done.wait(MINDING_S):
+            held.update(segments.held_by(_children() - strangers))
+            for orphan in set(psutil.Process().children()) - known - strangers:
+                with suppress(psutil.NoSuchProcess, ChildProcessError):
+                    if orphan.status() == psutil.STATUS_ZOMBIE:
+                        os.waitpid(orphan.pid, os.WNOHANG)
+
+    held.update(segments.held_by(_children() - strangers))
+    thread = threading.Thread(target=mind, daemon=True)
     thread.start()
     try:
         yield

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from cluster import priority
 from cluster.metrics import PICTURES
 from deployments.calls import ProcessMetrics, log_refusals_briefly
 
@@ -28,7 +30,7 @@ class Preprocessor:
         torch.set_num_threads(1)
         self._preprocess = preprocess
         self._settings = config.model.processor
-        self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix="preprocess")
+        self._lane = ThreadPoolExecutor(1, thread_name_prefix="preprocess", initializer=os.nice, initargs=(priority.PICTURES,))
 
     async def preprocess(self, picture: Picture) -> Pixels:
         """Decodes, resizes and patchifies one picture, off the event loop."""

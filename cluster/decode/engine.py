@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 from starlette.datastructures import State
 
-from cluster import segments
+from cluster import priority, segments
 from cluster.errors import StageUnavailable
 from cluster.messages import Call, Embedding, picture_part
 from cluster.metrics import CACHE_LOOKUPS
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from cluster.config import PrismConfig
+    from cluster.config import DecoderConfig, PrismConfig
     from cluster.decode.embeddings import EmbeddingShape
     from cluster.decode.load import SchedulerLog
     from cluster.decode.transport import Transport
     from cluster.messages import Digest, FirstPiece, Spent
 
-ENGINE_NICENESS: Final = 10
-"""A tenth of a core's time, as far as others want the rest: Linux's weight for it against niceness 0."""
+MAX_NICENESS: Final = 19
 
 ONEDNN_PRIMITIVES: Final = 64
 """What oneDNN keeps of its compiled matrix products, one for each shape. By itself it keeps 1,024: 150 MiB after five minutes
@@ -73,8 +72,7 @@ class Engine:
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(engine_flags(config))
         validate_parsed_serve_args(args)
         engine_args = AsyncEngineArgs.from_cli_args(args)
-        shares_cores = config.decoder.device == "cpu" and config.decoder.bind_cores is None
-        if shares_cores:  # with one worker, then: several are bound
+        if config.decoder.device == "cpu" and config.decoder.tensor_parallel_size == 1:
             # Not by its name, which vLLM takes for "mp" on a CPU to bind threads. Two processes spin for each other's steps, on
             # cores that others need: 61 core-milliseconds for a picture's request on two cores, against 43 in one process.
             engine_args.distributed_executor_backend = UniProcExecutor
@@ -94,8 +92,8 @@ class Engine:
         try:
             await init_app_state(llm, state, args, await llm.get_supported_tasks())
             await engine._warm_up()
-            if shares_cores:
-                _let_others_first()
+            if config.decoder.device == "cpu":
+                _place(config.decoder)
         except BaseException:
             engine.stop()
             raise
@@ -227,18 +225,30 @@ def engine_flags(config: PrismConfig) -> list[str]:
     return [*switches, *(f"--{name}={value}" for name, value in flags.items())]
 
 
+def _place(decoder: DecoderConfig) -> None:
+    """Puts an engine on its own cores, or behind whatever else uses them. vLLM binds several workers itself."""
+    if decoder.bind_cores is None:
+        _let_others_first()
+    elif decoder.tensor_parallel_size == 1:
+        _bind(decoder.cores)
+
+
+def _bind(cores: set[int]) -> None:
+    """Binds the engine's threads to the cores that it has for itself; those that it starts later inherit it."""
+    for process in psutil.Process().children(recursive=True):
+        for thread in process.threads():
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread.id, cores)
+
+
 def _let_others_first() -> None:
-    """Gives this engine's main thread what its core's other users leave, where nobody bound it to a core of its own.
+    """Gives the engine's main thread what its cores' other users leave.
 
-    It computes, and where a decoder has less than two CPUs no other thread does.
-
-    An engine computes all the time; a new request's encoder, on the same cores, would have a third of one. Encoded first, it
-    joins steps that are made anyway: with eight users of windows of pictures on two cores, the mean time to the first token
-    fell from 0.70 to 0.42 s, and the gaps between tokens stayed what they were.
+    It computes, and where a decoder has less than two CPUs no other thread does; those that talk to others stay as they are.
     """
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.nice(ENGINE_NICENESS)  # of its main thread, which computes; those that talk to others stay as they are
+            process.nice(min(MAX_NICENESS, process.nice() + priority.SHARING_ENGINE))
 
 
 def _set_environment(config: PrismConfig) -> None:
@@ -250,6 +260,8 @@ def _set_environment(config: PrismConfig) -> None:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.decoder.kv_cache_gib)
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(ONEDNN_PRIMITIVES))
         if config.decoder.bind_cores is not None:
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.decoder.bind_cores
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.decoder.bind_cores  # read where there are several workers
+            if config.decoder.tensor_parallel_size == 1:
+                os.environ["OMP_NUM_THREADS"] = str(len(config.decoder.cores))
         if config.decoder.enforce_eager:  # vLLM compiles its sampler even so, for seconds in the middle of a first request
             os.environ["TORCHDYNAMO_DISABLE"] = "1"

@@ -6,6 +6,7 @@ In: ``Pixels``, one at a time. Out: ``Encoded``. One run at a time; which pictur
 from __future__ import annotations
 
 import asyncio
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import Context
@@ -38,12 +39,13 @@ class Lane:
     Args:
         encode: Runs pictures together; gives an embedding for each.
         batch_patches: What a run may have. A picture above it runs alone.
+        niceness: Of the thread, on top of the process's.
     """
 
-    def __init__(self, encode: Callable[[Sequence[Pixels]], list[Embedding]], *, batch_patches: int) -> None:
+    def __init__(self, encode: Callable[[Sequence[Pixels]], list[Embedding]], *, batch_patches: int, niceness: int = 0) -> None:
         self._encode: Final = encode
         self._batch_patches: Final = batch_patches
-        self._thread: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+        self._thread: Final = ThreadPoolExecutor(1, thread_name_prefix="encode", initializer=os.nice, initargs=(niceness,))
         self._waiting: Final[list[_Place]] = []
         self._num_coming = 0
         self._changed: Final = asyncio.Event()

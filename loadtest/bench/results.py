@@ -145,7 +145,9 @@ def about(repeats: int, *, quick: bool, client_first: bool) -> dict[str, Any]:
         "client": "scheduled before everything else" if client_first else "scheduled as everything else: it may be late",
         "bound": (
             "two engines to cores 0 and 1; in `bursts` and `geometry` the engine to core 1 and Prism's encoder to core 0; "
-            "else each system is left to itself; Ray's workers run at niceness 0, but Prism's engines as Prism has it, at 10"
+            "else each system is left to itself; Ray's workers run at niceness 0, and what computes in Prism as it does by "
+            "itself (`cluster/priority.py`): pictures at 5, engines without a core that is reserved for them at 15, "
+            "those of `bursts` and `geometry` (`bind_cores`) at 0"
         ),
     }
 

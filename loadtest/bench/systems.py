@@ -154,11 +154,13 @@ def prism_changes(setup: Setup, checkpoint: Path) -> dict[str, dict[str, Any]]:
     """What differs from ``deployments/app.yaml``, pool by pool. What Ray reserves must fit two cores; it binds nothing."""
     small = {"resources": {"num_cpus": 0.2}}
     model = {"checkpoint": str(checkpoint), "served_name": MODEL, "max_model_len": MAX_MODEL_LEN, "dtype": DTYPE}
-    decoder: dict[str, int | None] = {
+    decoder: dict[str, int | str | None] = {
         "num_replicas": setup.num_engines,
         "max_num_seqs": MAX_NUM_SEQS,
         "kv_cache_gib": KV_CACHE_GIB,
     }
+    if len(setup.engine_cores) == 1:  # it is this engine's own, then; replicas are all told the same, so several cannot be told
+        decoder["bind_cores"] = str(setup.engine_cores[0])
     if setup.whole_prompts:
         decoder["prefill_chunk_tokens"] = None
     return {

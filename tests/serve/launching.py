@@ -40,6 +40,8 @@ class Launched:
             line = [PRISM, "serve", file, "--port", str(port)]
             self.process = subprocess.Popen(line, stdout=sink, stderr=sink, start_new_session=True, env=environment)
         self.root = psutil.Process(self.process.pid)
+        self.left: set[str] = set()
+        """Segments of shared memory that processes had when a test killed them."""
 
     def wait_until(self, said: str) -> None:
         """Returns once something is printed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,8 @@ import pytest
 from openai import AsyncOpenAI
 from transformers import AutoTokenizer
 
+from cluster import priority
 from cluster.config import DEMO_CHECKPOINT
-from cluster.decode.engine import ENGINE_NICENESS
 from tests.serve.ask import chat, image, picture, random_png, square, text
 from tests.serve.launching import engine_of, replicas
 
@@ -301,9 +302,13 @@ async def test_what_is_large_between_processes_arrives_whole(prism: httpx.AsyncC
     assert '"error"' not in answer.text
 
 
-def test_an_engine_without_cores_of_its_own_gives_way(cluster: Cluster) -> None:
-    """On cores that it shares, the thread that runs the model comes after encoders, and after who talks to its clients."""
+def test_tokens_come_before_pictures_and_an_engine_without_cores_of_its_own_last(cluster: Cluster) -> None:
+    """On cores that all share: who talks to clients, then the threads that compute for pictures, then the one that decodes."""
     assert cluster.url
+    base = {replica.nice() for replica in replicas(psutil.Process(), at_least=4)}
+    assert base == {0}
     [decoder] = replicas(psutil.Process(), "Decoder")
-    assert engine_of(decoder).nice() == ENGINE_NICENESS
-    assert {replica.nice() for replica in replicas(psutil.Process(), at_least=4)} == {0}
+    assert engine_of(decoder).nice() == priority.SHARING_ENGINE
+    for pool in ("Preprocessor", "VisionEncoder"):
+        [replica] = replicas(psutil.Process(), pool)
+        assert priority.PICTURES in {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in replica.threads()}

@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import tempfile
+import time
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from deployments.launch import MINDING_S
 from tests.serve.ask import SAMPLES, chat, image, square, text
 from tests.serve.launching import PRISM, Launched, ahead_of_engines, engine_of, is_ready_again, launched_with, replicas
 from tests.serve.servers import APP, ROOT, free_port
@@ -187,14 +189,6 @@ async def last_events(client: httpx.AsyncClient, victims: list[psutil.Process]) 
             return [line.removeprefix("data: ") async for line in lines if line.startswith("data: ")]
 
 
-async def test_a_decoder_that_dies_ends_its_streams_with_a_typed_error(launched: Launched) -> None:
-    """When a decoder is killed in mid-stream, the stream ends with a typed error and ``[DONE]``; another takes its place."""
-    async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
-        *_, error, done = await last_events(client, replicas(launched.root, "Decoder"))
-        assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
-        await is_ready_again(client)
-
-
 async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:
     """When the engine is killed in mid-stream, the stream ends with a typed error and ``[DONE]``, and ``/health`` says no."""
     engines = [engine_of(decoder) for decoder in replicas(launched.root, "Decoder")]
@@ -214,17 +208,34 @@ async def test_a_decoder_whose_engine_died_is_replaced(launched: Launched) -> No
     assert (asked.returncode, asked.stdout) == (0, "red\n")
 
 
+async def test_a_decoder_that_dies_ends_its_streams_with_a_typed_error(launched: Launched) -> None:
+    """When a decoder is killed in mid-stream, the stream ends with a typed error and ``[DONE]``; another takes its place.
+
+    It took another's place itself: what its engine leaves in shared memory is no more there at the end.
+    """
+    [decoder] = replicas(launched.root, "Decoder")
+    launched.left = mapped(decoder.children(recursive=True))
+    assert launched.left
+    async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
+        *_, error, done = await last_events(client, [decoder])
+        assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
+        await is_ready_again(client)
+    deadline = time.monotonic() + 4 * MINDING_S
+    while zombies := [child for child in launched.root.children(recursive=True) if child.status() == psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < deadline, zombies
+        await asyncio.sleep(0.25)
+
+
 def test_ctrl_c_leaves_nothing_behind(launched: Launched) -> None:
     """After Ctrl-C every process of the cluster is gone, and so are its shared memory and its files."""
     family = launched.root.children(recursive=True)
     assert len(family) > 5
-    segments = {path.name for path in Path("/dev/shm").iterdir()}
-    mapped = {name for name in segments if any(holds(process, name) for process in family)}
-    assert mapped
+    segments = mapped(family)
+    assert segments
     launched.process.send_signal(signal.SIGINT)
     assert launched.process.wait(timeout=90) == 0
     assert [process for process in family if process.is_running()] == []
-    assert mapped & {path.name for path in Path("/dev/shm").iterdir()} == set()
+    assert (segments | launched.left) & {path.name for path in Path("/dev/shm").iterdir()} == set()
     assert [*launched.temporary.iterdir()] == []
 
 
@@ -244,6 +255,12 @@ def test_sigterm_ends_a_start_as_well() -> None:
         assert [process for process in family if process.is_running()] == []
         assert {*Path("/dev/shm").iterdir()} - segments == set()
         assert [*starting.temporary.iterdir()] == []
+
+
+def mapped(processes: list[psutil.Process]) -> set[str]:
+    """The segments of shared memory with a name that any of the processes maps."""
+    segments = {path.name for path in Path("/dev/shm").iterdir()}
+    return {name for name in segments if any(holds(process, name) for process in processes)}
 
 
 def holds(process: psutil.Process, segment: str) -> bool:

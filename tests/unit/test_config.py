@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from ray._raylet import node_labels_match_selector
 
-from cluster.config import DEMO_CHECKPOINT, ModelConfig, PrismConfig, ProcessorSettings
+from cluster.config import DEMO_CHECKPOINT, DecoderConfig, ModelConfig, PrismConfig, ProcessorSettings
 from deployments.app import build, decoder_options, pool_options, resources_of
 from deployments.application import ApplicationFile
 from tests.serve.servers import ROOT
@@ -41,6 +41,17 @@ def test_tensor_parallel_on_cpu_says_what_it_needs() -> None:
     """Two workers on CPU without cores bound to them are refused, with the value that would be right."""
     with pytest.raises(ValidationError, match=r"0\|1"):
         PrismConfig.model_validate({"decoder": {"tensor_parallel_size": 2}})
+    with pytest.raises(ValidationError, match=r"0\|1"):
+        PrismConfig.model_validate({"decoder": {"tensor_parallel_size": 2, "bind_cores": "0-3"}})
+
+
+def test_cores_are_written_as_vllm_does() -> None:
+    """Spans and single cores, an entry for each worker; what is not like that is refused."""
+    assert DecoderConfig(bind_cores="0-2,6").cores == {0, 1, 2, 6}
+    assert DecoderConfig(bind_cores="0-1|4", tensor_parallel_size=2).cores == {0, 1, 4}
+    for wrong in ("all", "0|", "1-", "0 1", ""):
+        with pytest.raises(ValidationError, match="bind_cores"):
+            DecoderConfig(bind_cores=wrong)
 
 
 def test_the_tree_is_frozen() -> None:
