@@ -29,9 +29,7 @@ class Decoder:
 
         log_refusals_briefly()
         self._encode = BySize(encoder.encode)
-        self._pulls = EmbeddingCache(
-            0
-        )  # to keep them is the engine's: here one call serves all who want one embedding meanwhile
+        self._pulls = EmbeddingCache(0)  # to keep them is the engine's: here one call serves all who want one meanwhile
         self._engine = await Engine.start(config)
         self._settings = config.model.processor
         self._description = description(config.model.processor, self._engine.kv_tokens)
