@@ -261,8 +261,8 @@ class DecoderConfig(PoolConfig):
 
     @model_validator(mode="after")
     def _tensor_parallel_on_cpu_binds_cores(self) -> Self:
-        entries = 0 if self.bind_cores is None else self.bind_cores.count("|") + 1
-        if self.device == "cpu" and entries != self.tensor_parallel_size and (entries or self.tensor_parallel_size > 1):
+        num_entries = len((self.bind_cores or "").split("|"))  # one worker needs none: an empty entry
+        if self.device == "cpu" and num_entries != self.tensor_parallel_size:
             example = "|".join(str(core) for core in range(self.tensor_parallel_size))
             raise ValueError(f"bind_cores needs one entry per worker on CPU: {example!r} for {self.tensor_parallel_size}")
         return self

@@ -164,22 +164,15 @@ def _check_room(config: PrismConfig) -> None:
 
 @contextmanager
 def _watched(progress: Callable[[str], None]) -> Iterator[None]:
-    """Reports which pools are still starting, once a second, from a thread of its own."""
-    done = threading.Event()
+    """Reports which pools are still starting, once a second."""
 
     def watch() -> None:
-        while not done.wait(1.0):
-            states = read_pool_states()
-            waiting = [name for name, pool in states.items() if pool["status"] != "HEALTHY"]
-            progress(f"{len(states) - len(waiting)} of {len(states)} pools ready; starting {', '.join(waiting) or 'HTTP'}")
+        states = read_pool_states()
+        waiting = [name for name, pool in states.items() if pool["status"] != "HEALTHY"]
+        progress(f"{len(states) - len(waiting)} of {len(states)} pools ready; starting {', '.join(waiting) or 'HTTP'}")
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with _every(1.0, watch):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 @contextmanager
@@ -189,21 +182,32 @@ def _minded(held: set[Path], strangers: set[Any]) -> Iterator[None]:
     Notes the shared memory that they hold, for a replica that is killed leaves its engine's behind; and lets those go that came
     to us when their own parent died, and have ended.
     """
-    done = threading.Event()
     known = set(psutil.Process().children())  # Ray's own, whose end Ray takes note of
 
     def mind() -> None:
-        if sys.platform == "linux":  # elsewhere it would be the whole process's
-            os.nice(LOWEST_PRIORITY)
-        while not done.wait(MINDING_S):
-            held.update(segments.held_by(_children() - strangers))
-            for orphan in set(psutil.Process().children()) - known - strangers:
-                with suppress(psutil.NoSuchProcess, ChildProcessError):
-                    if orphan.status() == psutil.STATUS_ZOMBIE:
-                        os.waitpid(orphan.pid, os.WNOHANG)
+        held.update(segments.held_by(_children() - strangers))
+        for orphan in set(psutil.Process().children()) - known - strangers:
+            with suppress(psutil.NoSuchProcess, ChildProcessError):
+                if orphan.status() == psutil.STATUS_ZOMBIE:
+                    os.waitpid(orphan.pid, os.WNOHANG)
 
-    held.update(segments.held_by(_children() - strangers))
-    thread = threading.Thread(target=mind, daemon=True)
+    mind()
+    with _every(MINDING_S, mind, niceness=LOWEST_PRIORITY):
+        yield
+
+
+@contextmanager
+def _every(interval_s: float, work: Callable[[], None], *, niceness: int = 0) -> Iterator[None]:
+    """Does some work time and again inside the block, from a thread of its own."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        if sys.platform == "linux":  # elsewhere it would be the whole process's
+            os.nice(niceness)
+        while not done.wait(interval_s):
+            work()
+
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
