@@ -268,6 +268,11 @@ class DecoderConfig(PoolConfig):
         return self
 
     @property
+    def shares_cores(self) -> bool:
+        """Whether the engine computes on CPU cores that nothing reserves for it."""
+        return self.device == "cpu" and self.bind_cores is None
+
+    @property
     def cores(self) -> set[int]:
         """Every core that ``bind_cores`` names."""
         spans = [span.split("-") for span in (self.bind_cores or "").replace("|", ",").split(",") if span]

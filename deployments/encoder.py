@@ -36,7 +36,7 @@ class VisionEncoder:
         checkpoint = model.path_with(encode.TOWER_PREFIXES)
         self._tower = encode.VisionEncoder.load(checkpoint, model.processor, dtype=model.dtype, device=config.encoder.device)
         self._preprocess = BySize(preprocessor.preprocess)
-        niceness = priority.PICTURES if config.encoder.device == "cpu" else 0
+        niceness = priority.of_pictures(config.decoder) if config.encoder.device == "cpu" else 0
         self._lane = encode.Lane(self._tower.encode, batch_patches=config.encoder.batch_patches, niceness=niceness)
         self._cache = EmbeddingCache(config.encoder.cache_bytes)
         self._description = description(model.processor, config.encoder.cache_bytes / self._tower.bytes_per_patch)

@@ -30,7 +30,8 @@ class Preprocessor:
         torch.set_num_threads(1)
         self._preprocess = preprocess
         self._settings = config.model.processor
-        self._lane = ThreadPoolExecutor(1, thread_name_prefix="preprocess", initializer=os.nice, initargs=(priority.PICTURES,))
+        niceness = priority.of_pictures(config.decoder)
+        self._lane = ThreadPoolExecutor(1, thread_name_prefix="preprocess", initializer=os.nice, initargs=(niceness,))
 
     async def preprocess(self, picture: Picture) -> Pixels:
         """Decodes, resizes and patchifies one picture, off the event loop."""

@@ -92,8 +92,7 @@ class Engine:
         try:
             await init_app_state(llm, state, args, await llm.get_supported_tasks())
             await engine._warm_up()
-            if config.decoder.device == "cpu":
-                _place(config.decoder)
+            _place(config.decoder)
         except BaseException:
             engine.stop()
             raise
@@ -226,10 +225,10 @@ def engine_flags(config: PrismConfig) -> list[str]:
 
 
 def _place(decoder: DecoderConfig) -> None:
-    """Puts an engine on its own cores, or behind whatever else uses them. vLLM binds several workers itself."""
-    if decoder.bind_cores is None:
+    """Puts an engine on the CPU cores that it has to itself, or behind whatever else uses them. vLLM binds several workers."""
+    if decoder.shares_cores:
         _let_others_first()
-    elif decoder.tensor_parallel_size == 1:
+    elif decoder.device == "cpu" and decoder.tensor_parallel_size == 1:
         _bind(decoder.cores)
 
 

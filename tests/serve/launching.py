@@ -126,3 +126,8 @@ def engine_of(decoder: psutil.Process) -> psutil.Process:
     """
     [engine] = [child for child in decoder.children() if "resource_tracker" not in " ".join(child.cmdline())]
     return engine
+
+
+def thread_niceness(process: psutil.Process) -> set[int]:
+    """The niceness of every thread of a process."""
+    return {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in process.threads()}

@@ -18,9 +18,19 @@ import psutil
 import pytest
 from PIL import Image
 
+from cluster import priority
 from deployments.launch import MINDING_S
 from tests.serve.ask import SAMPLES, chat, image, square, text
-from tests.serve.launching import PRISM, Launched, ahead_of_engines, engine_of, is_ready_again, launched_with, replicas
+from tests.serve.launching import (
+    PRISM,
+    Launched,
+    ahead_of_engines,
+    engine_of,
+    is_ready_again,
+    launched_with,
+    replicas,
+    thread_niceness,
+)
 from tests.serve.servers import APP, ROOT, free_port
 from tests.serve.test_parity import compare, requests
 
@@ -54,6 +64,17 @@ async def test_two_tensor_parallel_workers_give_the_same_answers(launched: Launc
     spread = list(islice(cases, 0, None, len(cases) // NUM_COMPARED))
     async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
         assert await compare(spread, client, bare) == []
+
+
+def test_pictures_come_after_tokens_where_engines_have_cores(launched: Launched) -> None:
+    """Beside an engine with cores of its own, threads that compute for pictures leave the others to who carries tokens."""
+    assert run("ask", "--url", launched.url, SAMPLES / "shape.png", "What colour is the shape?").returncode == 0
+    [decoder] = replicas(launched.root, "Decoder")
+    assert engine_of(decoder).nice() == 0
+    assert thread_niceness(decoder) == {0}
+    for pool in ("Preprocessor", "VisionEncoder"):
+        of_threads = set[int]().union(*map(thread_niceness, replicas(launched.root, pool)))
+        assert of_threads == {0, priority.PICTURES_BESIDE_ENGINE}
 
 
 def test_ask_streams_an_answer(launched: Launched) -> None:

@@ -54,6 +54,13 @@ def test_cores_are_written_as_vllm_does() -> None:
             DecoderConfig(bind_cores=wrong)
 
 
+def test_who_shares_cores() -> None:
+    """Engines on CPU cores that nothing reserves for them do; those with ``bind_cores``, or on a GPU, do not."""
+    assert DecoderConfig().shares_cores
+    assert not DecoderConfig(bind_cores="0").shares_cores
+    assert not DecoderConfig(device="cuda").shares_cores
+
+
 def test_the_tree_is_frozen() -> None:
     """No value can be changed after the file was read."""
     with pytest.raises(ValidationError, match="frozen"):
