@@ -146,8 +146,8 @@ def about(repeats: int, *, quick: bool, client_first: bool) -> dict[str, Any]:
         "bound": (
             "two engines to cores 0 and 1; in `bursts` and `geometry` the engine to core 1 and Prism's encoder to core 0; "
             "else each system is left to itself; Ray's workers run at niceness 0, and what computes in Prism as it does by "
-            "itself (`cluster/priority.py`): pictures at 5, engines without a core that is reserved for them at 15, "
-            "those of `bursts` and `geometry` (`bind_cores`) at 0"
+            "itself (`cluster/priority.py`): engines at 15 and pictures at 0; in `bursts` and `geometry`, where the engine's "
+            "core is reserved for it (`bind_cores`), the engine at 0 and pictures at 5"
         ),
     }
 
