@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 SHARING_ENGINE: Final = 15
 """Of an engine that no core is reserved for: a thirtieth of what pictures get. It computes all the time; a new picture would
-have a third of a core. Encoded first, it joins steps that are made anyway: with eight users of windows of pictures, the mean
-time to the first token on two cores fell from 0.70 to 0.42 s with a tenth, and the gaps between tokens stayed what they were."""
+have a third of a core. Encoded first, it joins steps that are made anyway. With eight users of windows of pictures on two
+cores, a tenth took the mean time to the first token from 0.70 to 0.42 s, and the gaps between tokens stayed what they were."""
 
 PICTURES_BESIDE_ENGINE: Final = 5
 """Of the threads that preprocess and encode, where engines compute on cores or GPUs of their own: a third of what a thread at 0
