@@ -4,6 +4,7 @@ In: a picture or a conversation, the pool's replicas, what they report, and the 
 
 **Encoders.** A picture that a replica holds, or works on, goes there: it costs no work. A new one goes to its home by
 rendezvous hashing, unless that has more than ``load_factor`` times the mean work, counted in patches; then to the next in line.
+Each caller knows of others' work what it has heard: two that know different things may send a new picture to two replicas.
 
 **Decoders.** A call goes where it is done soonest, counted in tokens to prefill: what of its prompt is not in the replica's KV
 cache, and what the replica has before it.
