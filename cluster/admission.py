@@ -52,11 +52,16 @@ class Admission:
 
 
 class Place:
-    """One request's place and its bytes; giving either back twice counts once."""
+    """One request's place and its bytes; giving either back twice counts once.
+
+    A request that is refused bytes gives back at once those that it has. Two that do not fit together would else both be refused,
+    each for what the other still holds.
+    """
 
     def __init__(self, admission: Admission) -> None:
         self._admission: Final = admission
         self._num_bytes = 0
+        self._refusal: Overloaded | None = None
         self.is_left = False
 
     def hold(self, num_bytes: int) -> None:
@@ -67,7 +72,14 @@ class Place:
             Overloaded: They do not fit beside those of the other requests.
         """
         assert not self.is_left, "a request that has ended holds nothing"
-        self._admission.take_bytes(num_bytes, beside=self._num_bytes)
+        if self._refusal is not None:  # another of its pictures did not fit
+            raise self._refusal
+        try:
+            self._admission.take_bytes(num_bytes, beside=self._num_bytes)
+        except Overloaded as refusal:
+            self._refusal = refusal
+            self.drop_bytes()
+            raise
         self._num_bytes += num_bytes
 
     def drop_bytes(self) -> None:

@@ -19,11 +19,24 @@ def test_places_and_bytes_come_back() -> None:
     first.hold(60)
     with pytest.raises(Overloaded, match="60 bytes"):
         second.hold(41)
-    second.hold(40)
     first.leave()
     first.leave()
-    assert (admission.num_requests, admission.num_bytes) == (1, 40)
-    admission.enter().hold(60)
+    assert (admission.num_requests, admission.num_bytes) == (1, 0)
+    admission.enter().hold(100)
+
+
+def test_of_requests_that_do_not_fit_together_the_last_is_served() -> None:
+    """A refused request's bytes are free at once, before it has left, and it takes no more: somebody always gets on."""
+    admission = Admission(3, 100)
+    places = [admission.enter() for _ in range(3)]
+    for place in places:
+        place.hold(33)
+    for place in places[:2]:
+        for num_bytes in (40, 1):
+            with pytest.raises(Overloaded):
+                place.hold(num_bytes)
+    places[2].hold(60)
+    assert admission.num_bytes == 93
 
 
 def test_a_refusal_says_the_limit() -> None:
@@ -50,18 +63,24 @@ def test_any_order_of_events_keeps_the_books() -> None:
     draw = random.Random(0)
     admission = Admission(8, 1000)
     places: dict[Place, int] = {}
+    refused: set[Place] = set()
     for _ in range(5000):
         match draw.randrange(4):
             case 0 if len(places) < 8:
                 places[admission.enter()] = 0
             case 1 if places:
                 place, num_bytes = draw.choice([*places]), draw.randrange(200)
-                if sum(places.values()) + num_bytes <= 1000:
+                if place not in refused and sum(places.values()) + num_bytes <= 1000:
                     place.hold(num_bytes)
                     places[place] += num_bytes
-                else:
-                    with pytest.raises(BodyTooLarge if places[place] + num_bytes > 1000 else Overloaded):
+                elif place not in refused and places[place] + num_bytes > 1000:
+                    with pytest.raises(BodyTooLarge):
                         place.hold(num_bytes)
+                else:
+                    with pytest.raises(Overloaded):
+                        place.hold(num_bytes)
+                    refused.add(place)
+                    places[place] = 0
             case 2 if places:
                 place = draw.choice([*places])
                 place.drop_bytes()
