@@ -54,8 +54,8 @@ class Admission:
 class Place:
     """One request's place and its bytes; giving either back twice counts once.
 
-    A request that is refused bytes gives back at once those that it has. Two that do not fit together would else both be refused,
-    each for what the other still holds.
+    A request that is refused bytes gives back at once those that it has: two that do not fit together would else both be
+    refused, each for what the other still holds.
     """
 
     def __init__(self, admission: Admission) -> None:

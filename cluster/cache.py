@@ -38,6 +38,16 @@ class EmbeddingCache:
         self._runs: Final[dict[Digest, _Run]] = {}
         self.num_bytes = 0
 
+    def __contains__(self, digest: Digest) -> bool:
+        """Whether nothing has to be begun for this picture: it is kept or in the making."""
+        return digest in self._kept or digest in self._runs
+
+    def kept(self, digest: Digest) -> Embedding | None:
+        """The embedding of a picture, used now, if it is kept."""
+        if (kept := self._kept.get(digest)) is not None:
+            self._kept.move_to_end(digest)
+        return kept
+
     async def of(self, picture: Picture, make: Callable[[Picture], Coroutine[Any, Any, Embedding]]) -> Embedding:
         """A picture's embedding, with the time that it took this caller, if another had it made.
 
@@ -62,8 +72,7 @@ class EmbeddingCache:
         Raises:
             Exception: What ``make`` raised.
         """
-        if (kept := self._kept.get(digest)) is not None:
-            self._kept.move_to_end(digest)
+        if (kept := self.kept(digest)) is not None:
             CACHE_LOOKUPS.labels("hit").inc()
             return kept, "hit"
         run = self._runs.get(digest)
@@ -88,13 +97,14 @@ class EmbeddingCache:
             if self._runs.get(digest) is run:
                 del self._runs[digest]
                 if not task.cancelled() and task.exception() is None:
-                    self._keep(task.result())
+                    self.keep(task.result())
 
         run.task.add_done_callback(finish)
         return run
 
-    def _keep(self, embedding: Embedding) -> None:
-        if embedding.rows.nbytes > self._max_bytes:
+    def keep(self, embedding: Embedding) -> None:
+        """Keeps an embedding as the one used last."""
+        if embedding.rows.nbytes > self._max_bytes or embedding.digest in self._kept:
             return
         self._kept[embedding.digest] = embedding
         self.num_bytes += embedding.rows.nbytes

@@ -3,6 +3,8 @@
     Router ──Call, Picture──> Decoder ──Picture──> VisionEncoder ──Picture──> Preprocessor
     Router <──FirstPiece, text── Decoder <──Embedding── VisionEncoder <──Pixels── Preprocessor
 
+Encoders ask each other about a ``Digest``, and the answer to that, or to a decoder, may be ``Elsewhere``.
+
 Arrays are numpy: Ray's object store hands them on without a copy, which it cannot do for torch tensors.
 """
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 Digest = str
 """Names a picture everywhere: 64 hex digits over its bytes, the processor's settings, the encoder's revision and the request's
 ``cache_salt``."""
+
+Replica = str
+"""Names one replica of a pool, everywhere."""
 
 Grid = tuple[int, int, int]
 """A picture's patches as (time, height, width); time is 1 for pictures."""
@@ -86,6 +91,13 @@ class Embedding:
     dtype: str
     grid: Grid
     spent: Spent = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """An encoder's word that another, by its replica's name, makes a picture's embedding: it is to be had there."""
+
+    replica: Replica
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ ENGINE_REQUESTS: Final = Gauge(
 PICTURES: Final = Counter("prism_pictures", "Pictures that a stage has worked on.", ["stage"])
 CACHE_LOOKUPS: Final = Counter(
     "prism_embedding_cache_lookups",
-    "Pictures asked of an encoder or a decoder: kept (hit), being encoded for somebody else (joined), or new (miss).",
+    "Pictures asked of an encoder or a decoder: kept (hit), being encoded for somebody else (joined), "
+    "kept by another encoder (lent), or new (miss).",
     ["outcome"],
 )
 CACHE_BYTES: Final = Gauge("prism_embedding_cache_bytes", "What the embeddings take that this replica keeps.")

@@ -4,7 +4,7 @@ In: a picture or a conversation, the pool's replicas, what they report, and the 
 
 **Encoders.** A picture that a replica holds, or works on, goes there: it costs no work. A new one goes to its home by
 rendezvous hashing, unless that has more than ``load_factor`` times the mean work, counted in patches; then to the next in line.
-Each caller knows of others' work what it has heard: two that know different things may send a new picture to two replicas.
+Each caller knows of others' work what it has heard, and two may send one picture to two replicas: see ``single_flight``.
 
 **Decoders.** A call goes where it is done soonest, counted in tokens to prefill: what of its prompt is not in the replica's KV
 cache, and what the replica has before it.
@@ -19,6 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -28,9 +29,8 @@ from cluster.conversation import Conversation
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
 
-    from cluster.messages import Digest
+    from cluster.messages import Digest, Replica
 
-Replica = str
 CallId = str
 Item = TypeVar("Item")
 
@@ -49,7 +49,16 @@ MIN_FREE_KV: Final = 0.05
 
 def rendezvous(key: str, replicas: Collection[Replica]) -> list[Replica]:
     """The replicas in the order in which they are to have a key; one more or less moves 1/n of all keys."""
-    return sorted(replicas, key=lambda replica: blake2b(f"{key}\0{replica}".encode(), digest_size=8).digest())
+    return sorted(replicas, key=partial(_rank, key))
+
+
+def home(key: str, replicas: Collection[Replica]) -> Replica:
+    """The first of them, for whoever has a key is to be known there."""
+    return min(replicas, key=partial(_rank, key))
+
+
+def _rank(key: str, replica: Replica) -> bytes:
+    return blake2b(f"{key}\0{replica}".encode(), digest_size=8).digest()
 
 
 def within_bound(order: Sequence[Replica], work: Mapping[Replica, float], factor: float) -> list[Replica]:

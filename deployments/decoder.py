@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.cache import EmbeddingCache
 from cluster.errors import EmbeddingLost
+from cluster.messages import Elsewhere, Embedding
 from cluster.metrics import ENGINE_REQUESTS
 from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left, log_refusals_briefly
 from deployments.routing import description
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
     from cluster.config import PrismConfig
-    from cluster.messages import Call, Digest, Embedding, FirstPiece, Picture, Spent
+    from cluster.messages import Call, Digest, FirstPiece, Picture, Spent
 
 
 class Decoder:
@@ -70,9 +71,13 @@ class Decoder:
         return embeddings, {**spent, "transfer": time.perf_counter() - started_s - sum(spent.values())}
 
     async def _encoded(self, picture: Picture) -> Embedding:
-        call = self._encode.of(self._num_bytes(picture))
-        with calling("encoder"), cancelled_if_left(call.remote(picture)) as response:
-            embedding: Embedding = await response
+        encode = self._encode.of(self._num_bytes(picture))
+        with calling("encoder"), cancelled_if_left(encode.remote(picture)) as response:
+            embedding: Embedding | Elsewhere = await response
+        if isinstance(embedding, Elsewhere):
+            with calling("encoder"), cancelled_if_left(encode.remote(picture, at=embedding.replica)) as response:
+                embedding = await response
+        assert isinstance(embedding, Embedding), "nobody is sent on twice"
         return embedding
 
     def _num_bytes(self, picture: Picture) -> int:

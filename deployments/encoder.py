@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from ray import serve
 
 from cluster import priority
 from cluster.cache import EmbeddingCache
+from cluster.errors import PrismError
 from cluster.metrics import PICTURES
+from cluster.single_flight import SingleFlight
 from deployments.calls import BySize, ProcessMetrics, calling, cancelled_if_left, log_refusals_briefly
 from deployments.routing import description
 
@@ -19,7 +24,10 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
     from cluster.config import PrismConfig
-    from cluster.messages import Embedding, Picture
+    from cluster.messages import Digest, Elsewhere, Embedding, Picture, Replica
+
+ASK_TIMEOUT_S: Final = 0.5
+"""How long an encoder waits for another's word. That takes one or two milliseconds, unless the other is full or gone."""
 
 
 class VisionEncoder:
@@ -38,14 +46,38 @@ class VisionEncoder:
         self._preprocess = BySize(preprocessor.preprocess)
         niceness = priority.of_pictures(config.decoder) if config.encoder.device == "cpu" else 0
         self._lane = encode.Lane(self._tower.encode, batch_patches=config.encoder.batch_patches, niceness=niceness)
-        self._cache = EmbeddingCache(config.encoder.cache_bytes)
+        context = serve.get_replica_context()
+        self._name = context.replica_id.unique_id
+        self._claim = BySize(serve.get_deployment_handle(context.deployment, context.app_name).claim)
+        self._flight = SingleFlight(self._name, EmbeddingCache(config.encoder.cache_bytes), self._ask)
         self._description = description(model.processor, config.encoder.cache_bytes / self._tower.bytes_per_patch)
         self._settings = model.processor
         self._num_patches = 0
 
-    async def encode(self, picture: Picture) -> Embedding:
-        """A picture's embedding, and where its time went."""
-        return await self._cache.of(picture, self._encode)
+    async def encode(
+        self, picture: Picture, *, home: Replica | None = None, at: Replica | None = None
+    ) -> Embedding | Elsewhere:
+        """A picture's embedding, and where its time went; or the replica to ask for it.
+
+        Args:
+            picture: It.
+            home: The picture's home, which the request router fills in where it passed that over.
+            at: Whom another replica named, and the request router found.
+        """
+        return await self._flight.of(picture, self._encode, home=home, is_sent_on=at is not None)
+
+    async def claim(self, digest: Digest, asker: Replica, *, at: Replica) -> Embedding | Elsewhere | None:
+        """Whether a picture is had or made somewhere, by what this replica knows; if not, the one who asks makes it."""
+        return self._flight.answer(digest, asker) if at == self._name else None
+
+    async def _ask(self, peer: Replica, picture: Picture) -> Embedding | Elsewhere | None:
+        claim = self._claim.of(int(self._settings.num_patches(picture.num_pixels) * self._tower.bytes_per_patch))
+        with suppress(TimeoutError, PrismError):  # it is gone, or full: then this one makes the picture
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                with calling("encoder"), cancelled_if_left(claim.remote(picture.digest, self._name, at=peer)) as response:
+                    answer: Embedding | Elsewhere | None = await response
+                    return answer
+        return None
 
     async def _encode(self, picture: Picture) -> Embedding:
         started_s = time.perf_counter()

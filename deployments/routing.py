@@ -14,12 +14,13 @@ from ray.serve.request_router import RequestRouter
 from cluster.config import EncoderRoutingConfig, ProcessorSettings
 from cluster.conversation import Conversation, read_conversation
 from cluster.messages import Call, Picture
-from cluster.route import ConversationRoutes, PictureRoutes, PictureWork
+from cluster.route import ConversationRoutes, PictureRoutes, PictureWork, home
 
 if TYPE_CHECKING:
     from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
     from cluster.config import RoutingConfig
+    from cluster.messages import Replica
     from cluster.route import Routes
 
 Item = TypeVar("Item")
@@ -45,6 +46,8 @@ def description(settings: ProcessorSettings, max_held: float) -> dict[str, Any]:
 
 class AffinityRequestRouter(RequestRouter, Generic[Item]):
     """Asks ``Routes`` for the order of the replicas, and tells it what becomes of each call.
+
+    A call with the argument ``at`` goes to the replica of that name, as long as there is one.
 
     Serve gives a chosen replica to the waiting call that has the id of the client's request. All calls that a request causes
     have the same: of several that wait at a time, one is found and the others wait for ever. Here each call has its own, and
@@ -84,9 +87,11 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # or Serve asks again without a pause while all are full
         call = pending_request.metadata.internal_request_id
+        by_name, now_s = {_name(replica): replica for replica in candidate_replicas}, time.monotonic()
+        if (named := by_name.get(pending_request.kwargs.get("at", ""))) is not None:
+            return [[named]]
         if (item := self._waiting.get(call)) is None:
             return [candidate_replicas]
-        by_name, now_s = {_name(replica): replica for replica in candidate_replicas}, time.monotonic()
         order = [by_name[name] for name in self.routes.rank(item, by_name, now_s)]
         free = self.select_available_replicas(order)
         order = free + [replica for replica in order if replica not in free]
@@ -110,7 +115,11 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
         finally:
             del self._waiting[call]
         self.routes.sent(call, item, _name(replica), time.monotonic())
+        self.complete(pending_request, item, _name(replica))
         return replica
+
+    def complete(self, call: PendingRequest, item: Item, replica: Replica) -> None:
+        """Adds to a call what the replica should know that it goes to."""
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:  # noqa: ARG002
         """A replica has answered, failed or refused."""
@@ -129,6 +138,11 @@ class EncoderRequestRouter(AffinityRequestRouter[PictureWork]):
                 return PictureWork(digest, settings.num_patches(width * height))
         return None
 
+    def complete(self, call: PendingRequest, item: PictureWork, replica: Replica) -> None:
+        """Who else to ask about the picture: its home, if that is another."""
+        where = home(item.digest, [_name(other) for other in self.curr_replicas.values()] or [replica])
+        call.kwargs["home"] = None if where == replica else where
+
 
 class DecoderRequestRouter(AffinityRequestRouter[Conversation]):
     """By the conversation and its pictures."""
@@ -143,6 +157,6 @@ class DecoderRequestRouter(AffinityRequestRouter[Conversation]):
         return None
 
 
-def _name(replica: RunningReplica) -> str:
-    name: str = replica.replica_id.unique_id
+def _name(replica: RunningReplica) -> Replica:
+    name: Replica = replica.replica_id.unique_id
     return name

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from ray.serve._private.constants import RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S
 
-from cluster.config import EncoderRoutingConfig
 from tests.serve.ask import Part, chat, image, random_png, square, text
 from tests.serve.launching import Launched, is_ready_again, launched_with, replicas
 
@@ -20,9 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 NUM_CONCURRENT = 12
-FORGOTTEN_S = 1 + max(RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S, 2 * EncoderRoutingConfig().report_period_s)
-"""After this long without work, whoever routes knows that there is none: a report waits a period for its turn and another for
-the controller to pass it on, and Serve takes an encoder that has refused a call for full until it has forgotten that."""
 
 
 @pytest.fixture(scope="module")
@@ -101,18 +96,29 @@ async def test_many_pictures_in_many_requests_all_end(client: httpx.AsyncClient)
 
 
 async def test_a_picture_is_encoded_once_whoever_asks(client: httpx.AsyncClient) -> None:
-    """32 requests for one new picture, more than an encoder takes at once, and then 8 more cause one run, and are right.
-
-    On a pool that both decoders know to be idle: what one of them knows of an encoder's earlier work, and the other does not,
-    would have them choose different encoders.
-    """
-    await asyncio.sleep(FORGOTTEN_S)
+    """32 requests for one new picture, more than an encoder takes at once, and then 8 more cause one run, and are right."""
     before = await lookups(client, "miss")
     ask = [square("blue", 81), text("What colour is the shape?")]
     answers = await asyncio.gather(*(asked(client, ask) for _ in range(32)))
     answers += [await asked(client, ask) for _ in range(8)]
     assert set(answers) == {"blue"}
     assert sum((await lookups(client, "miss") - before).values()) == 1
+
+
+async def test_pictures_are_encoded_once_under_uneven_load(client: httpx.AsyncClient) -> None:
+    """Of rounds of four new pictures, each in six requests, with large ones between, every picture causes one run.
+
+    The two decoders know of different work then, and pass over different encoders.
+    """
+    draw = random.Random(1)
+    for number in range(8):
+        sides = [draw.choice([60, 120, 400]) for _ in range(4)]
+        pictures = [image(random_png(side, side, 100 * number + seed)) for seed, side in enumerate(sides)]
+        asks = [[picture, text(f"{draw.random()}")] for picture in pictures for _ in range(6)]
+        draw.shuffle(asks)
+        before = await lookups(client, "miss")
+        await asyncio.gather(*(asked(client, ask, max_tokens=1) for ask in asks))
+        assert sum((await lookups(client, "miss") - before).values()) == len(pictures)
 
 
 async def test_nothing_is_shared_between_salts(client: httpx.AsyncClient) -> None:

@@ -101,6 +101,35 @@ async def test_a_full_replica_is_passed_over() -> None:
     assert await waiting == [other.name]
 
 
+async def test_a_call_that_names_a_replica_goes_there() -> None:
+    """``at`` comes before home and load; with that replica gone the call goes its usual way. So does one about no picture."""
+    home, other = (Replica(name) for name in rendezvous("0", ["a", "b"]))
+    router = await encoders(home, other)
+    for at, where in [(home.name, home.name), (other.name, other.name), ("gone", home.name)]:
+        pending = encode("0")
+        pending.kwargs["at"] = at
+        assert (await router._choose_replica_for_request(pending)).replica_id.unique_id == where
+    metadata = RequestMetadata(request_id="request", internal_request_id="request")
+    for replica in (home, other):
+        claim = PendingRequest(args=["0", "asker"], kwargs={"at": replica.name}, metadata=metadata)
+        assert (await router._choose_replica_for_request(claim)).replica_id.unique_id == replica.name
+
+
+async def test_a_replica_is_told_whom_it_stands_in_for() -> None:
+    """A call that passes over a picture's home names it, and one that goes home names nobody, also in a second try."""
+    home, other = (Replica(name, queue_len) for name, queue_len in zip(rendezvous("0", ["a", "b"]), [4, 3], strict=True))
+    router = await encoders(home, other)
+    pending = encode("0")
+    await router._choose_replica_for_request(pending)
+    assert pending.kwargs == {"home": home.name}
+    router.on_request_completed(other.replica_id, pending.metadata.internal_request_id)
+    router.routes.retain([])
+    home.queue_len = 0
+    router.on_new_queue_len_info(home.replica_id, 0)
+    await router._choose_replica_for_request(pending, is_retry=True)
+    assert pending.kwargs == {"home": None}
+
+
 async def test_what_ends_weighs_no_more() -> None:
     """Calls that ended, were refused, or were left before they had a replica leave no work behind."""
     router = await encoders(Replica("a"), Replica("b"))
