@@ -96,12 +96,7 @@ class Decoder:
         """Called by Serve; raises once the engine is gone."""
         await self._engine.check_health()
 
-    async def ready(self) -> bool:
-        """Whether this replica can serve."""
-        await self._engine.check_health()
-        return True
-
-    async def metrics(self) -> ProcessMetrics:
+    def metrics(self) -> ProcessMetrics:
         """This process's metrics, vLLM's own among them, as Prometheus text."""
         ENGINE_REQUESTS.set(self._engine.num_requests)
         return ProcessMetrics.of_this_replica()

@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ray import serve
+from ray.exceptions import RayError
 
 from cluster import priority
 from cluster.cache import EmbeddingCache
-from cluster.errors import PrismError
 from cluster.metrics import PICTURES
 from cluster.single_flight import SingleFlight
 from deployments.calls import BySize, ProcessMetrics, calling, cancelled_if_left, log_refusals_briefly
+from deployments.replicas import actors_of, call
 from deployments.routing import description
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from cluster.messages import Digest, Elsewhere, Embedding, Picture, Replica
 
 ASK_TIMEOUT_S: Final = 0.5
-"""How long an encoder waits for another's word. That takes one or two milliseconds, unless the other is full or gone."""
+"""How long an encoder waits for another's word, which takes a millisecond or two unless the other is gone."""
+PROVEN_S: Final = 10.0
+"""For so long a run that went well says that the tower works."""
 
 
 class VisionEncoder:
@@ -48,7 +51,7 @@ class VisionEncoder:
         self._lane = encode.Lane(self._tower.encode, batch_patches=config.encoder.batch_patches, niceness=niceness)
         context = serve.get_replica_context()
         self._name = context.replica_id.unique_id
-        self._claim = BySize(serve.get_deployment_handle(context.deployment, context.app_name).claim)
+        self._own_pool = serve.get_deployment_handle(context.deployment, context.app_name)
         self._flight = SingleFlight(self._name, EmbeddingCache(config.encoder.cache_bytes), self._ask)
         self._description = description(model.processor, config.encoder.cache_bytes / self._tower.bytes_per_patch)
         self._settings = model.processor
@@ -66,16 +69,15 @@ class VisionEncoder:
         """
         return await self._flight.of(picture, self._encode, home=home, is_sent_on=at is not None)
 
-    async def claim(self, digest: Digest, asker: Replica, *, at: Replica) -> Embedding | Elsewhere | None:
-        """Whether a picture is had or made somewhere, by what this replica knows; if not, the one who asks makes it."""
-        return self._flight.answer(digest, asker) if at == self._name else None
+    def claim(self, digest: Digest, asker: Replica) -> Embedding | Elsewhere | None:
+        """Called by another encoder: who has a picture or makes it, by what this one knows; if nobody, the asker makes it."""
+        return self._flight.answer(digest, asker)
 
     async def _ask(self, peer: Replica, picture: Picture) -> Embedding | Elsewhere | None:
-        claim = self._claim.of(int(self._settings.num_patches(picture.num_pixels) * self._tower.bytes_per_patch))
-        with suppress(TimeoutError, PrismError):  # it is gone, or full: then this one makes the picture
+        with suppress(TimeoutError, RayError):  # it is gone, or does not answer: then this one makes the picture
             async with asyncio.timeout(ASK_TIMEOUT_S):
-                with calling("encoder"), cancelled_if_left(claim.remote(picture.digest, self._name, at=peer)) as response:
-                    answer: Embedding | Elsewhere | None = await response
+                if (actor := (await actors_of(self._own_pool)).get(peer)) is not None:
+                    answer: Embedding | Elsewhere | None = await call(actor, "claim", picture.digest, self._name)
                     return answer
         return None
 
@@ -117,17 +119,14 @@ class VisionEncoder:
             self._num_patches -= num_patches
 
     async def check_health(self) -> None:
-        """Called by Serve, which replaces a replica whose tower fails on the smallest picture or does not come to it."""
-        await self._lane.run(self._tower.check)
+        """Called by Serve, which replaces a replica whose tower fails on the smallest picture or does not come to it.
 
-    async def ready(self) -> bool:
-        """Whether this replica can serve: its last run went well, or the smallest picture's does now."""
-        if not self._lane.works:
-            with suppress(Exception):
-                await self.check_health()
-        return self._lane.works
+        A tower that works is not kept from it.
+        """
+        if time.perf_counter() - self._lane.worked_at_s > PROVEN_S:
+            await self._lane.run(self._tower.check)
 
-    async def metrics(self) -> ProcessMetrics:
+    def metrics(self) -> ProcessMetrics:
         """This process's metrics, as Prometheus text."""
         return ProcessMetrics.of_this_replica()
 

@@ -44,10 +44,6 @@ class Preprocessor:
         pixels = self._preprocess(picture, self._settings)
         return replace(pixels, ran_s=time.perf_counter() - started_s)
 
-    async def ready(self) -> bool:
-        """Whether this replica can serve."""
-        return True
-
-    async def metrics(self) -> ProcessMetrics:
+    def metrics(self) -> ProcessMetrics:
         """This process's metrics, as Prometheus text."""
         return ProcessMetrics.of_this_replica()

@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 
 from cluster import metrics
 from cluster.errors import DeadlineExceeded, StageUnavailable
@@ -24,6 +23,7 @@ from cluster.messages import Call, FirstPiece, cache_salt
 from cluster.request import read_request
 from deployments.api import Answer, build_api
 from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left
+from deployments.replicas import ask_all, call, check_health
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +45,8 @@ class Router:
     def __init__(self, config: PrismConfig, **pools: DeploymentHandle[Any]) -> None:
         self.config = config
         self._pools = pools
+        context = serve.get_replica_context()
+        self._own_pool = serve.get_deployment_handle(context.deployment, context.app_name)
         self._generate = BySize(pools["decoder"].options(stream=True).generate)
         self._media = MediaReader(config.media, revision=config.model.revision)
 
@@ -107,9 +109,9 @@ class Router:
         """Raises:
         StageUnavailable: A pool cannot serve now; it is named.
         """
-        replies = await asyncio.gather(*(ask_replicas(pool, "ready") for pool in self._pools.values()))
+        replies = await asyncio.gather(*(ask_all(pool, check_health, timeout_s=ASK_TIMEOUT_S) for pool in self._pools.values()))
         for stage, answers in zip(self._pools, replies, strict=True):
-            if True not in answers:
+            if not answers:
                 raise StageUnavailable(f"No replica of the {stage} pool can serve now.", param=stage)
 
     async def pool_states(self) -> dict[str, Any]:
@@ -118,9 +120,9 @@ class Router:
 
     async def cluster_metrics(self) -> bytes:
         """Metrics of every process of the application, vLLM's own among them, as one Prometheus text."""
-        context = serve.get_replica_context()
-        pools = {"router": serve.get_deployment_handle(context.deployment, context.app_name), **self._pools}
-        replies = await asyncio.gather(*(ask_replicas(pool, "metrics") for pool in pools.values()))
+        pools = {"router": self._own_pool, **self._pools}
+        ask = partial(call, method="metrics")
+        replies = await asyncio.gather(*(ask_all(pool, ask, timeout_s=ASK_TIMEOUT_S) for pool in pools.values()))
         texts = [
             ({"pool": stage, "replica": reply.replica}, reply.text)
             for stage, answers in zip(pools, replies, strict=True)
@@ -128,22 +130,9 @@ class Router:
         ]
         return await asyncio.to_thread(metrics.merge, texts)
 
-    async def metrics(self) -> ProcessMetrics:
+    def metrics(self) -> ProcessMetrics:
         """This process's metrics."""
         return ProcessMetrics.of_this_replica()
-
-
-async def ask_replicas(pool: DeploymentHandle[Any], method: str) -> list[Any]:
-    """Asks every replica of a pool, past its queue; the answers of those that gave one in time."""
-    try:
-        async with asyncio.timeout(ASK_TIMEOUT_S):
-            # What is public of a broadcast, `results_async`, gives nothing at all as soon as one replica is late.
-            calls = await pool.broadcast(method)._fetch_replica_results_async()
-    except (TimeoutError, RayError, RayServeException):
-        return []
-    waits = (asyncio.wait_for(call.get_async(), ASK_TIMEOUT_S) for call in calls)  # type: ignore[no-untyped-call]
-    answers = await asyncio.gather(*waits, return_exceptions=True)
-    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 def read_pool_states() -> dict[str, Any]:

@@ -6,6 +6,7 @@ In: ``Pixels``, one at a time. Out: ``Encoded``. One run at a time; which pictur
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -52,8 +53,8 @@ class Lane:
         self._worker: asyncio.Task[None] | None = None
         self._num_run_patches = 0
         self._run_s = 0.0
-        self.works = True
-        """Whether the last run went well."""
+        self.worked_at_s = -math.inf
+        """When the last run ended, by ``perf_counter``, if it went well."""
 
     @contextmanager
     def coming(self) -> Iterator[None]:
@@ -89,9 +90,9 @@ class Lane:
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
         except Exception:
-            self.works = False
+            self.worked_at_s = -math.inf
             raise
-        self.works = True
+        self.worked_at_s = perf_counter()
         return result
 
     async def _work(self) -> None:

@@ -125,19 +125,23 @@ def test_a_kept_embedding_keeps_no_other(encoder: VisionEncoder, batch: list[Pix
         assert owner.untyped_storage().nbytes() == embedding.rows.nbytes
 
 
-async def test_a_tower_that_fails_is_found_by_its_health_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica whose tower fails says that it cannot serve, and Serve's health check fails with the tower's own error."""
+async def test_a_tower_that_fails_is_found_by_its_health_check(monkeypatch: pytest.MonkeyPatch, batch: list[Pixels]) -> None:
+    """Once a run has failed, Serve's health check tries the smallest picture, and fails as the tower does."""
     unused = SimpleNamespace(preprocess=SimpleNamespace(is_initialized=True, options=lambda **_: None))
+    context = SimpleNamespace(deployment="", app_name="", replica_id=SimpleNamespace(unique_id="one"))
+    monkeypatch.setattr(deployments.encoder.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(deployments.encoder.serve, "get_deployment_handle", lambda *_: unused)
     replica = deployments.encoder.VisionEncoder(PrismConfig(model=MODEL), unused)  # type: ignore[arg-type]
     await replica.check_health()
-    assert await replica.ready()
     with monkeypatch.context() as patch:
+        patch.setattr(replica._lane, "_encode", broken)
         patch.setattr(replica._tower, "encode", broken)
+        await replica.check_health()  # it has just worked
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            await replica._lane.encode(batch[0])
         with pytest.raises(RuntimeError, match="device-side assert"):
             await replica.check_health()
-        assert not await replica.ready()
-    assert await replica.ready()  # one picture's fault is over with it
-    await replica.check_health()
+    await replica.check_health()  # one picture's fault is over with it
 
 
 def broken(_: list[Pixels]) -> None:
