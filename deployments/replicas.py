@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ray import serve
 from ray.exceptions import RayError
@@ -21,17 +21,21 @@ if TYPE_CHECKING:
     from cluster.messages import Replica
 
 
+POLL_S: Final = 0.05
+
+
 async def actors_of(pool: DeploymentHandle[Any]) -> dict[Replica, ActorHandle[Any]]:
-    """The actors of the replicas that calls to a pool are routed to now."""
+    """The actors of the replicas that calls to a pool are routed to now; waits until the first are known."""
     if not pool.is_initialized:
         pool._init()  # type: ignore[no-untyped-call]
     router = cast(Any, pool._router)._asyncio_router
-    await router._request_router_initialized.wait()
-    return {name.unique_id: replica._actor_handle for name, replica in router.request_router.curr_replicas.items()}
+    while not (pool.running_replicas_populated() and router._request_router):  # noqa: ASYNC110 -- perhaps of another thread
+        await asyncio.sleep(POLL_S)
+    return {name.unique_id: replica._actor_handle for name, replica in router._request_router.curr_replicas.items()}
 
 
 def call(actor: ActorHandle[Any], method: str, *arguments: Any) -> Awaitable[Any]:
-    """Calls a replica's method, one that is not async, on its event loop."""
+    """Calls a replica's method, one that is not async, on its actor's event loop."""
     return cast("Awaitable[Any]", actor.__ray_call__.remote(_call, method, *arguments))
 
 
