@@ -61,7 +61,7 @@ class Place:
     def __init__(self, admission: Admission) -> None:
         self._admission: Final = admission
         self._num_bytes = 0
-        self._refusal: Overloaded | None = None
+        self._is_refused = False
         self.is_left = False
 
     def hold(self, num_bytes: int) -> None:
@@ -72,12 +72,12 @@ class Place:
             Overloaded: They do not fit beside those of the other requests.
         """
         assert not self.is_left, "a request that has ended holds nothing"
-        if self._refusal is not None:  # another of its pictures did not fit
-            raise self._refusal
+        if self._is_refused:
+            raise Overloaded("Another part of the request did not fit; send it again shortly.")
         try:
             self._admission.take_bytes(num_bytes, beside=self._num_bytes)
-        except Overloaded as refusal:
-            self._refusal = refusal
+        except (BodyTooLarge, Overloaded):
+            self._is_refused = True
             self.drop_bytes()
             raise
         self._num_bytes += num_bytes

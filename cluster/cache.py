@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,7 +46,8 @@ class EmbeddingCache:
     def kept(self, digest: Digest) -> Embedding | None:
         """The embedding of a picture, used now, if it is kept."""
         if (kept := self._kept.get(digest)) is not None:
-            self._kept.move_to_end(digest)
+            with suppress(KeyError):  # on plain Serve another encoder's question comes in another thread: evicted just now
+                self._kept.move_to_end(digest)
         return kept
 
     async def of(self, picture: Picture, make: Callable[[Picture], Coroutine[Any, Any, Embedding]]) -> Embedding:

@@ -203,7 +203,8 @@ class RoutingConfig(Frozen):
     """How calls are spread over a pool's replicas.
 
     ``affinity`` sends them to where something of them is kept, and weighs that against the work that waits there;
-    ``balanced`` is Serve's own choice, the shorter queue of two.
+    ``balanced`` is Serve's own choice, the shorter queue of two: it knows no picture's home, and several encoders may each run
+    one that comes to them together.
     """
 
     policy: Literal["affinity", "balanced"] = "affinity"

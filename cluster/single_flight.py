@@ -1,16 +1,18 @@
 """One run per picture in a whole pool of encoders: who is not a picture's home asks there before it makes one.
 
 A picture's home is the replica that rendezvous hashing gives it, and most pictures are sent there. A caller passes the home
-over when it takes it for busy, and may be alone with that view. So the replica that is given the picture instead claims it at
-its home, which knows from then on who makes it:
+over when it takes it for busy, and may be alone with that view. So the replica that is given the picture instead, and is told
+of the home, claims it there; from then on the home knows who makes it:
 
     the home has the embedding          it lends it, and the other keeps it too: a picture in demand spreads
     the home or another makes it        ``Elsewhere``: the caller asks there, and joins the run
     nobody does                         the claim is granted
 
 The home, given the picture itself, asks whoever claimed it in the same way. No question waits for a run, and a caller is sent
-elsewhere once at the most: there can be no circle. A question that fails or takes too long counts as granted, and a claim whose
-embedding is evicted is as good as none: then there may be two runs, and never none.
+elsewhere once at the most: there can be no circle.
+
+There are two runs, and never none, where a question fails or takes too long, where callers that see different pools name
+different homes, and perhaps where an embedding that was claimed has been evicted meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from cluster.messages import Digest, Picture, Replica
 
 MAX_CLAIMS: Final = 65_536
-"""Claims that a home remembers, in about 10 MB."""
+"""Claims that a home remembers, in about 20 MB."""
 
 
 class SingleFlight:
@@ -41,14 +43,21 @@ class SingleFlight:
         name: The replica's own.
         cache: What it has and makes.
         ask: Puts ``answer`` to the replica of a name, about a picture.
+        is_there: Whether the pool has a replica of a name.
     """
 
     def __init__(
-        self, name: Replica, cache: EmbeddingCache, ask: Callable[[Replica, Picture], Awaitable[Embedding | Elsewhere | None]]
+        self,
+        name: Replica,
+        cache: EmbeddingCache,
+        *,
+        ask: Callable[[Replica, Picture], Awaitable[Embedding | Elsewhere | None]],
+        is_there: Callable[[Replica], bool],
     ) -> None:
         self._name: Final = name
         self._cache: Final = cache
         self._ask: Final = ask
+        self._is_there: Final = is_there
         self._asking: Final[Counter[Digest]] = Counter()
         self._claims: Final[OrderedDict[Digest, Replica]] = OrderedDict()
 
@@ -98,12 +107,12 @@ class SingleFlight:
         if digest in self._cache:
             return Elsewhere(self._name)
         holder = self._claims.get(digest)
-        if holder is None and digest in self._asking:  # of its home, which sent the asker here: the grant is on its way
+        if holder is None and digest in self._asking:  # of its home, which sent the asker here: a grant is on its way
             return Elsewhere(self._name)
-        if holder not in (None, asker):
+        if holder not in (None, asker) and self._is_there(holder):
             return Elsewhere(holder)
+        self._claims.pop(digest, None)
         self._claims[digest] = asker
-        self._claims.move_to_end(digest)
         if len(self._claims) > MAX_CLAIMS:
             self._claims.popitem(last=False)
         return None

@@ -15,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import RayServeException
 
 from cluster.errors import InternalError, PrismError, StageUnavailable
+from deployments.replicas import opened
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Iterator
@@ -51,8 +52,7 @@ class BySize:
     """gRPC refuses what is above 4 MiB."""
 
     def __init__(self, method: DeploymentHandle[Any]) -> None:
-        if not method.is_initialized:
-            method._init()  # type: ignore[no-untyped-call]  # or each of the two would route by what it alone has seen
+        opened(method)  # or each of the two would route by what it alone has seen
         self._by_value: Final = method.options(_by_reference=False)
         self._by_reference: Final = method.options(_by_reference=True)
 

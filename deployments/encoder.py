@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ray import serve
-from ray.exceptions import RayError
 
 from cluster import priority
 from cluster.cache import EmbeddingCache
 from cluster.metrics import PICTURES
 from cluster.single_flight import SingleFlight
 from deployments.calls import BySize, ProcessMetrics, calling, cancelled_if_left, log_refusals_briefly
-from deployments.replicas import actors_of, call
+from deployments.replicas import GONE, actors_of, call, own_pool
 from deployments.routing import description
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from cluster.config import PrismConfig
     from cluster.messages import Digest, Elsewhere, Embedding, Picture, Replica
 
-ASK_TIMEOUT_S: Final = 0.5
+log: Final = logging.getLogger("ray.serve")
+
+ASK_TIMEOUT_S: Final = 1.0
 """How long an encoder waits for another's word, which takes a millisecond or two unless the other is gone."""
-PROVEN_S: Final = 10.0
+PROVEN_S: Final = 5.0
 """For so long a run that went well says that the tower works."""
 
 
@@ -49,13 +52,14 @@ class VisionEncoder:
         self._preprocess = BySize(preprocessor.preprocess)
         niceness = priority.of_pictures(config.decoder) if config.encoder.device == "cpu" else 0
         self._lane = encode.Lane(self._tower.encode, batch_patches=config.encoder.batch_patches, niceness=niceness)
-        context = serve.get_replica_context()
-        self._name = context.replica_id.unique_id
-        self._own_pool = serve.get_deployment_handle(context.deployment, context.app_name)
-        self._flight = SingleFlight(self._name, EmbeddingCache(config.encoder.cache_bytes), self._ask)
+        self._own_pool = own_pool()
+        self._name = serve.get_replica_context().replica_id.unique_id
+        cache = EmbeddingCache(config.encoder.cache_bytes)
+        self._flight = SingleFlight(self._name, cache, ask=self._ask, is_there=lambda name: name in actors_of(self._own_pool))
         self._description = description(model.processor, config.encoder.cache_bytes / self._tower.bytes_per_patch)
         self._settings = model.processor
         self._num_patches = 0
+        self._check: asyncio.Task[None] | None = None
 
     async def encode(
         self, picture: Picture, *, home: Replica | None = None, at: Replica | None = None
@@ -74,12 +78,15 @@ class VisionEncoder:
         return self._flight.answer(digest, asker)
 
     async def _ask(self, peer: Replica, picture: Picture) -> Embedding | Elsewhere | None:
-        with suppress(TimeoutError, RayError):  # it is gone, or does not answer: then this one makes the picture
+        if (actor := actors_of(self._own_pool).get(peer)) is None:
+            return None
+        try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
-                if (actor := (await actors_of(self._own_pool)).get(peer)) is not None:
-                    answer: Embedding | Elsewhere | None = await call(actor, "claim", picture.digest, self._name)
-                    return answer
-        return None
+                answer: Embedding | Elsewhere | None = await call(actor, "claim", picture.digest, self._name)
+        except (TimeoutError, *GONE) as error:
+            log.warning("the encoder %s did not say who makes a picture: %r", peer, error)
+            return None
+        return answer
 
     async def _encode(self, picture: Picture) -> Embedding:
         started_s = time.perf_counter()
@@ -121,10 +128,12 @@ class VisionEncoder:
     async def check_health(self) -> None:
         """Called by Serve, which replaces a replica whose tower fails on the smallest picture or does not come to it.
 
-        A tower that works is not kept from it.
+        A tower that works is not kept from it, and those who ask together share one answer.
         """
         if time.perf_counter() - self._lane.worked_at_s > PROVEN_S:
-            await self._lane.run(self._tower.check)
+            if self._check is None or self._check.done():
+                self._check = asyncio.create_task(self._lane.run(self._tower.check), context=Context())
+            await asyncio.shield(self._check)
 
     def metrics(self) -> ProcessMetrics:
         """This process's metrics, as Prometheus text."""

@@ -23,7 +23,7 @@ from cluster.messages import Call, FirstPiece, cache_salt
 from cluster.request import read_request
 from deployments.api import Answer, build_api
 from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left
-from deployments.replicas import ask_all, call, check_health
+from deployments.replicas import ask_all, call, check_health, opened, own_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,9 +44,8 @@ class Router:
 
     def __init__(self, config: PrismConfig, **pools: DeploymentHandle[Any]) -> None:
         self.config = config
-        self._pools = pools
-        context = serve.get_replica_context()
-        self._own_pool = serve.get_deployment_handle(context.deployment, context.app_name)
+        self._pools = {stage: opened(pool) for stage, pool in pools.items()}
+        self._own_pool = own_pool()
         self._generate = BySize(pools["decoder"].options(stream=True).generate)
         self._media = MediaReader(config.media, revision=config.model.revision)
 

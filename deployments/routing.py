@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+NAMED_PATIENCE_S = 0.25
+"""How long a call waits for room in the replica that it names, before any other will do."""
+
 
 def routing_options(routing: RoutingConfig) -> dict[str, Any]:
     """Serve's options for how calls to a pool are routed."""
@@ -47,7 +50,8 @@ def description(settings: ProcessorSettings, max_held: float) -> dict[str, Any]:
 class AffinityRequestRouter(RequestRouter, Generic[Item]):
     """Asks ``Routes`` for the order of the replicas, and tells it what becomes of each call.
 
-    A call with the argument ``at`` goes to the replica of that name, as long as there is one.
+    A call with the argument ``at`` goes to the replica of that name; if that is gone, or full for long, to any: Serve looks for
+    room for a few calls at a time, and the others must not wait behind one.
 
     Serve gives a chosen replica to the waiting call that has the id of the client's request. All calls that a request causes
     have the same: of several that wait at a time, one is found and the others wait for ever. Here each call has its own, and
@@ -89,7 +93,8 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
         call = pending_request.metadata.internal_request_id
         by_name, now_s = {_name(replica): replica for replica in candidate_replicas}, time.monotonic()
         if (named := by_name.get(pending_request.kwargs.get("at", ""))) is not None:
-            return [[named]]
+            is_late = time.time() - pending_request.created_at > NAMED_PATIENCE_S
+            return [[named], *([candidate_replicas] if is_late else [])]
         if (item := self._waiting.get(call)) is None:
             return [candidate_replicas]
         order = [by_name[name] for name in self.routes.rank(item, by_name, now_s)]
@@ -102,6 +107,7 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
     async def _choose_replica_for_request(self, pending_request: PendingRequest, *, is_retry: bool = False) -> RunningReplica:
         call = uuid4().hex
         pending_request.metadata = replace(pending_request.metadata, internal_request_id=call)
+        pending_request.kwargs.pop("home", None)  # of an earlier try
         # Read here and not where it is needed: what is raised there leaves the call waiting.
         item = self.item(pending_request, self._settings) if len(self.curr_replicas) != 1 else None
         if item is None:
@@ -141,7 +147,8 @@ class EncoderRequestRouter(AffinityRequestRouter[PictureWork]):
     def complete(self, call: PendingRequest, item: PictureWork, replica: Replica) -> None:
         """Who else to ask about the picture: its home, if that is another."""
         where = home(item.digest, [_name(other) for other in self.curr_replicas.values()] or [replica])
-        call.kwargs["home"] = None if where == replica else where
+        if where != replica:
+            call.kwargs["home"] = where
 
 
 class DecoderRequestRouter(AffinityRequestRouter[Conversation]):

@@ -76,6 +76,8 @@ def test_any_order_of_events_keeps_the_books() -> None:
                 elif place not in refused and places[place] + num_bytes > 1000:
                     with pytest.raises(BodyTooLarge):
                         place.hold(num_bytes)
+                    refused.add(place)
+                    places[place] = 0
                 else:
                     with pytest.raises(Overloaded):
                         place.hold(num_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -128,9 +129,9 @@ def test_a_kept_embedding_keeps_no_other(encoder: VisionEncoder, batch: list[Pix
 async def test_a_tower_that_fails_is_found_by_its_health_check(monkeypatch: pytest.MonkeyPatch, batch: list[Pixels]) -> None:
     """Once a run has failed, Serve's health check tries the smallest picture, and fails as the tower does."""
     unused = SimpleNamespace(preprocess=SimpleNamespace(is_initialized=True, options=lambda **_: None))
-    context = SimpleNamespace(deployment="", app_name="", replica_id=SimpleNamespace(unique_id="one"))
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="one"))
     monkeypatch.setattr(deployments.encoder.serve, "get_replica_context", lambda: context)
-    monkeypatch.setattr(deployments.encoder.serve, "get_deployment_handle", lambda *_: unused)
+    monkeypatch.setattr(deployments.encoder, "own_pool", lambda: unused)
     replica = deployments.encoder.VisionEncoder(PrismConfig(model=MODEL), unused)  # type: ignore[arg-type]
     await replica.check_health()
     with monkeypatch.context() as patch:
@@ -142,6 +143,13 @@ async def test_a_tower_that_fails_is_found_by_its_health_check(monkeypatch: pyte
         with pytest.raises(RuntimeError, match="device-side assert"):
             await replica.check_health()
     await replica.check_health()  # one picture's fault is over with it
+    monkeypatch.setattr(deployments.encoder, "PROVEN_S", 0)
+    runs = []
+    monkeypatch.setattr(replica._tower, "encode", runs.append)
+    await asyncio.gather(*(replica.check_health() for _ in range(3)))
+    assert len(runs) == 1
+    await replica.check_health()
+    assert len(runs) == 2
 
 
 def broken(_: list[Pixels]) -> None:

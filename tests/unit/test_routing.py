@@ -111,6 +111,24 @@ async def test_a_call_that_names_a_replica_goes_there() -> None:
         assert (await router._choose_replica_for_request(pending)).replica_id.unique_id == where
 
 
+async def test_a_call_that_names_a_full_replica_waits_a_while() -> None:
+    """It gets room there if that comes soon, and goes to another one if not."""
+    named, other = Replica("a", 4), Replica("b")
+    router = await encoders(named, other)
+    for comes_free in (True, False):
+        pending = encode("0")
+        pending.kwargs["at"] = "a"
+        waiting = asyncio.ensure_future(router._choose_replica_for_request(pending))
+        await named.probed.wait()
+        assert not waiting.done()
+        if comes_free:
+            named.queue_len = 3
+        assert (await waiting).replica_id.unique_id == ("a" if comes_free else "b")
+        named.queue_len = 4
+        router.on_new_queue_len_info(named.replica_id, 4)
+        named.probed.clear()
+
+
 async def test_a_replica_is_told_whom_it_stands_in_for() -> None:
     """A call that passes over a picture's home names it, and one that goes home names nobody, also in a second try."""
     home, other = (Replica(name, queue_len) for name, queue_len in zip(rendezvous("0", ["a", "b"]), [4, 3], strict=True))
@@ -123,7 +141,7 @@ async def test_a_replica_is_told_whom_it_stands_in_for() -> None:
     home.queue_len = 0
     router.on_new_queue_len_info(home.replica_id, 0)
     await router._choose_replica_for_request(pending, is_retry=True)
-    assert pending.kwargs == {"home": None}
+    assert pending.kwargs == {}
 
 
 async def test_what_ends_weighs_no_more() -> None:

@@ -31,7 +31,13 @@ class Pool:
         self.num_questions = 0
         self.gone: set[Replica] = set()
         self._pause = pause
-        self.members = {name: SingleFlight(name, EmbeddingCache(capacity * ROW), self._asking(name)) for name in names}
+        self.members = {
+            name: SingleFlight(name, EmbeddingCache(capacity * ROW), ask=self._asking(name), is_there=self._is_there)
+            for name in names
+        }
+
+    def _is_there(self, name: Replica) -> bool:
+        return name not in self.gone
 
     def _asking(self, asker: Replica) -> Callable[[Replica, Picture], Awaitable[Embedding | Elsewhere | None]]:
         async def ask(peer: Replica, picture: Picture) -> Embedding | Elsewhere | None:
@@ -125,6 +131,39 @@ async def test_a_home_that_is_gone_keeps_nobody_from_work() -> None:
     pool.gone = {other}
     assert await pool.encode("0", first) == first
     assert pool.runs["0"] == 2
+
+
+async def test_what_a_replica_claimed_that_is_gone_is_claimed_anew() -> None:
+    """A home sends nobody to a replica that is gone, but to the one that made the picture after it."""
+    pool = Pool(*"abc", pause=at_once)
+    first, second, third = rendezvous("0", [*"abc"])
+    await pool.encode("0", second)
+    pool.gone.add(second)
+    assert await pool.encode("0", third) == third
+    assert await pool.encode("0", first) == first
+    assert pool.runs["0"] == 2
+
+
+@pytest.mark.parametrize("seed", range(100))
+async def test_whatever_happens_every_call_ends(seed: int) -> None:
+    """Callers leave, questions fail, replicas go, and embeddings are evicted: whoever stays is answered."""
+    draw = random.Random(seed)
+
+    async def a_while() -> None:
+        for _ in range(draw.choice([0, 0, 1, 1, 2, 5, 20])):
+            await asyncio.sleep(0)
+
+    pool = Pool(*"abcd", pause=a_while, capacity=2)
+    calls = [asyncio.ensure_future(pool.encode(str(draw.randrange(5)), draw.choice([*pool.members]))) for _ in range(100)]
+    for call in draw.sample(calls, 30):
+        await a_while()
+        call.cancel()
+        pool.gone = set(draw.sample([*pool.members], draw.randrange(3)))
+    async with asyncio.timeout(10):
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert sum(isinstance(answer, str) for answer in ended) >= 70
+    assert all(isinstance(answer, str | asyncio.CancelledError) for answer in ended)
+    assert all(not member._asking for member in pool.members.values())
 
 
 async def test_what_was_evicted_is_made_again_where_it_is_asked_for() -> None:
