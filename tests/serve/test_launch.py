@@ -151,8 +151,8 @@ async def test_a_full_pool_is_well_and_measured(launched: Launched) -> None:
             async with asyncio.timeout(20):
                 while not full.search((await client.get("/metrics")).text):
                     pass
-            async with asyncio.timeout(1):
-                health, _ = await asyncio.gather(client.get("/health"), client.get("/metrics"))
+            async with asyncio.timeout(3):
+                health = await client.get("/health")
             assert health.status_code == httpx.codes.OK
             assert not any(request.done() for request in asked)
         finally:
