@@ -11,6 +11,7 @@ from cluster.errors import EmbeddingLost
 from cluster.messages import Elsewhere, Embedding
 from cluster.metrics import ENGINE_REQUESTS
 from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left, log_refusals_briefly
+from deployments.replicas import freeze_heap
 from deployments.routing import description
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Decoder:
         self._engine = await Engine.start(config)
         self._settings = config.model.processor
         self._description = description(config.model.processor, self._engine.kv_tokens)
+        freeze_heap()
 
     async def generate(self, call: Call, *pictures: Picture) -> AsyncIterator[FirstPiece | str]:
         """Runs one call about some pictures: SSE text for a stream, its JSON for anything else.

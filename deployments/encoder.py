@@ -17,7 +17,7 @@ from cluster.cache import EmbeddingCache
 from cluster.metrics import PICTURES
 from cluster.single_flight import SingleFlight
 from deployments.calls import BySize, ProcessMetrics, calling, cancelled_if_left, log_refusals_briefly
-from deployments.replicas import GONE, actors_of, call, own_pool
+from deployments.replicas import GONE, actors_of, call, freeze_heap, own_pool
 from deployments.routing import description
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class VisionEncoder:
         self._settings = model.processor
         self._num_patches = 0
         self._check: asyncio.Task[None] | None = None
+        freeze_heap()
 
     async def encode(
         self, picture: Picture, *, home: Replica | None = None, at: Replica | None = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cluster import priority
 from cluster.metrics import PICTURES
 from deployments.calls import ProcessMetrics, log_refusals_briefly
+from deployments.replicas import freeze_heap
 
 if TYPE_CHECKING:
     from cluster.config import PrismConfig
@@ -32,6 +33,7 @@ class Preprocessor:
         self._settings = config.model.processor
         niceness = priority.of_pictures(config.decoder)
         self._lane = ThreadPoolExecutor(1, thread_name_prefix="preprocess", initializer=os.nice, initargs=(niceness,))
+        freeze_heap()
 
     async def preprocess(self, picture: Picture) -> Pixels:
         """Decodes, resizes and patchifies one picture, off the event loop."""

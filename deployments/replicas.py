@@ -1,11 +1,12 @@
-"""Single replicas of a pool, called by name and past their queues: what must be answered also by a replica that is full.
+"""Single replicas of a pool: their heap, and calls by name and past their queues, for what a full one must answer, too.
 
-Serve has nothing public for that: a call to a deployment, and its broadcast as well, waits until a replica has room.
+Serve has nothing public for such calls: one to a deployment, and its broadcast as well, waits until a replica has room.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 GONE: Final = (RayError, RayServeException)
 """What Ray and Serve raise for a replica that cannot be asked, or that raises itself."""
 POLL_S: Final = 0.05
+
+
+def freeze_heap() -> None:
+    """Takes all that a replica has made by the end of its start out of the garbage collector's sight, as vLLM's server does.
+
+    To go through it takes half a second in a decoder, and no stream goes on meanwhile.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def own_pool() -> DeploymentHandle[Any]:

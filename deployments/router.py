@@ -23,7 +23,7 @@ from cluster.messages import Call, FirstPiece, cache_salt
 from cluster.request import read_request
 from deployments.api import Answer, build_api
 from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left
-from deployments.replicas import ask_all, call, check_health, opened, own_pool
+from deployments.replicas import ask_all, call, check_health, freeze_heap, opened, own_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,7 @@ class Router:
         self._own_pool = own_pool()
         self._generate = BySize(pools["decoder"].options(stream=True).generate)
         self._media = MediaReader(config.media, revision=config.model.revision)
+        freeze_heap()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return build_api(self)
