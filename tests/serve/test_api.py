@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from openai import AsyncOpenAI
 from transformers import AutoTokenizer
 
 from cluster import priority
-from cluster.config import DEMO_CHECKPOINT
+from cluster.config import DEMO_CHECKPOINT, DecoderConfig
 from tests.serve.ask import chat, image, picture, random_png, square, text
 from tests.serve.launching import engine_of, replicas, thread_niceness
 
@@ -223,6 +224,20 @@ async def test_metrics_cover_every_pool(prism: httpx.AsyncClient) -> None:
     assert "vllm:prompt_tokens_total{" in lines
     for pool in ("router", "preprocessor", "encoder", "decoder"):
         assert f'process_resident_memory_bytes{{pool="{pool}"' in lines
+
+
+async def test_a_full_pool_is_well_and_measured(prism: httpx.AsyncClient) -> None:
+    """While requests wait for room in the only decoder, ``/health`` says yes and its metrics are there, and wait for none."""
+    room = DecoderConfig().max_ongoing_requests
+    body = chat([text("Go on.")], max_tokens=400, ignore_eos=True)
+    asked = [asyncio.ensure_future(prism.post("/v1/chat/completions", json=body)) for _ in range(room + 8)]
+    full = re.compile(rf'^prism_engine_requests{{pool="decoder",.*}} {room}.0$', re.MULTILINE)
+    async with asyncio.timeout(30):
+        while not full.search((await prism.get("/metrics")).text):
+            pass
+    assert (await prism.get("/health")).status_code == httpx.codes.OK
+    assert not any(request.done() for request in asked)
+    assert {answer.status_code for answer in await asyncio.gather(*asked)} == {httpx.codes.OK}
 
 
 async def test_a_deadline_ends_a_request_with_a_typed_error(prism: httpx.AsyncClient) -> None:

@@ -64,8 +64,9 @@ async def test_inline_bytes_are_announced_too() -> None:
     assert admission.num_bytes == len(DATA)
     with pytest.raises(BodyTooLarge):
         await reader.read(URL, PARAM, place.hold)
-    place.drop_bytes()
-    await reader.read(URL, PARAM, place.hold)
+    assert admission.num_bytes == 0
+    place.leave()
+    await reader.read(URL, PARAM, admission.enter().hold)
     await reader.close()
 
 
