@@ -180,20 +180,30 @@ def _minded(held: set[Path], strangers: set[Any]) -> Iterator[None]:
     """Looks after the cluster's processes every few seconds, from a thread that gives way to all others.
 
     Notes the shared memory that they hold, for a replica that is killed leaves its engine's behind; and lets those go that came
-    to us when their own parent died, and have ended.
+    to us when their own parent died, and have ended. Not at once, but a round later: to one that was started in this process
+    somebody waits here.
     """
     known = set(psutil.Process().children())  # Ray's own, whose end Ray takes note of
+    ended: set[psutil.Process] = set()
 
     def mind() -> None:
         held.update(segments.held_by(_children() - strangers))
-        for orphan in set(psutil.Process().children()) - known - strangers:
-            with suppress(psutil.NoSuchProcess, ChildProcessError):
-                if orphan.status() == psutil.STATUS_ZOMBIE:
-                    os.waitpid(orphan.pid, os.WNOHANG)
+        for orphan in ended:
+            with suppress(ChildProcessError):
+                os.waitpid(orphan.pid, os.WNOHANG)
+        orphans = set(psutil.Process().children()) - known - strangers - ended
+        ended.clear()
+        ended.update(orphan for orphan in orphans if _is_zombie(orphan))
 
     mind()
     with _every(MINDING_S, mind, niceness=LOWEST_PRIORITY):
         yield
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    return False
 
 
 @contextmanager

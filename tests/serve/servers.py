@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import httpx
 from cluster.config import PrismConfig
 from deployments.application import ApplicationFile
 from deployments.launch import Cluster, running
+from loadtest.bench.systems import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "deployments" / "app.yaml"
 START_TIMEOUT_S = 240.0
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def with_changes(file: ApplicationFile, changes: dict[str, dict[str, Any]]) -> ApplicationFile:
