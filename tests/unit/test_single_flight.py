@@ -73,15 +73,22 @@ async def at_once() -> None:
     """No time at all."""
 
 
-@pytest.mark.parametrize("seed", range(100))
-async def test_wherever_calls_go_there_is_one_run(seed: int) -> None:
-    """Calls for ten pictures, sent to replicas as it comes and taking as long as it comes, cause one run each."""
-    draw = random.Random(seed)
+def pauses(draw: random.Random) -> Callable[[], Awaitable[None]]:
+    """Now nothing, now many turns of the event loop."""
 
     async def a_while() -> None:
         for _ in range(draw.choice([0, 0, 1, 1, 2, 5, 20])):
             await asyncio.sleep(0)
 
+    return a_while
+
+
+@pytest.mark.parametrize("seed", range(100))
+async def test_wherever_calls_go_there_is_one_run(seed: int) -> None:
+    """Calls for ten pictures, sent to replicas as it comes and taking as long as it comes, cause one run each."""
+    draw = random.Random(seed)
+
+    a_while = pauses(draw)
     pool = Pool(*"abcd"[: draw.randint(2, 4)], pause=a_while)
     digests = [str(number) for number in range(10)]
 
@@ -149,10 +156,7 @@ async def test_whatever_happens_every_call_ends(seed: int) -> None:
     """Callers leave, questions fail, replicas go, and embeddings are evicted: whoever stays is answered."""
     draw = random.Random(seed)
 
-    async def a_while() -> None:
-        for _ in range(draw.choice([0, 0, 1, 1, 2, 5, 20])):
-            await asyncio.sleep(0)
-
+    a_while = pauses(draw)
     pool = Pool(*"abcd", pause=a_while, capacity=2)
     calls = [asyncio.ensure_future(pool.encode(str(draw.randrange(5)), draw.choice([*pool.members]))) for _ in range(100)]
     for call in draw.sample(calls, 30):
