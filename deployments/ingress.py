@@ -71,7 +71,8 @@ def mended(configuration: str, folder: Path) -> str:
       client that leaves would keep its place in the engine.
     """
     for pattern, replacement in (
-        (r"^((?:frontend prometheus|listen stats)\n *bind )\*?:(\d+)$", rf"\1unix@{folder}/\2"),
+        (r"^(frontend prometheus\n *bind )\*?:\d+$", rf"\1unix@{folder}/p"),  # short, as the admin socket
+        (r"^(listen stats\n *bind )\*?:\d+$", rf"\1unix@{folder}/s"),
         (r"^ *option splice-request\n", ""),
         (r"^frontend http_frontend\n", r"\g<0>    http-request set-header x-request-start t=%[date(0,us)]\n"),
     ):
