@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +10,7 @@ import ray
 from ray.autoscaler._private.kuberay.utils import parse_quantity
 
 from cluster.config import PrismConfig
-from deployments.ingress import LEAN
+from deployments.ingress import BINARY, LEAN
 from tests.k8s.conftest import APPLICATIONS
 from tests.k8s.fitting import deployments_of, groups_of, pools_of
 from tests.k8s.manifests import K8S, build, pod_templates, read_document
@@ -107,6 +108,8 @@ def test_a_pod_has_the_lean_way_in(pod: dict[str, Any], config: PrismConfig) -> 
     [container] = pod["containers"]
     environment = {each["name"]: each.get("value") for each in container["env"]}
     assert LEAN.items() <= environment.items()
+    [command] = entry_points(group="console_scripts", value="deployments.ingress:run_haproxy")
+    assert environment[BINARY] == f"/usr/local/bin/{command.name}"
     assert int(environment["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > config.router.request_timeout_s
 
 
