@@ -29,7 +29,7 @@ format: .venv/.installed-$(EXTRAS)-dev  ## Put the code into shape.
 setup: .venv/.installed-$(EXTRAS)-dev  ## Everything a developer needs.
 
 demo: .venv/.installed-$(EXTRAS)-dev  ## Train the demo checkpoint anew (under an hour on two cores).
-	$(BIN)/python -m cluster.demo.train
+	$(BIN)/python -m cluster.demo.training.train
 
 bench: .venv/.installed-cpu-dev .venv-bench/.installed  ## Measure Prism beside vLLM, Ray Serve LLM and vllm-router (BENCH="--only text").
 	$(BIN)/python -m loadtest.bench $(BENCH)
@@ -37,20 +37,20 @@ bench: .venv/.installed-cpu-dev .venv-bench/.installed  ## Measure Prism beside 
 clean:  ## Remove the environments.
 	rm -rf .venv .venv-bench
 
-.venv/.installed-$(EXTRAS): pyproject.toml deployments/install.py
+.venv/.installed-$(EXTRAS): pyproject.toml deployments/local/install.py
 	@echo "Setting up .venv ($(EXTRAS)); the first time takes a few minutes."
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Prism needs Python 3.11 or newer; set PYTHON=.")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python deployments/install.py --extras $(EXTRAS)
+	@$(BIN)/python deployments/local/install.py --extras $(EXTRAS)
 	@touch $@
 
-.venv-bench/.installed: loadtest/bench/peers.txt deployments/install.py
+.venv-bench/.installed: loadtest/bench/peers.txt deployments/local/install.py
 	@echo "Setting up .venv-bench, the peers' environment; it takes a few minutes."
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
-	@.venv-bench/bin/python deployments/install.py --requirements loadtest/bench/peers.txt
+	@.venv-bench/bin/python deployments/local/install.py --requirements loadtest/bench/peers.txt
 	@touch $@
 
 .venv/.installed-$(EXTRAS)-dev: .venv/.installed-$(EXTRAS)
 	@echo "Adding what the tests need."
-	@$(BIN)/python deployments/install.py --extras $(EXTRAS),dev
+	@$(BIN)/python deployments/local/install.py --extras $(EXTRAS),dev
 	@touch $@

@@ -1,4 +1,5 @@
-"""Admission: what one Router replica takes on at a time, in requests and in bytes. What does not fit is refused at once."""
+"""Admission: what one Router replica takes on at a time, in requests and in bytes. What does not fit is refused at
+once."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from cluster.errors import BodyTooLarge, Overloaded
 
 
 class Admission:
-    """The places and the bytes of one Router replica.
+    """The slots and the bytes of one Router replica.
 
     Args:
         max_requests: Requests in flight.
@@ -21,17 +22,27 @@ class Admission:
         self.num_requests = 0
         self.num_bytes = 0
 
-    def enter(self) -> Place:
-        """Takes a place.
+    def enter(self) -> Slot:
+        """Takes a slot.
 
         Raises:
             Overloaded: All are taken.
         """
         if self.num_requests >= self._max_requests:
-            message = f"{self.num_requests} requests are in flight here, which is the limit; send the request again shortly."
+            message = (
+                f"{self.num_requests} requests are in flight here, which is the limit; send the request again shortly."
+            )
             raise Overloaded(message, in_flight=self.num_requests, limit=self._max_requests)
         self.num_requests += 1
-        return Place(self)
+        return Slot(self)
+
+    def release(self) -> None:
+        """Gives a slot back."""
+        self.num_requests -= 1
+
+    def release_bytes(self, num_bytes: int) -> None:
+        """Gives bytes back that ``take_bytes`` gave."""
+        self.num_bytes -= num_bytes
 
     def take_bytes(self, num_bytes: int, *, beside: int) -> None:
         """Takes so many bytes for a request that has some already.
@@ -41,21 +52,21 @@ class Admission:
             Overloaded: They do not fit beside those of the other requests.
         """
         if beside + num_bytes > self._max_bytes:
-            message = (
-                f"The request and its pictures need more than the {self._max_bytes} bytes that are held; send fewer pictures."
-            )
+            message = f"The request and its pictures need more than the {self._max_bytes} bytes that are held; send fewer pictures."
             raise BodyTooLarge(message, asked_bytes=beside + num_bytes, limit_bytes=self._max_bytes)
         if self.num_bytes + num_bytes > self._max_bytes:
-            message = f"{self.num_bytes} bytes of requests and pictures are held here, near the limit; send it again shortly."
+            message = (
+                f"{self.num_bytes} bytes of requests and pictures are held here, near the limit; send it again shortly."
+            )
             raise Overloaded(message, held_bytes=self.num_bytes, limit_bytes=self._max_bytes)
         self.num_bytes += num_bytes
 
 
-class Place:
-    """One request's place and its bytes; giving either back twice counts once.
+class Slot:
+    """One request's slot and its bytes; giving either back twice counts once.
 
-    A request that is refused bytes gives back at once those that it has: two that do not fit together would else both be
-    refused, each for what the other still holds.
+    A request that is refused bytes gives back at once those that it has: two that do not fit together would else both
+    be refused, each for what the other still holds.
     """
 
     def __init__(self, admission: Admission) -> None:
@@ -84,7 +95,7 @@ class Place:
 
     def drop_bytes(self) -> None:
         """Gives the bytes back."""
-        self._admission.num_bytes -= self._num_bytes
+        self._admission.release_bytes(self._num_bytes)
         self._num_bytes = 0
 
     def leave(self) -> None:
@@ -92,4 +103,4 @@ class Place:
         self.drop_bytes()
         if not self.is_left:
             self.is_left = True
-            self._admission.num_requests -= 1
+            self._admission.release()

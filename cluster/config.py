@@ -1,27 +1,19 @@
-"""The whole configuration: one typed, frozen tree, given by the ``args:`` of the application file.
+"""The whole configuration: one typed, frozen tree, filled from the ``args:`` of the application file.
 
-Unknown keys are refused by name, bad values with what would be right. Derived values are properties. A checkpoint's own
-settings come from its files through ``Checkpoint``; nothing else in Prism reads the environment or those files.
+Unknown keys are refused by name, and bad values with a sentence that says what would be right. Derived values are
+properties. This module reads no file and downloads nothing. ``cluster.checkpoint`` reads the files of the checkpoint
+that is named here.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from cluster import hub
 
 CORES = r"\d+(-\d+)?(,\d+(-\d+)?)*"
 """CPU cores of one worker, such as ``0-3,6``."""
 
-DEMO_CHECKPOINT = Path(__file__).parent / "demo" / "checkpoint"
-MEBIBYTE = 2**20
 POOLS = ("router", "preprocessor", "encoder", "decoder")
 
 Dtype = Literal["float32", "bfloat16"]
@@ -31,44 +23,6 @@ class Frozen(BaseModel):
     """A node of the tree: immutable, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ProcessorSettings(Frozen):
-    """How a checkpoint wants its pictures: read from its ``preprocessor_config.json``, never from the YAML."""
-
-    patch_size: int = 14
-    merge_size: int = 2
-    min_pixels: int = 56 * 56
-    max_pixels: int = 28 * 28 * 1280
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of the largest picture."""
-        return self.num_tokens(self.max_pixels)
-
-    @property
-    def patch_bytes(self) -> int:
-        """Of one patch as the preprocessor gives it: three colours, a byte each."""
-        return 3 * self.patch_size**2
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Path) -> ProcessorSettings:
-        """Reads ``preprocessor_config.json``; both the older ``min_pixels`` and the newer ``size`` spellings count."""
-        raw: dict[str, Any] = json.loads((checkpoint / "preprocessor_config.json").read_text())
-        size = raw.get("size") or {}
-        raw.setdefault("min_pixels", size.get("shortest_edge") or size.get("min_pixels"))
-        raw.setdefault("max_pixels", size.get("longest_edge") or size.get("max_pixels"))
-        return cls(**{key: raw[key] for key in cls.model_fields if raw.get(key) is not None})
-
-    def num_patches(self, num_pixels: int) -> int:
-        """About how many patches a picture of so many pixels comes to; its rounded sides may make it a little more or less."""
-        return max(self.min_pixels, min(num_pixels, self.max_pixels)) // self.patch_size**2
-
-    def num_tokens(self, num_pixels: int) -> int:
-        """About how many tokens the language model reads of it."""
-        return self.num_patches(num_pixels) // self.merge_size**2
 
 
 class ModelConfig(Frozen):
@@ -83,57 +37,6 @@ class ModelConfig(Frozen):
     served_name: str = "prism-demo"
     max_model_len: int = Field(default=4096, ge=1)
     dtype: Dtype = "bfloat16"
-
-    @cached_property
-    def settings_path(self) -> Path:
-        """A directory with the checkpoint's settings on this machine, its weights there or not."""
-        return self._local_path or hub.fetch(self.checkpoint, self.hub_revision)
-
-    @cached_property
-    def path(self) -> Path:
-        """The whole checkpoint's directory on this machine."""
-        return self.path_with(("",))
-
-    def path_with(self, prefixes: tuple[str, ...]) -> Path:
-        """A directory with the settings and at least those weights whose names start with one of the prefixes."""
-        return self._local_path or hub.fetch(self.checkpoint, self.hub_revision, prefixes)
-
-    @cached_property
-    def processor(self) -> ProcessorSettings:
-        return ProcessorSettings.from_checkpoint(self.settings_path)
-
-    @cached_property
-    def revision(self) -> str:
-        """A fingerprint of the encoder as 16 hex digits: the checkpoint's settings, the dtype, and the commit on the Hub.
-
-        For a directory the ends of each weight file stand in for the commit: names, shapes and some of the numbers.
-        """
-        fingerprint = hashlib.sha256(self.dtype.encode())
-        for name in ("config.json", "preprocessor_config.json"):
-            fingerprint.update((self.settings_path / name).read_bytes())
-        if self._local_path is None:
-            fingerprint.update(self.settings_path.name.encode())
-        else:
-            for weights in sorted(self._local_path.glob("*.safetensors")):
-                fingerprint.update(_ends(weights))
-        return fingerprint.hexdigest()[:16]
-
-    @cached_property
-    def _local_path(self) -> Path | None:
-        if self.checkpoint == "demo":
-            return DEMO_CHECKPOINT
-        local = Path(self.checkpoint)
-        return local if local.is_dir() else None
-
-
-def _ends(file: Path) -> bytes:
-    """The size, first and last mebibyte of a file."""
-    with file.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - MEBIBYTE))
-        last = stream.read(MEBIBYTE)
-        stream.seek(0)
-        return b"%d:" % size + stream.read(MEBIBYTE) + last
 
 
 class MediaConfig(Frozen):
@@ -158,8 +61,8 @@ class Resources(Frozen):
     num_gpus: float = Field(default=0.0, ge=0)
     memory_bytes: int | None = Field(default=None, ge=1)
     pool_label: str | None = None
-    """Prefer nodes whose Ray label ``pool`` has this value, then nodes that have no such label; with ``pool_label_required``,
-    and for decoders over several GPUs, use no others. A node of another pool is never used."""
+    """Prefer nodes whose Ray label ``pool`` has this value, then nodes that have no such label; with
+    ``pool_label_required``, and for decoders over several GPUs, use no others. A node of another pool is never used."""
     pool_label_required: bool = False
 
 
@@ -183,8 +86,8 @@ class RouterConfig(PoolConfig):
     """Requests that one Router replica works on at a time; more are refused with 429."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
     max_held_bytes: int = Field(default=2**30, ge=1)
-    """Bytes of bodies and pictures that one Router replica holds for requests which have not begun to answer; what does not fit
-    is refused with 429. The process uses up to three times as much: raw, parsed and decoded."""
+    """Bytes of bodies and pictures that one Router replica holds for requests which have not begun to answer; what does
+    not fit is refused with 429. The process uses up to three times as much: raw, parsed and decoded."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """The longest that a request may take; a client may ask for less with ``prism.timeout_s``."""
 
@@ -203,8 +106,8 @@ class RoutingConfig(Frozen):
     """How calls are spread over a pool's replicas.
 
     ``affinity`` sends them to where something of them is kept, and weighs that against the work that waits there;
-    ``balanced`` is Serve's own choice, the shorter queue of two: it knows no picture's home, and several encoders may each run
-    one that comes to them together.
+    ``balanced`` is Serve's own choice, the shorter queue of two: it knows no picture's home, and several encoders may
+    each run one that comes to them together.
     """
 
     policy: Literal["affinity", "balanced"] = "affinity"
@@ -220,10 +123,11 @@ class EncoderRoutingConfig(RoutingConfig):
 class EncoderConfig(PoolConfig):
     device: Literal["cpu", "cuda"] = "cpu"
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
-    """What each replica keeps of the embeddings that it made, in its memory. One token takes hidden size × bytes per number."""
+    """What each replica keeps of the embeddings that it made, in its memory. One token takes hidden size × bytes per
+    number."""
     batch_patches: int = Field(default=768, ge=1)
-    """Patches of 14 x 14 pixels that the vision tower takes in one run, of however many pictures; a larger one runs alone.
-    The default suits a CPU core, on which sharing pays for small pictures; a GPU wants ten times as many."""
+    """Patches of 14 x 14 pixels that the vision tower takes in one run, of however many pictures; a larger one runs
+    alone. The default suits a CPU core, on which sharing pays for small pictures; a GPU wants ten times as many."""
     num_threads: int = Field(default=1, ge=1)
     """CPU threads that the vision tower computes with; of no effect on a GPU."""
     routing: EncoderRoutingConfig = EncoderRoutingConfig()
@@ -237,17 +141,19 @@ class DecoderConfig(PoolConfig):
     """KV cache per worker on CPU; vLLM takes whole GiB there. On a GPU, ``gpu_memory_utilization`` decides."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     prefill_chunk_tokens: int | None = Field(default=None, ge=1)
-    """The most tokens of one prompt in a step of the engine while other requests run. Fewer let streams flow more evenly while
-    long prompts come, whose own first tokens come later; without it vLLM's limit for all of a step holds."""
+    """The most tokens of one prompt in a step of the engine while other requests run. Fewer let streams flow more
+    evenly while long prompts come, whose own first tokens come later; without it vLLM's limit for all of a step holds.
+    """
     enforce_eager: bool = False
     bind_cores: str | None = Field(default=None, pattern=rf"^{CORES}(\|{CORES})*$")
-    """CPU cores of the engine's workers as vLLM writes them: ``0|1`` gives each of two workers a core, ``0-3,6`` one worker
-    five. For cores that nothing else needs much: an engine without its own gives way to what it shares cores with."""
+    """CPU cores of the engine's workers as vLLM writes them: ``0|1`` gives each of two workers a core, ``0-3,6`` one
+    worker five. For cores that nothing else needs much: an engine without its own gives way to what it shares cores
+    with."""
     transport: Literal["shared", "inline"] = "shared"
     """How embeddings reach the engine's workers: by shared memory, or within the request."""
     shared_bytes: int = Field(default=2**30, ge=1)
-    """What each replica holds of embeddings in shared memory, in use or kept for reuse; it counts as the machine's memory. A
-    request waits until there is room for its own."""
+    """What each replica holds of embeddings in shared memory, in use or kept for reuse; it counts as the machine's
+    memory. A request waits until there is room for its own."""
     tool_call_parser: str | None = None
     """vLLM's parser for tools that the model calls by itself (``tool_choice: auto``), such as ``hermes``."""
     routing: RoutingConfig = RoutingConfig()
@@ -257,7 +163,9 @@ class DecoderConfig(PoolConfig):
         if self.resources.num_gpus:
             raise ValueError("leave out resources.num_gpus: a decoder has one GPU per tensor-parallel worker")
         if self.device == "cuda" and self.tensor_parallel_size > 1 and self.resources.memory_bytes is not None:
-            raise ValueError("leave out resources.memory_bytes: Ray does not reserve memory for a decoder over several GPUs")
+            raise ValueError(
+                "leave out resources.memory_bytes: Ray does not reserve memory for a decoder over several GPUs"
+            )
         return self
 
     @model_validator(mode="after")
@@ -265,7 +173,9 @@ class DecoderConfig(PoolConfig):
         num_entries = len((self.bind_cores or "").split("|"))  # one worker needs none: an empty entry
         if self.device == "cpu" and num_entries != self.tensor_parallel_size:
             example = "|".join(str(core) for core in range(self.tensor_parallel_size))
-            raise ValueError(f"bind_cores needs one entry per worker on CPU: {example!r} for {self.tensor_parallel_size}")
+            raise ValueError(
+                f"bind_cores needs one entry per worker on CPU: {example!r} for {self.tensor_parallel_size}"
+            )
         return self
 
     @property
@@ -283,8 +193,8 @@ class DecoderConfig(PoolConfig):
 class PrismConfig(Frozen):
     """The root: one model, the rules for its pictures, and the four pools.
 
-    ``encode`` says where pictures are encoded. Today every model runs ``split``; ``colocated`` and ``auto`` are named in the
-    design for models whose vLLM class takes no outside embeddings, and are refused until they exist.
+    ``encode`` says where pictures are encoded. Today every model runs ``split``; ``colocated`` and ``auto`` are named
+    in the design for models whose vLLM class takes no outside embeddings, and are refused until they exist.
     """
 
     model: ModelConfig = ModelConfig()

@@ -24,7 +24,7 @@
         ├── EngineRefused            4xx  vLLM refused the request; its own status and words
         ├── InternalError            500  a defect of Prism's: not worth a retry
         ├── EmbeddingLost            503  an embedding that was gone before the engine came to it
-        ├── StageUnavailable         503  a pool lost the replica that had the request, or has none
+        ├── PoolUnavailable         503  a pool lost the replica that had the request, or has none
         └── DeadlineExceeded         504  the request's time ran out
 
 Each leaf says its HTTP status, its OpenAI ``type`` and ``code``. Errors cross process borders whole: they pickle with
@@ -199,7 +199,7 @@ class EmbeddingLost(ServingError):
     code = "embedding_lost"
 
 
-class StageUnavailable(ServingError):
+class PoolUnavailable(ServingError):
     status = 503
     code = "stage_unavailable"
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Digest = str
-"""Names a picture everywhere: 64 hex digits over its bytes, the processor's settings, the encoder's revision and the request's
-``cache_salt``."""
+"""Names a picture everywhere: 64 hex digits over its bytes, the processor's settings, the encoder's revision and the
+request's ``cache_salt``."""
 
 Replica = str
 """Names one replica of a pool, everywhere."""
@@ -82,8 +82,9 @@ class Pixels:
 class Embedding:
     """What the vision tower made of a picture.
 
-    ``rows`` holds [num_tokens, hidden_size · itemsize] uint8: the raw bytes of the tensor, because numpy has no bfloat16;
-    ``dtype`` is the torch name of the numbers within. ``spent`` is where the time went of the call that it answers.
+    ``rows`` holds [num_tokens, hidden_size · itemsize] uint8: the raw bytes of the tensor, because numpy has no
+    bfloat16; ``dtype`` is the torch name of the numbers within. ``spent`` is where the time went of the call that it
+    answers.
     """
 
     digest: Digest

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 REQUESTS: Final = Counter("prism_requests", "Requests that ended, by endpoint and HTTP status.", ["endpoint", "status"])
 IN_FLIGHT: Final = Gauge("prism_requests_in_flight", "Requests that this Router replica works on now.")
 ENGINE_REQUESTS: Final = Gauge(
-    "prism_engine_requests", "Requests that the decoder's engine holds now; vLLM's own gauge stands still while it is idle."
+    "prism_engine_requests",
+    "Requests that the decoder's engine holds now; vLLM's own gauge stands still while it is idle.",
 )
 PICTURES: Final = Counter("prism_pictures", "Pictures that a stage has worked on.", ["stage"])
 CACHE_LOOKUPS: Final = Counter(

@@ -20,10 +20,11 @@ from cluster.messages import MAX_ASPECT_RATIO, PICTURE_FORMATS, Grid, Picture, P
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cluster.config import ProcessorSettings
+    from cluster.checkpoint import ProcessorSettings
 
 PILLOW_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""The formats that are read; all other decoders of Pillow's stay closed. JPEG covers MPO, which many phones write as .jpg."""
+"""The formats that are read; all other decoders of Pillow's stay closed. JPEG covers MPO, which many phones write as
+.jpg."""
 
 
 def preprocess(picture: Picture, settings: ProcessorSettings) -> Pixels:
@@ -47,10 +48,12 @@ def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
     Args:
         data: The file.
         size: Its (width, height) as the media stage read and bounded them. A file in which Pillow finds another size is
-            refused before anything is allocated for it; which side is which does not count, for Pillow turns TIFFs at once.
+            refused before anything is allocated for it; which side is which does not count, for Pillow turns TIFFs at
+            once.
 
     Raises:
-        InvalidPicture: The bytes are not a whole picture in one of ``PILLOW_FORMATS``, or in a mode without a known white.
+        InvalidPicture: The bytes are not a whole picture in one of ``PILLOW_FORMATS``, or in a mode without a known
+            white.
     """
     try:
         with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
@@ -73,8 +76,8 @@ def patchify(image: Image.Image, settings: ProcessorSettings) -> tuple[NDArray[n
     """Resizes an RGB picture as Qwen's processor does and cuts it into patches.
 
     Returns:
-        [num_patches, 3 · patch · patch] uint8 in Qwen's order (merge blocks together), and the grid that they form. Qwen's
-        processor repeats a still frame along time; here it stands once.
+        [num_patches, 3 · patch · patch] uint8 in Qwen's order (merge blocks together), and the grid that they form.
+        Qwen's processor repeats a still frame along time; here it stands once.
 
     Raises:
         InvalidPicture: One side is over 200 times as long as the other.
@@ -101,7 +104,9 @@ def smart_resize(height: int, width: int, settings: ProcessorSettings) -> tuple[
     Source: ``smart_resize`` of Qwen2-VL (arXiv 2409.12191, section 2.1), as in transformers 5.19.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        message = f"The picture is {width} x {height} pixels; its sides may differ by a factor of at most {MAX_ASPECT_RATIO}."
+        message = (
+            f"The picture is {width} x {height} pixels; its sides may differ by a factor of at most {MAX_ASPECT_RATIO}."
+        )
         raise InvalidPicture(message)
     factor = settings.patch_size * settings.merge_size
     new_height = round(height / factor) * factor
@@ -119,7 +124,9 @@ def smart_resize(height: int, width: int, settings: ProcessorSettings) -> tuple[
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
-        raise InvalidPicture("The picture's greys have 32 bits, for which no white is agreed; save it with 8 or 16 bits.")
+        raise InvalidPicture(
+            "The picture's greys have 32 bits, for which no white is agreed; save it with 8 or 16 bits."
+        )
     if image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.uint16)
         if isinstance(transparent := image.info.get("transparency"), int):

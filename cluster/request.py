@@ -1,8 +1,8 @@
 """Request stage: reads a client's JSON as far as Prism must, and leaves the rest to vLLM.
 
-In: the raw body. Out: a ``ClientRequest`` whose pictures are found, counted and lifted out. What a field of the OpenAI API
-means is vLLM's business; this stage knows the content parts that carry pictures, the fields that only an engine's operator
-may set, and Prism's own object ``prism``.
+In: the raw body. Out: a ``ClientRequest`` whose pictures are found, counted and lifted out. What a field of the OpenAI
+    API means is vLLM's business; this stage knows the content parts that carry pictures, the fields that only an
+    engine's operator may set, and Prism's own object ``prism``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from cluster.messages import Digest
 
 MAX_TEXT_BYTES: Final = 2 * 2**20
-"""Of a body beside its pictures. vLLM renders and tokenizes one request at a time; 40 MB keep all others waiting for 100 s."""
+"""Of a body beside its pictures. vLLM renders and tokenizes one request at a time; 40 MB keep all others waiting for
+100 s."""
 BASE64_ALPHABET: Final = string.ascii_letters.encode() + string.digits.encode() + b"+/="
 MAX_CONTAINERS: Final = 32_768
 """Objects and arrays in a body. vLLM validates them in its event loop; a million parts stop every stream for 20 s."""
@@ -49,8 +50,8 @@ TEXT_PARTS: Final = {
 """Types of parts that are text, and the field that holds it."""
 
 TEXT_EXTRAS: Final = frozenset({"annotations", "cache_control", "closed", "prompt_cache_breakpoint"})
-"""What else text may carry. vLLM shows fields that it does not know to the chat template, and to many a template any part
-with a field ``image`` is a picture."""
+"""What else text may carry. vLLM shows fields that it does not know to the chat template, and to many a template any
+part with a field ``image`` is a picture."""
 
 PICTURE_FIELDS: Final = frozenset({"image_url", "uuid"})
 URL_FIELDS: Final = frozenset({"url", "detail"})
@@ -115,7 +116,8 @@ def read_request(raw: bytes, *, served_name: str, max_pictures: int) -> ClientRe
     Raises:
         InvalidJson: It is not a JSON object.
         BodyTooLarge: It has too much beside its pictures.
-        InvalidField, UnknownField, UnsupportedPart, EmbeddingRefused, UuidWithoutPicture: A field that Prism reads is wrong.
+        InvalidField, UnknownField, UnsupportedPart, EmbeddingRefused, UuidWithoutPicture: A field that Prism reads is
+            wrong.
         ModelNotFound: It asks for another model.
         TooManyPictures: It carries more than ``max_pictures``.
     """
@@ -125,7 +127,9 @@ def read_request(raw: bytes, *, served_name: str, max_pictures: int) -> ClientRe
         if name in body:
             raise UnknownField(f"{name} is not accepted from clients. {advice}", param=name)
     if "prompt_embeds" in body:
-        raise EmbeddingRefused("prompt_embeds is not accepted from clients; send text and pictures.", param="prompt_embeds")
+        raise EmbeddingRefused(
+            "prompt_embeds is not accepted from clients; send text and pictures.", param="prompt_embeds"
+        )
     _check_fields(body)
     slots = tuple(_find_pictures(body))
     if len(slots) > max_pictures:
@@ -139,7 +143,8 @@ def read_request(raw: bytes, *, served_name: str, max_pictures: int) -> ClientRe
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
-    # Only what base64 is made of may be long: a body of brackets would take seconds to parse, and all streams wait for it.
+    # Only what base64 is made of may be long: a body of brackets would take seconds to parse, and all streams wait for
+    # it.
     if len(raw) > MAX_TEXT_BYTES and len(raw.translate(None, BASE64_ALPHABET)) > MAX_TEXT_BYTES:
         message = f"Beside its pictures the request has more than the {MAX_TEXT_BYTES} bytes that are read."
         raise BodyTooLarge(message, asked_bytes=len(raw), limit_bytes=MAX_TEXT_BYTES)
@@ -160,7 +165,8 @@ def _check_model(model: object, served_name: str) -> None:
 
 
 def _check_size(num_bytes: int, body: dict[str, Any]) -> None:
-    """Refuses what would keep a decoder from its other requests for seconds; ``num_bytes`` are those beside the pictures."""
+    """Refuses what would keep a decoder from its other requests for seconds; ``num_bytes`` are those beside the
+    pictures."""
     if num_bytes > MAX_TEXT_BYTES:
         message = f"Beside its pictures the request has {num_bytes} bytes; at most {MAX_TEXT_BYTES} are read."
         raise BodyTooLarge(message, asked_bytes=num_bytes, limit_bytes=MAX_TEXT_BYTES)
@@ -178,7 +184,9 @@ def _check_fields(body: dict[str, Any]) -> None:
     if not isinstance(body.get("stream"), bool | None):
         raise InvalidField(f"stream must be true or false, not {_kind(body['stream'])}.", param="stream")
     if body.get("prompt") is not None and "messages" in body:
-        raise InvalidField("Send prompt to /v1/completions or messages to /v1/chat/completions, not both.", param="prompt")
+        raise InvalidField(
+            "Send prompt to /v1/completions or messages to /v1/chat/completions, not both.", param="prompt"
+        )
 
 
 def _read_prism(options: object) -> tuple[float | None, bool]:
@@ -270,5 +278,12 @@ def _refuse_others(given: Mapping[str, Any], known: Iterable[str], param: str, a
 
 
 def _kind(value: object) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    names = {
+        dict: "an object",
+        list: "an array",
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+    }
     return names.get(type(value), "null")

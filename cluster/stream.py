@@ -1,13 +1,14 @@
 """Stream stage: carries SSE text from a decoder to the client, and ends it properly whatever happens.
 
-In: SSE text as the decoder makes it. Out: the same bytes. Once a stream has begun, an error can no longer be a status: it
-becomes an ``error`` event followed by ``[DONE]``, so that a client never takes a broken answer for a whole one.
+In: SSE text as the decoder makes it. Out: the same bytes. Once a stream has begun, an error can no longer be a status:
+    it becomes an ``error`` event followed by ``[DONE]``, so that a client never takes a broken answer for a whole one.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cluster.errors import InternalError, PrismError
@@ -20,13 +21,24 @@ log: Final = logging.getLogger("ray.serve")
 DONE: Final = b"data: [DONE]\n\n"
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A request's first piece, and what follows it: SSE text for a stream, JSON otherwise."""
+
+    first: str
+    rest: AsyncIterator[str]
+    stream: bool
+    wants_waterfall: bool
+
+
 async def relay(first: str, rest: AsyncIterator[str], ended: Callable[[int], None]) -> AsyncGenerator[bytes]:
     """Passes a stream on; an error in mid-stream becomes its last events.
 
     Args:
         first: The stream's first piece.
         rest: What follows.
-        ended: Told the status that the stream would have had, once its last piece has been taken or its error is known. Not
+        ended: Told the status that the stream would have had, once its last piece has been taken or its error is known.
+            Not
             called where the client leaves.
     """
     yield first.encode()

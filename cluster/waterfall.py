@@ -1,8 +1,8 @@
 """The waterfall of a request: where the time to its first token went, stage by stage.
 
-Each process measures its own stretches on its own clock and hands them on with what it made; no two clocks are compared. What
-lies between the processes is what is left: ``transfer``. So the stages up to ``first_token`` add up to the Router's time from
-the first byte of a request to the first piece of its answer, whatever happens in between.
+Each process measures its own stretches on its own clock and hands them on with what it made; no two clocks are
+compared. What lies between the processes is what is left: ``transfer``. So the stages up to ``first_token`` add up to
+the Router's time from the first byte of a request to the first piece of its answer, whatever happens in between.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ encoder.py       pool of vision towers
 decoder.py       pool of vLLM engines
 calls.py         calls between pools, by value or by reference; what Ray raises becomes one of Prism's errors
 replicas.py      single replicas: their heap, and calls past their queues
-routing.py       which replica of a pool a call goes to: Serve's side of ``cluster.route``
+routing.py       which replica of a pool a call goes to: Serve's side of ``cluster.routing.ledger``
 ingress.py       how HTTP comes to the Router: HAProxy, set by the environment
 launch.py        starts and ends a cluster on this machine
 cli.py           the ``prism`` command

@@ -6,9 +6,8 @@ import asyncio
 import logging
 import time
 from contextlib import aclosing
-from dataclasses import dataclass
 from importlib.metadata import distributions, version
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ray.exceptions import TaskCancelledError
 from starlette.applications import Starlette
@@ -17,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cluster.admission import Admission, Place
+from cluster.admission import Admission, Slot
 from cluster.errors import (
     BodyTooLarge,
     DeadlineExceeded,
@@ -34,12 +33,13 @@ from cluster.stream import relay
 from cluster.waterfall import LAST, Waterfall, ingress_s
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
     from starlette.types import Receive, Scope, Send
 
+    from cluster.config import PrismConfig
     from cluster.messages import Endpoint
-    from deployments.router import Router
+    from cluster.stream import Answer
 
 log: Final = logging.getLogger("ray.serve")
 
@@ -53,35 +53,44 @@ STREAMING: Final[frozenset[Endpoint]] = frozenset({"chat", "completions"})
 RETRY_AFTER_S: Final = 1
 BODY_GRACE_S: Final = 20.0
 BODY_MIN_RATE: Final = 64 * 2**10
-"""A body may take so many seconds, and one more for each so many bytes that came: who sends less holds a place for nothing."""
+"""A body may take so many seconds, and one more for each so many bytes that came: who sends less holds a place for
+nothing."""
 UNWATCHED: Final = "x-request-disconnect-disabled"
 """With it Serve would not notice that the client has left, and a stream would keep its place until its end."""
 CLIENT_GONE: Final = 499
 """What the metrics call a request whose client left before its answer, as nginx does."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A request's first piece, and what follows it: SSE text for a stream, JSON otherwise."""
+class Serving(Protocol):
+    """What the HTTP surface needs of the Router."""
 
-    first: str
-    rest: AsyncIterator[str]
-    stream: bool
-    wants_waterfall: bool
+    config: PrismConfig
+
+    async def serve(self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], waterfall: Waterfall) -> Answer:
+        """Serves one request up to its first piece."""
+
+    async def check_ready(self) -> None:
+        """Raises ``PoolUnavailable`` if a pool cannot serve now."""
+
+    async def pool_states(self) -> dict[str, Any]:
+        """The state of every pool."""
+
+    async def cluster_metrics(self) -> bytes:
+        """The metrics of every replica as Prometheus text."""
 
 
-def build_api(router: Router) -> Starlette:
+def build_api(router: Serving) -> Starlette:
     """The application that Serve runs in each Router replica."""
-    desk = Desk(router)
+    endpoints = Endpoints(router)
     api = Starlette(
         routes=[
-            *(Route(path, desk.endpoint(endpoint), methods=["POST"]) for path, endpoint in ENDPOINTS.items()),
-            Route("/v1/models", desk.models),
-            Route("/v1/models/{name:path}", desk.model),
-            Route("/health", desk.health),
-            Route("/status", desk.status),
-            Route("/version", desk.version),
-            Route("/metrics", desk.metrics),
+            *(Route(path, endpoints.endpoint(endpoint), methods=["POST"]) for path, endpoint in ENDPOINTS.items()),
+            Route("/v1/models", endpoints.models),
+            Route("/v1/models/{name:path}", endpoints.model),
+            Route("/health", endpoints.health),
+            Route("/status", endpoints.status),
+            Route("/version", endpoints.version),
+            Route("/metrics", endpoints.metrics),
         ],
         exception_handlers={
             PrismError: _prism_error,
@@ -94,10 +103,10 @@ def build_api(router: Router) -> Starlette:
     return api
 
 
-class Desk:
+class Endpoints:
     """What each route does. A request holds its place until its last byte is out, and its bytes until its first."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Serving) -> None:
         self._router = router
         self._admission = Admission(router.config.router.max_in_flight, router.config.router.max_held_bytes)
         self._started_s = int(time.time())
@@ -108,32 +117,32 @@ class Desk:
 
         async def handle(http: Request) -> Response:
             waterfall = Waterfall(ingress_s(http.headers.get("x-request-start"), time.time()))
-            place = self._enter(endpoint)
+            slot = self._enter(endpoint)
             try:
                 if UNWATCHED in http.headers:
                     raise UnknownField(f"The header {UNWATCHED} is not accepted; leave it out.", param=UNWATCHED)
-                raw = await self._read_body(http, place)
-                answer = await self._router.answer(endpoint, raw, place.hold, waterfall)
-                streams = answer.stream and endpoint in STREAMING
-                whole = answer.first if streams else answer.first + "".join([piece async for piece in answer.rest])
+                raw = await self._read_body(http, slot)
+                answer = await self._router.serve(endpoint, raw, slot.hold, waterfall)
+                is_stream = answer.stream and endpoint in STREAMING
+                whole = answer.first if is_stream else answer.first + "".join([piece async for piece in answer.rest])
             except BaseException as error:
-                self._leave(place, endpoint, _status(error))
+                self._leave(slot, endpoint, _status(error))
                 raise
             headers = {"server-timing": waterfall.server_timing()} if answer.wants_waterfall else {}
-            if not streams:
-                self._leave(place, endpoint, 200)
+            if not is_stream:
+                self._leave(slot, endpoint, 200)
                 _tell(waterfall, endpoint, 200)
                 return Response(whole, media_type="application/json", headers=headers)
             FIRST_PIECE_S.labels(endpoint).observe(waterfall.ttft_s)
-            place.drop_bytes()
+            slot.drop_bytes()
 
             def leave(status: int) -> None:
-                if not place.is_left:
+                if not slot.is_left:
                     waterfall.reach(LAST)
                     _tell(waterfall, endpoint, status)
-                self._leave(place, endpoint, status)
+                self._leave(slot, endpoint, status)
 
-            return HeldStream(relay(answer.first, answer.rest, leave), leave, headers)
+            return EventStream(relay(answer.first, answer.rest, leave), leave, headers)
 
         return handle
 
@@ -166,7 +175,7 @@ class Desk:
         """The whole cluster's metrics as Prometheus text."""
         return Response(await self._router.cluster_metrics(), media_type="text/plain; version=0.0.4")
 
-    def _enter(self, endpoint: Endpoint) -> Place:
+    def _enter(self, endpoint: Endpoint) -> Slot:
         try:
             return self._admission.enter()
         except Overloaded as error:
@@ -175,14 +184,14 @@ class Desk:
         finally:
             IN_FLIGHT.set(self._admission.num_requests)
 
-    def _leave(self, place: Place, endpoint: Endpoint, status: int) -> None:
+    def _leave(self, slot: Slot, endpoint: Endpoint, status: int) -> None:
         """Counts a request by its HTTP status and gives its place back; of no effect the second time."""
-        if not place.is_left:
-            place.leave()
+        if not slot.is_left:
+            slot.leave()
             IN_FLIGHT.set(self._admission.num_requests)
             REQUESTS.labels(endpoint, status).inc()
 
-    async def _read_body(self, http: Request, place: Place) -> bytes:
+    async def _read_body(self, http: Request, slot: Slot) -> bytes:
         limit, timeout_s = self._router.config.router.max_body_bytes, self._router.config.router.request_timeout_s
         started_s, body = asyncio.get_running_loop().time(), bytearray()
         announced = http.headers.get("content-length", "")
@@ -194,7 +203,7 @@ class Desk:
                 async for chunk in http.stream():
                     if len(body) + len(chunk) > limit:
                         raise _body_too_large(len(body) + len(chunk), limit)
-                    place.hold(len(chunk))
+                    slot.hold(len(chunk))
                     body += chunk
                     patience.reschedule(started_s + min(timeout_s, BODY_GRACE_S + len(body) / BODY_MIN_RATE))
         except TimeoutError:
@@ -217,7 +226,7 @@ class Desk:
         }
 
 
-class HeldStream(Response):
+class EventStream(Response):
     """An SSE response whose place is left at the latest when the client is gone.
 
     Starlette's own streams watch for that in a task beside them. Serve watches already, and cancels the request.

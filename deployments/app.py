@@ -1,6 +1,7 @@
 """Builds the Serve application from the YAML's ``args:``."""
 
-# No `from __future__ import annotations` here: Serve reads the annotation of `build` as it stands, to validate the arguments.
+# No `from __future__ import annotations` here: Serve reads the annotation of `build` as it stands, to validate the
+# arguments.
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +13,8 @@ from cluster.config import DecoderConfig, PoolConfig, PrismConfig
 from deployments.decoder import Decoder
 from deployments.encoder import VisionEncoder
 from deployments.preprocessor import Preprocessor
+from deployments.ray_serve.request_routers import routing_options
 from deployments.router import Router
-from deployments.routing import routing_options
 
 HEALTH_CHECK_PERIOD_S = 2.0
 """Serve replaces a replica after three failed checks; until then a dead one, with its short queue, draws requests."""
@@ -51,7 +52,8 @@ def pool_options(pool: PoolConfig, labels: Sequence[str]) -> dict[str, Any]:
 
     Args:
         pool: Its part of the configuration.
-        labels: Those of all pools. A pool whose own nodes are full or not there yet may go to nodes that belong to none.
+        labels: Those of all pools. A pool whose own nodes are full or not there yet may go to nodes that belong to
+            none.
     """
     resources = pool.resources
     actor: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}

@@ -6,13 +6,14 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from cluster.cache import EmbeddingCache
+from cluster.checkpoint import Checkpoint
+from cluster.embeddings.cache import EmbeddingCache
 from cluster.errors import EmbeddingLost
 from cluster.messages import Elsewhere, Embedding
 from cluster.metrics import ENGINE_REQUESTS
-from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left, log_refusals_briefly
-from deployments.replicas import freeze_heap
-from deployments.routing import description
+from deployments.ray_serve.calls import BySize, all_or_first_error, calling, cancelled_if_left
+from deployments.ray_serve.replica import ProcessMetrics, freeze_heap, log_refusals_briefly
+from deployments.ray_serve.request_routers import description
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -24,17 +25,25 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """Generates answers. An engine that dies cannot be revived in place: the replica fails its health check and is replaced."""
+    """Generates answers. An engine that dies cannot be revived in place: the replica fails its health check and is
+    replaced."""
 
     async def __init__(self, config: PrismConfig, encoder: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        from cluster.decode.engine import Engine  # only in the replica: whoever builds the application needs no vLLM
+        from cluster.decode.start import (
+            start_engine,  # imported in the replica only: building the application needs no vLLM
+        )
 
         log_refusals_briefly()
         self._encode = BySize(encoder.encode)
         self._pulls = EmbeddingCache(0)  # to keep them is the engine's: here one call serves all who want one meanwhile
-        self._engine = await Engine.start(config)
-        self._settings = config.model.processor
-        self._description = description(config.model.processor, self._engine.kv_tokens)
+        self._engine = await start_engine(config)
+        from cluster.decode.answer import (
+            generate,  # imports vLLM, which reads the environment that ``start_engine`` sets
+        )
+
+        self._answer = generate
+        self._settings = Checkpoint(config.model).processor
+        self._description = description(self._settings, self._engine.kv_tokens)
         freeze_heap()
 
     async def generate(self, call: Call, *pictures: Picture) -> AsyncIterator[FirstPiece | str]:
@@ -46,7 +55,7 @@ class Decoder:
         while True:
             embeddings, spent = await self._pull(pictures)
             try:
-                async with aclosing(self._engine.answer(call, embeddings, spent)) as pieces:
+                async with aclosing(self._answer(self._engine, call, embeddings, spent)) as pieces:
                     del embeddings
                     async for piece in pieces:
                         has_begun, pictures = True, ()  # nobody needs their bytes while tokens are made
@@ -65,15 +74,15 @@ class Decoder:
         embeddings: dict[Digest, Embedding] = {}
 
         async def pull(picture: Picture) -> None:
-            kept = self._engine.kept(picture.digest)
-            embeddings[picture.digest] = kept or await self._pulls.of(picture, self._encoded)
+            found = self._engine.find_embedding(picture.digest)
+            embeddings[picture.digest] = found or await self._pulls.embedding_for(picture, self._encoded)
 
         await all_or_first_error(pull(picture) for picture in pictures)
         spent = list(embeddings.values())[-1].spent or {"cache_hit": 0.0}
         return embeddings, {**spent, "transfer": time.perf_counter() - started_s - sum(spent.values())}
 
     async def _encoded(self, picture: Picture) -> Embedding:
-        encode = self._encode.of(self._num_bytes(picture))
+        encode = self._encode.for_size(self._num_bytes(picture))
         with calling("encoder"), cancelled_if_left(encode.remote(picture)) as response:
             embedding: Embedding | Elsewhere = await response
         if isinstance(embedding, Elsewhere):
@@ -84,7 +93,9 @@ class Decoder:
 
     def _num_bytes(self, picture: Picture) -> int:
         """Of a picture or its embedding, whichever is more."""
-        return max(len(picture.data), self._settings.num_tokens(picture.num_pixels) * self._engine.embedding_shape.row_bytes)
+        return max(
+            len(picture.data), self._settings.num_tokens(picture.num_pixels) * self._engine.embedding_shape.row_bytes
+        )
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """For the request routers, once: how pictures come to patches, and how many tokens the KV cache takes."""
@@ -92,7 +103,7 @@ class Decoder:
 
     def record_routing_stats(self) -> dict[str, float]:
         """For the request routers, time and again: what the engine has to do."""
-        return self._engine.load()
+        return self._engine.stats()
 
     async def check_health(self) -> None:
         """Called by Serve; raises once the engine is gone."""

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 from ray import serve
 
 from cluster import priority
-from cluster.cache import EmbeddingCache
+from cluster.checkpoint import Checkpoint
+from cluster.embeddings.cache import EmbeddingCache
+from cluster.embeddings.single_flight import SingleFlight
 from cluster.metrics import PICTURES
-from cluster.single_flight import SingleFlight
-from deployments.calls import BySize, ProcessMetrics, calling, cancelled_if_left, log_refusals_briefly
-from deployments.replicas import GONE, actors_of, call, freeze_heap, own_pool
-from deployments.routing import description
+from deployments.ray_serve.calls import BySize, calling, cancelled_if_left
+from deployments.ray_serve.replica import ProcessMetrics, freeze_heap, log_refusals_briefly
+from deployments.ray_serve.replicas import GONE, actors_of, call, own_pool
+from deployments.ray_serve.request_routers import description
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("ray.serve")
 
-ASK_TIMEOUT_S: Final = 1.0
+CLAIM_TIMEOUT_S: Final = 1.0
 """How long an encoder waits for another's word, which takes a millisecond or two unless the other is gone."""
 PROVEN_S: Final = 5.0
 """For so long a run that went well says that the tower works."""
@@ -43,21 +45,24 @@ class VisionEncoder:
         log_refusals_briefly()
         import torch  # only in the replica: whoever builds the application needs no model code
 
-        from cluster import encode
+        from cluster.encode.batch_queue import BatchQueue
+        from cluster.encode.picture_encoder import TOWER_PREFIXES, PictureEncoder
 
         torch.set_num_threads(config.encoder.num_threads)
-        model = config.model
-        checkpoint = model.path_with(encode.TOWER_PREFIXES)
-        self._tower = encode.VisionEncoder.load(checkpoint, model.processor, dtype=model.dtype, device=config.encoder.device)
+        checkpoint = Checkpoint(config.model)
+        self._settings = checkpoint.processor
+        folder, dtype = checkpoint.path_with(TOWER_PREFIXES), config.model.dtype
+        self._tower = PictureEncoder.load(folder, self._settings, dtype=dtype, device=config.encoder.device)
         self._preprocess = BySize(preprocessor.preprocess)
         niceness = priority.of_pictures(config.decoder) if config.encoder.device == "cpu" else 0
-        self._lane = encode.Lane(self._tower.encode, batch_patches=config.encoder.batch_patches, niceness=niceness)
+        self._queue = BatchQueue(self._tower.encode, batch_patches=config.encoder.batch_patches, niceness=niceness)
         self._own_pool = own_pool()
         self._name = serve.get_replica_context().replica_id.unique_id
         cache = EmbeddingCache(config.encoder.cache_bytes)
-        self._flight = SingleFlight(self._name, cache, ask=self._ask, is_there=lambda name: name in actors_of(self._own_pool))
-        self._description = description(model.processor, config.encoder.cache_bytes / self._tower.bytes_per_patch)
-        self._settings = model.processor
+        self._flight = SingleFlight(
+            self._name, cache, ask=self._ask, is_there=lambda name: name in actors_of(self._own_pool)
+        )
+        self._description = description(self._settings, config.encoder.cache_bytes / self._tower.bytes_per_patch)
         self._num_patches = 0
         self._check: asyncio.Task[None] | None = None
         freeze_heap()
@@ -72,31 +77,36 @@ class VisionEncoder:
             home: The picture's home, which the request router fills in where it passed that over.
             at: Whom another replica named, and the request router found.
         """
-        return await self._flight.of(picture, self._encode, home=home, is_sent_on=at is not None)
+        return await self._flight.embedding_for(picture, self._encode, home=home, is_sent_on=at is not None)
 
     def claim(self, digest: Digest, asker: Replica) -> Embedding | Elsewhere | None:
-        """Called by another encoder: who has a picture or makes it, by what this one knows; if nobody, the asker makes it."""
-        return self._flight.answer(digest, asker)
+        """Called by another encoder: who has a picture or makes it, by what this one knows; if nobody, the asker makes
+        it."""
+        return self._flight.claim(digest, asker)
 
     async def _ask(self, peer: Replica, picture: Picture) -> Embedding | Elsewhere | None:
         if (actor := actors_of(self._own_pool).get(peer)) is None:
             return None
         try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                answer: Embedding | Elsewhere | None = await call(actor, "claim", picture.digest, self._name)
+            async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                reply: Embedding | Elsewhere | None = await call(actor, "claim", picture.digest, self._name)
         except (TimeoutError, *GONE) as error:
             log.warning("the encoder %s did not say who makes a picture: %r", peer, error)
             return None
-        return answer
+        return reply
 
     async def _encode(self, picture: Picture) -> Embedding:
         started_s = time.perf_counter()
-        preprocess = self._preprocess.of(self._num_bytes(picture))
+        preprocess = self._preprocess.for_size(self._num_bytes(picture))
         with self._busy_with(self._settings.num_patches(picture.num_pixels)):
-            with self._lane.coming(), calling("preprocessor"), cancelled_if_left(preprocess.remote(picture)) as response:
+            with (
+                self._queue.coming(),
+                calling("preprocessor"),
+                cancelled_if_left(preprocess.remote(picture)) as response,
+            ):
                 pixels = await response
             away_s = time.perf_counter() - started_s
-            encoded = await self._lane.encode(pixels)
+            encoded = await self._queue.encode(pixels)
         PICTURES.labels("encode").inc()
         spent = {
             "preprocess_queue": away_s - pixels.ran_s,
@@ -131,9 +141,9 @@ class VisionEncoder:
 
         A tower that works is not kept from it, and those who ask together share one answer.
         """
-        if time.perf_counter() - self._lane.worked_at_s > PROVEN_S:
+        if time.perf_counter() - self._queue.worked_at_s > PROVEN_S:
             if self._check is None or self._check.done():
-                self._check = asyncio.create_task(self._lane.run(self._tower.check), context=Context())
+                self._check = asyncio.create_task(self._queue.run(self._tower.check), context=Context())
             await asyncio.shield(self._check)
 
     def metrics(self) -> ProcessMetrics:

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cluster import priority
+from cluster.checkpoint import Checkpoint
 from cluster.metrics import PICTURES
-from deployments.calls import ProcessMetrics, log_refusals_briefly
-from deployments.replicas import freeze_heap
+from deployments.ray_serve.replica import ProcessMetrics, freeze_heap, log_refusals_briefly
 
 if TYPE_CHECKING:
     from cluster.config import PrismConfig
@@ -30,14 +30,14 @@ class Preprocessor:
 
         torch.set_num_threads(1)
         self._preprocess = preprocess
-        self._settings = config.model.processor
+        self._settings = Checkpoint(config.model).processor
         niceness = priority.of_pictures(config.decoder)
-        self._lane = ThreadPoolExecutor(1, thread_name_prefix="preprocess", initializer=os.nice, initargs=(niceness,))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="preprocess", initializer=os.nice, initargs=(niceness,))
         freeze_heap()
 
     async def preprocess(self, picture: Picture) -> Pixels:
         """Decodes, resizes and patchifies one picture, off the event loop."""
-        pixels = await asyncio.get_running_loop().run_in_executor(self._lane, self._run, picture)
+        pixels = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, picture)
         PICTURES.labels("preprocess").inc()
         return pixels
 

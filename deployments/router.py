@@ -1,8 +1,8 @@
 """The ingress: takes one request from its body to its last byte.
 
-The path, in the words of the stages: **request** reads the body, **media** makes bounded bytes of each picture, **decode**
-makes the answer, and **stream** carries it. What a stage lacks it pulls: **decode** pulls embeddings from **encode**, and that
-pulls pixels from **preprocess**.
+The path, in the words of the stages: **request** reads the body, **media** makes bounded bytes of each picture,
+**decode** makes the answer, and **stream** carries it. What a stage lacks it pulls: **decode** pulls embeddings from
+**encode**, and that pulls pixels from **preprocess**.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
-from ray import serve
-
 from cluster import metrics
-from cluster.errors import DeadlineExceeded, StageUnavailable
-from cluster.media import MediaReader
+from cluster.checkpoint import Checkpoint
+from cluster.errors import DeadlineExceeded, PoolUnavailable
+from cluster.media.reader import MediaReader
 from cluster.messages import Call, FirstPiece, cache_salt
 from cluster.request import read_request
-from deployments.api import Answer, build_api
-from deployments.calls import BySize, ProcessMetrics, all_or_first_error, calling, cancelled_if_left
-from deployments.replicas import ask_all, call, check_health, freeze_heap, opened, own_pool
+from cluster.stream import Answer
+from deployments.api import build_api
+from deployments.ray_serve.calls import BySize, all_or_first_error, calling, cancelled_if_left
+from deployments.ray_serve.ingress import AsgiIngress
+from deployments.ray_serve.replica import ProcessMetrics, freeze_heap
+from deployments.ray_serve.replicas import ask_all, call, check_health, opened, own_pool
+from deployments.ray_serve.status import read_pool_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,24 +39,25 @@ if TYPE_CHECKING:
     from cluster.request import ClientRequest
     from cluster.waterfall import Waterfall
 
-ASK_TIMEOUT_S = 5.0
+STATUS_TIMEOUT_S = 5.0
 
 
-class Router:
+class Router(AsgiIngress):
     """Reads requests, fetches their pictures, and has decoders answer. Holds no model."""
 
     def __init__(self, config: PrismConfig, **pools: DeploymentHandle[Any]) -> None:
         self.config = config
-        self._pools = {stage: opened(pool) for stage, pool in pools.items()}
+        self._pools = {name: opened(pool) for name, pool in pools.items()}
         self._own_pool = own_pool()
         self._generate = BySize(pools["decoder"].options(stream=True).generate)
-        self._media = MediaReader(config.media, revision=config.model.revision)
+        self._media = MediaReader(config.media, revision=Checkpoint(config.model).revision)
         freeze_heap()
 
-    def __serve_build_asgi_app__(self) -> Starlette:
+    def build_api(self) -> Starlette:
+        """The HTTP surface of this replica."""
         return build_api(self)
 
-    async def answer(self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], waterfall: Waterfall) -> Answer:
+    async def serve(self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], waterfall: Waterfall) -> Answer:
         """Serves one request up to its first piece; the rest follows as the decoder makes it.
 
         Args:
@@ -93,12 +97,17 @@ class Router:
         pictures: list[Picture] = await all_or_first_error(
             self._media.read(slot.url, slot.param, hold, salt=salt) for slot in request.slots
         )
-        request.put_pictures({slot.param: picture.digest for slot, picture in zip(request.slots, pictures, strict=True)})
+        request.put_pictures(
+            {slot.param: picture.digest for slot, picture in zip(request.slots, pictures, strict=True)}
+        )
         return list({picture.digest: picture for picture in pictures}.values())
 
-    async def _decode(self, call: Call, pictures: Sequence[Picture], num_bytes: int) -> AsyncGenerator[FirstPiece | str]:
-        """Has a decoder answer: first a ``FirstPiece``, then text. It pulls the embeddings that it lacks from the encoders."""
-        generate = self._generate.of(num_bytes)
+    async def _decode(
+        self, call: Call, pictures: Sequence[Picture], num_bytes: int
+    ) -> AsyncGenerator[FirstPiece | str]:
+        """Has a decoder answer: first a ``FirstPiece``, then text. It pulls the embeddings that it lacks from the
+        encoders."""
+        generate = self._generate.for_size(num_bytes)
         with cancelled_if_left(generate.remote(call, *pictures)) as response:
             del pictures  # nobody needs their bytes while tokens are made
             with calling("decoder"):
@@ -107,12 +116,14 @@ class Router:
 
     async def check_ready(self) -> None:
         """Raises:
-        StageUnavailable: A pool cannot serve now; it is named.
+        PoolUnavailable: A pool cannot serve now; it is named.
         """
-        replies = await asyncio.gather(*(ask_all(pool, check_health, timeout_s=ASK_TIMEOUT_S) for pool in self._pools.values()))
-        for stage, answers in zip(self._pools, replies, strict=True):
+        replies = await asyncio.gather(
+            *(ask_all(pool, check_health, timeout_s=STATUS_TIMEOUT_S) for pool in self._pools.values())
+        )
+        for name, answers in zip(self._pools, replies, strict=True):
             if not answers:
-                raise StageUnavailable(f"No replica of the {stage} pool can serve now.", param=stage)
+                raise PoolUnavailable(f"No replica of the {name} pool can serve now.")
 
     async def pool_states(self) -> dict[str, Any]:
         """Each pool with the states of its replicas as the controller knows them."""
@@ -122,10 +133,10 @@ class Router:
         """Metrics of every process of the application, vLLM's own among them, as one Prometheus text."""
         pools = {"router": self._own_pool, **self._pools}
         ask = partial(call, method="metrics")
-        replies = await asyncio.gather(*(ask_all(pool, ask, timeout_s=ASK_TIMEOUT_S) for pool in pools.values()))
+        replies = await asyncio.gather(*(ask_all(pool, ask, timeout_s=STATUS_TIMEOUT_S) for pool in pools.values()))
         texts = [
-            ({"pool": stage, "replica": reply.replica}, reply.text)
-            for stage, answers in zip(pools, replies, strict=True)
+            ({"pool": name, "replica": reply.replica}, reply.text)
+            for name, answers in zip(pools, replies, strict=True)
             for reply in answers
         ]
         return await asyncio.to_thread(metrics.merge, texts)
@@ -133,20 +144,6 @@ class Router:
     def metrics(self) -> ProcessMetrics:
         """This process's metrics."""
         return ProcessMetrics.of_this_replica()
-
-
-def read_pool_states() -> dict[str, Any]:
-    """Asks Serve's controller; blocks for a few milliseconds."""
-    status = serve.status()
-    return {
-        name: {
-            "status": str(deployment.status.value),
-            "replicas": dict(deployment.replica_states),
-            "message": deployment.message,
-        }
-        for application in status.applications.values()
-        for name, deployment in application.deployments.items()
-    }
 
 
 async def _until(pieces: AsyncGenerator[str], deadline: float, timeout_s: float) -> AsyncIterator[str]:
@@ -163,5 +160,7 @@ async def _until(pieces: AsyncGenerator[str], deadline: float, timeout_s: float)
 
 
 def _too_late(timeout_s: float) -> DeadlineExceeded:
-    message = f"The request did not finish within {timeout_s:g} s; ask for fewer tokens or allow more with prism.timeout_s."
+    message = (
+        f"The request did not finish within {timeout_s:g} s; ask for fewer tokens or allow more with prism.timeout_s."
+    )
     return DeadlineExceeded(message, timeout_s=timeout_s)

@@ -1,14 +1,17 @@
 """Reads one streamed chat answer and times it, for Locust's users.
 
-In: the lines of a ``text/event-stream`` as they arrive. Out: an ``Answer``, or ``ChatFailed``.
+In: the lines of a ``text/event-stream`` as they arrive. Out: an ``ChatAnswer``, or ``ChatFailed``.
 
 What is timed, on ``time.perf_counter``:
 
-- TTFT: from just before the request is sent to the first event with text in it. The event that only names the role is not text.
-- ITL: the gap between two successive events with text, one figure per gap, as a reader sees it. Events that arrive in one
-  read have that read's time, so their gaps are 0 (give or take the microseconds that parsing takes). A gap is not divided when
-  an event carries several tokens: nothing in it says how many they are.
-- TPOT: the time from the first text to the last, divided by the answer's tokens less one, as the usage counts them. It does not
+- TTFT: from just before the request is sent to the first event with text in it. The event that only names the role is
+  not text.
+- ITL: the gap between two successive events with text, one figure per gap, as a reader sees it. Events that arrive in
+  one
+  read have that read's time, so their gaps are 0 (give or take the microseconds that parsing takes). A gap is not
+  divided when an event carries several tokens: nothing in it says how many they are.
+- TPOT: the time from the first text to the last, divided by the answer's tokens less one, as the usage counts them. It
+  does not
   depend on how tokens are packed into events; where it differs from the mean ITL, they are packed.
 """
 
@@ -27,7 +30,7 @@ DONE: Final = b"[DONE]"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ChatAnswer:
     """A whole answer's times, in seconds.
 
     Args:
@@ -61,7 +64,7 @@ class ChatFailed(Exception):
         self.detail: Final = detail
 
 
-def read_answer(lines: Iterable[bytes], started_s: float, clock: Callable[[], float] = time.perf_counter) -> Answer:
+def read_answer(lines: Iterable[bytes], started_s: float, clock: Callable[[], float] = time.perf_counter) -> ChatAnswer:
     """Reads a stream to its end.
 
     Args:
@@ -90,7 +93,7 @@ def read_answer(lines: Iterable[bytes], started_s: float, clock: Callable[[], fl
         raise ChatFailed("no [DONE]")
     if not texts_s:
         raise ChatFailed("empty answer")
-    return Answer(
+    return ChatAnswer(
         ttft_s=texts_s[0] - started_s,
         itl_s=tuple(later - earlier for earlier, later in itertools.pairwise(texts_s)),
         tpot_s=(texts_s[-1] - texts_s[0]) / (num_tokens - 1) if num_tokens > 1 else None,
@@ -108,9 +111,11 @@ def refusal(status: int, body: bytes) -> ChatFailed:
 
 
 def event_data(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The data of each server-sent event, as soon as the blank line that ends it is there; an unfinished event is dropped.
+    """The data of each server-sent event, as soon as the blank line that ends it is there; an unfinished event is
+    dropped.
 
-    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation (less lone CR line ends).
+    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation (less lone CR
+        line ends).
     """
     data: list[bytes] = []
     for line in lines:

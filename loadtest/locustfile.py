@@ -1,10 +1,11 @@
 """Locust's users: each streams chats, one after another, and reports the times of every answer.
 
-    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000                                   web page on port 8089
-    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless -u 4 -r 4 -t 1m        a table at the end
+    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000                                   web page on port
+    8089 locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless -u 4 -r 4 -t 1m        a table at the
+    end
 
-A whole answer is one POST event, one TTFT event, one ITL event per gap and one TPOT event; ``client`` defines them. A failed
-answer is one failed POST event and nothing else, so that the latencies are those of whole answers.
+A whole answer is one POST event, one TTFT event, one ITL event per gap and one TPOT event; ``client`` defines them. A
+failed answer is one failed POST event and nothing else, so that the latencies are those of whole answers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import locust.stats
 from locust import FastHttpUser, events, task
 from locust.contrib.fasthttp import FAILURE_EXCEPTIONS
 
-from loadtest.client import Answer, ChatFailed, read_answer, refusal
+from loadtest.client import ChatAnswer, ChatFailed, read_answer, refusal
 from loadtest.report import LATENCIES, PERCENTILES, Row, table
 from loadtest.workload import PATH, WEIGHTS, Kind, add_options, from_options
 
@@ -53,7 +54,9 @@ class Chatter(FastHttpUser):  # type: ignore[misc]  # locust is read as untyped
         body = self.workload.body(self.kind)
         answer = None
         started_s = time.perf_counter()
-        with self.client.post(PATH, data=body, headers=HEADERS, name=name, stream=True, catch_response=True) as response:
+        with self.client.post(
+            PATH, data=body, headers=HEADERS, name=name, stream=True, catch_response=True
+        ) as response:
             try:
                 answer = _read(response, started_s)
             except ChatFailed as failure:
@@ -71,11 +74,16 @@ class Chatter(FastHttpUser):  # type: ignore[misc]  # locust is read as untyped
             EXPLAINED.add(cause)
             log.warning("first failure of its kind, %s: %s", cause, detail)
 
-    def _report(self, name: str, answer: Answer) -> None:
+    def _report(self, name: str, answer: ChatAnswer) -> None:
         """Fires the latencies. This waits until the stream is over, so that it never delays the reading of a token."""
         for latency, time_s in answer.latencies():
             self.environment.events.request.fire(
-                request_type=latency, name=name, response_time=time_s * 1000, response_length=0, exception=None, context={}
+                request_type=latency,
+                name=name,
+                response_time=time_s * 1000,
+                response_length=0,
+                exception=None,
+                context={},
             )
 
 
@@ -100,10 +108,11 @@ class TextChatter(Chatter):
     weight = WEIGHTS["text"]
 
 
-def _read(response: Any, started_s: float) -> Answer:
+def _read(response: Any, started_s: float) -> ChatAnswer:
     """Reads with ``readline``, which gives a line as soon as it is there.
 
-    FastHttpUser's ``iter_lines`` and ``iter_content`` wait for 1,024 bytes, so that a short answer's tokens all come at once.
+    FastHttpUser's ``iter_lines`` and ``iter_content`` wait for 1,024 bytes, so that a short answer's tokens all come at
+    once.
     """
     if not response.status_code:
         raise response.error
@@ -116,7 +125,8 @@ def _read(response: Any, started_s: float) -> Answer:
 
 
 def three_digits(time_ms: float) -> float:
-    """Rounds a time for Locust's histograms, which by default hold whole milliseconds: too coarse for gaps between tokens."""
+    """Rounds a time for Locust's histograms, which by default hold whole milliseconds: too coarse for gaps between
+    tokens."""
     return float(f"{time_ms:.3g}")
 
 

@@ -3,10 +3,10 @@
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless -u 4 -r 4 -t 1m --csv run
     python -m loadtest.probe --host http://127.0.0.1:8000 -u 4 --seconds 60 --compare run_stats.csv
 
-It shares with Locust what is asked, and the definitions in ``client``'s first lines, but neither transport (aiohttp on asyncio,
-not geventhttpclient on gevent) nor parser. Run the two one after the other against the same server, on a machine with nothing
-else to do: what changes between the runs shows as disagreement. Not httpx: it spends about a millisecond more on each request
-than either, which is a tenth of the time to a first token here.
+It shares with Locust what is asked, and the definitions in ``client``'s first lines, but neither transport (aiohttp on
+asyncio, not geventhttpclient on gevent) nor parser. Run the two one after the other against the same server, on a
+machine with nothing else to do: what changes between the runs shows as disagreement. Not httpx: it spends about a
+millisecond more on each request than either, which is a tenth of the time to a first token here.
 
 Exit codes: 0 all is well; 1 an answer failed, none came, or the clients differ; 2 the command line is wrong.
 """
@@ -150,7 +150,9 @@ def _options(words: list[str] | None) -> Any:
     parser.add_argument(
         "--compare", type=Path, metavar="STATS_CSV", help="a Locust run's ..._stats.csv to hold the medians against"
     )
-    parser.add_argument("--tolerance", type=float, default=0.1, help="how far a median may be from Locust's, as a part of it")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.1, help="how far a median may be from Locust's, as a part of it"
+    )
     add_options(parser)
     return parser.parse_args(words)
 

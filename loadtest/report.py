@@ -42,7 +42,8 @@ def table(rows: Iterable[Row]) -> str:
     """Rows as text, in milliseconds with two decimals (Locust's own tables cut them off)."""
     lines = [f"{'ms':<6}{'':<20}{'count':>9}{'p50':>10}{'p90':>10}{'p99':>10}"]
     lines += [
-        f"{row.latency:<6}{row.name:<20}{row.count:>9}{row.p50_ms:>10.2f}{row.p90_ms:>10.2f}{row.p99_ms:>10.2f}" for row in rows
+        f"{row.latency:<6}{row.name:<20}{row.count:>9}{row.p50_ms:>10.2f}{row.p90_ms:>10.2f}{row.p99_ms:>10.2f}"
+        for row in rows
     ]
     return "\n".join(lines)
 
@@ -57,15 +58,16 @@ def locust_medians_ms(path: Path) -> dict[tuple[str, str], float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Agreement:
     """Whether two clients saw the same, with a line for each figure that was judged."""
 
     agree: bool
     text: str
 
 
-def compare(rows: Iterable[Row], medians_ms: dict[tuple[str, str], float], tolerance: float) -> Verdict:
-    """Holds the medians of TTFT and ITL, for each kind of chat, against Locust's; a figure that only one has is no agreement.
+def compare(rows: Iterable[Row], medians_ms: dict[tuple[str, str], float], tolerance: float) -> Agreement:
+    """Holds the medians of TTFT and ITL, for each kind of chat, against Locust's; a figure that only one has is no
+    agreement.
 
     Args:
         rows: What the probe saw.
@@ -87,4 +89,4 @@ def compare(rows: Iterable[Row], medians_ms: dict[tuple[str, str], float], toler
         change = f"{ours / theirs - 1:+.1%}" if theirs else "n/a"
         verdict = "agree" if close else "DIFFER"
         lines.append(f"{latency:<6}{name:<20}Locust {theirs:.2f} ms, probe {ours:.2f} ms, {change}: {verdict}")
-    return Verdict(agree, "\n".join(lines))
+    return Agreement(agree, "\n".join(lines))

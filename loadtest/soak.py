@@ -2,8 +2,9 @@
 
     python -m loadtest.soak --minutes 60 -u 14
 
-Starts ``prism serve`` on the embedded default, with what it may keep of embeddings cut to ``KEPT_BYTES`` so that caches and
-shared memory are full within minutes; lets users chat as ``probe`` does; and looks at every process about once a minute.
+Starts ``prism serve`` on the embedded default, with what it may keep of embeddings cut to ``KEPT_BYTES`` so that caches
+and shared memory are full within minutes; lets users chat as ``probe`` does; and looks at every process about once a
+minute.
 
 Exit codes: 0 no answer failed and memory is flat; 1 one of the two is not so; 2 the command line is wrong.
 """
@@ -23,9 +24,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
-from loadtest.bench.systems import LOOPBACK, ROOT, free_port, prism_line, process
 from loadtest.probe import load
 from loadtest.report import table
+from loadtest.servers import LOOPBACK, ROOT, free_port, prism_line, process
 from loadtest.workload import add_options, from_options, positive
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ Memory = dict[str, float]
 def memory(root: psutil.Process) -> Memory:
     """What the cluster takes, in MiB: each pool's replicas with their children, the rest of Ray, and shared memory.
 
-    Of a process what is mapped nowhere else (USS), also of shared memory; ``shared`` is all of that, the whole machine's.
+    Of a process what is mapped nowhere else (USS), also of shared memory; ``shared`` is all of that, the whole
+    machine's.
     """
     taken = dict.fromkeys((*GROUPS, "others", "shared"), 0.0)
     groups = {root.pid: "others"}
@@ -61,7 +63,8 @@ def memory(root: psutil.Process) -> Memory:
 
 
 def growth(samples: Sequence[Memory]) -> Memory:
-    """By which part each figure's median over the last third is above the one over the second; ``total`` is of their sum.
+    """By which part each figure's median over the last third is above the one over the second; ``total`` is of their
+    sum.
 
     Args:
         samples: At least three; the first third is for caches to fill.
@@ -102,7 +105,9 @@ async def _soak(url: str, root: psutil.Process, options: Any) -> bool:
     grown = growth(await watching)
     failures = "".join(f"{count} x {cause}\n" for cause, count in tally.failures.most_common())
     sys.stdout.write("grown  " + "".join(f"{part:>15.1%}" for part in grown.values()) + " in all\n")
-    sys.stdout.write(f"{tally.num_answers} whole answers, {tally.failures.total()} failures\n{failures}{table(tally.rows())}\n")
+    sys.stdout.write(
+        f"{tally.num_answers} whole answers, {tally.failures.total()} failures\n{failures}{table(tally.rows())}\n"
+    )
     return tally.num_answers > 0 and not tally.failures and is_flat(grown)
 
 

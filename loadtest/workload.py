@@ -1,11 +1,14 @@
-"""What the load asks: the kinds of chat and their mix, the requests' bodies and pictures, the pause between two requests.
+"""What the load asks: the kinds of chat and their mix, the requests' bodies and pictures, the pause between two
+requests.
 
-Locust's users and the probe share this, so that their figures can be compared; how they read and time an answer is their own.
+Locust's users and the probe share this, so that their figures can be compared; how they read and time an answer is
+their own.
 
-Every answer has exactly ``max_tokens`` tokens: ``min_tokens`` forbids the model to stop before that. ``ignore_eos`` alone would
-let it emit end-of-turn tokens, which have no text: time would pass and nothing would be seen. For the same reason a model with
-random weights measures badly, whatever the request says: it stops in the middle of UTF-8 characters, and text is held back
-until one is whole. With such a model restrict the request's ``allowed_token_ids`` to letters.
+Every answer has exactly ``max_tokens`` tokens: ``min_tokens`` forbids the model to stop before that. ``ignore_eos``
+alone would let it emit end-of-turn tokens, which have no text: time would pass and nothing would be seen. For the same
+reason a model with random weights measures badly, whatever the request says: it stops in the middle of UTF-8
+characters, and text is held back until one is whole. With such a model restrict the request's ``allowed_token_ids`` to
+letters.
 """
 
 from __future__ import annotations
@@ -80,7 +83,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that say what is asked, the same for Locust and the probe. Locust shows them on its web page too."""
     parser.add_argument("--model", default="prism-demo", help="served name of the model")
     parser.add_argument("--max-tokens", type=positive, default=32, help="length of each answer in tokens")
-    parser.add_argument("--pictures", type=positive, default=8, help="how many pictures the users of seen pictures share")
+    parser.add_argument(
+        "--pictures", type=positive, default=8, help="how many pictures the users of seen pictures share"
+    )
     parser.add_argument("--wait", type=float, default=0.5, help="mean pause of a user between two requests, in seconds")
 
 
@@ -114,7 +119,8 @@ def mix(num_users: int) -> list[Kind]:
 
 
 def draw_jpeg(rng: random.Random) -> bytes:
-    """A coloured shape on light paper, 224×168. Takes 0.2 ms, so that drawing does not hold up the timing of other users."""
+    """A coloured shape on light paper, 224×168. Takes 0.2 ms, so that drawing does not hold up the timing of other
+    users."""
     width, height = SIZE_PIXELS
     image = Image.new("RGB", SIZE_PIXELS, (rng.randrange(200, 256), rng.randrange(200, 256), rng.randrange(200, 256)))
     radius = rng.randrange(20, 60)

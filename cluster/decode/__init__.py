@@ -11,6 +11,6 @@ place that imports vllm, whose internal API moves with every release:
     embeddings.py  what of embeddings may reach the engine
     transport.py   the two ways in for embeddings, one interface
     inline.py      the inline way: within the request             (through vLLM's media connector)
-    shared.py      the shared way: by shared memory               (with store.py, who has room, and segment.py, one file)
-    connector.py   the shared way's other end, in vLLM's processes
+    shared.py      the shared way: by shared memory               (with store.py, who has room, and segment.py, one
+    file) connector.py   the shared way's other end, in vLLM's processes
 """

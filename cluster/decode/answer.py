@@ -6,6 +6,7 @@ import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -13,19 +14,18 @@ from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, Tokenize
 
 from cluster.decode.bounds import check_bounds
 from cluster.decode.coalesce import coalesced
-from cluster.decode.engine import engine_died
 from cluster.decode.placement import PlacedChatRequest
-from cluster.decode.refusals import chunk_refusal, invalid_field, misread, refusal
-from cluster.decode.times import watch
+from cluster.decode.refusals import chunk_refusal, engine_died, invalid_field, misread, refusal
+from cluster.decode.stats import watch
 from cluster.errors import EmbeddingLost, InternalError, PrismError
-from cluster.messages import FirstPiece, is_picture
+from cluster.messages import Call, Embedding, FirstPiece, is_picture, picture_part
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from cluster.decode.engine import Engine
-    from cluster.decode.transport import Offer
-    from cluster.messages import Call, Digest, Embedding, Spent
+    from cluster.decode.transport.handoff import Handoff
+    from cluster.messages import Digest, Spent
 
 log: Final = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ MAX_PIECE_CHARS: Final = 2**20 - 2**10
 Request = TypeVar("Request", bound=BaseModel)
 
 
-async def answer(
+async def generate(
     engine: Engine, call: Call, embeddings: Mapping[Digest, Embedding], spent: Spent
 ) -> AsyncGenerator[FirstPiece | str]:
     """Runs one call. A stream yields SSE text piece by piece, anything else yields its JSON.
@@ -46,21 +46,34 @@ async def answer(
         EmbeddingLost: An embedding was not there any more when the engine came to it; it has to be offered again.
         PrismError: For what vLLM refuses, before the first piece is out, so that the client gets a proper status.
     """
-    async with engine.transport.offered(call.request_id, embeddings) as offer:
-        del embeddings  # what the engine needs of them, the offer has
+    async with engine.transport.offered(call.request_id, embeddings) as handoff:
+        del embeddings  # what the engine needs of them, the handoff has
         try:
-            async with aclosing(_answer(engine, call, offer, spent)) as pieces:
+            async with aclosing(_answer(engine, call, handoff, spent)) as pieces:
                 async for piece in pieces:
                     yield piece
         except InternalError as error:
             if engine.transport.is_lost(call.request_id):
-                raise EmbeddingLost("An embedding was gone before the engine came to it; send the request again.") from error
+                raise EmbeddingLost(
+                    "An embedding was gone before the engine came to it; send the request again."
+                ) from error
             raise
 
 
-async def _answer(engine: Engine, call: Call, offer: Offer, spent: Spent) -> AsyncGenerator[FirstPiece | str]:
+async def warm_up(engine: Engine) -> None:
+    """Runs one picture through, so that no client waits for what vLLM does on first use."""
+    shape = engine.embedding_shape
+    rows = np.zeros((1, shape.row_bytes), dtype=np.uint8)
+    blank = Embedding("0" * 64, rows, shape.dtype, (1, shape.merge_size, shape.merge_size))
+    message = {"role": "user", "content": [picture_part(blank.digest), {"type": "text", "text": "?"}]}
+    call = Call("chat", "warm-up", {"messages": [message], "max_tokens": 2})
+    async for _ in generate(engine, call, {blank.digest: blank}, {}):
+        pass
+
+
+async def _answer(engine: Engine, call: Call, handoff: Handoff, spent: Spent) -> AsyncGenerator[FirstPiece | str]:
     times = watch()
-    result = await _begin(engine, call, offer)
+    result = await _begin(engine, call, handoff)
     if isinstance(result, BaseModel):
         first, *rest = _cut(result.model_dump_json())
         yield FirstPiece(first, {**spent, **times.spent(streams=False)})
@@ -99,10 +112,10 @@ async def _checked(chunks: AsyncGenerator[str], engine: Engine, call: Call) -> A
             yield chunk
 
 
-async def _begin(engine: Engine, call: Call, offer: Offer) -> Any:
+async def _begin(engine: Engine, call: Call, handoff: Handoff) -> Any:
     """Has vLLM render the request and start on it; gives its whole answer, or the iterator of a stream."""
     try:
-        result = await _serve(engine, call, _with_parts(call.body, offer))
+        result = await _serve(engine, call, _with_parts(call.body, handoff))
     except ValidationError as error:
         raise invalid_field(error, call.body) from None
     except PrismError:
@@ -131,7 +144,9 @@ async def _serve(engine: Engine, call: Call, body: dict[str, Any]) -> Any:
             return await tokenization.create_tokenize(_read(kind, body), None)
         case "detokenize":
             text = _read(DetokenizeRequest, body)
-            tokenization.renderer.validate_token_ids(text.tokens)  # as for a prompt: the tokenizer would skip others in silence
+            tokenization.renderer.validate_token_ids(
+                text.tokens
+            )  # as for a prompt: the tokenizer would skip others in silence
             return await tokenization.create_detokenize(text, None)
 
 
@@ -149,14 +164,17 @@ def _num_pictures(body: dict[str, Any]) -> int:
     return sum(is_picture(part) for content in contents if isinstance(content, list) for part in content)
 
 
-def _with_parts(body: dict[str, Any], offer: Offer) -> dict[str, Any]:
+def _with_parts(body: dict[str, Any], handoff: Handoff) -> dict[str, Any]:
     """Puts vLLM's part for an embedding where the Router left a picture's digest; all else stays as it is."""
-    if not offer.parts:
+    if not handoff.parts:
         return body
     messages = [
-        {**message, "content": [offer.parts[part["digest"]] if is_picture(part) else part for part in message["content"]]}
+        {
+            **message,
+            "content": [handoff.parts[part["digest"]] if is_picture(part) else part for part in message["content"]],
+        }
         if isinstance(message.get("content"), list)
         else message
         for message in body["messages"]
     ]
-    return {**body, **offer.fields, "messages": messages}
+    return {**body, **handoff.fields, "messages": messages}

@@ -21,7 +21,8 @@ def wait_s(num_streams: int) -> float:
 
 
 async def coalesced(pieces: AsyncGenerator[str], num_streams: Callable[[], int]) -> AsyncGenerator[str]:
-    """The same text in pieces that are joined under load: the first goes out at once, each later one after a short wait.
+    """The same text in pieces that are joined under load: the first goes out at once, each later one after a short
+    wait.
 
     Closing it, or cancelling its task, ends ``pieces``; an error of theirs is raised after what came before it.
 

@@ -1,8 +1,9 @@
 """Keeps pictures where the client put them.
 
-vLLM puts a request's pictures, in order, wherever the prompt holds the token that stands for one. In Qwen's models that is
-``<|image_pad|>``, and text that spells it takes the place of a picture. So the prompt of a request with pictures must hold as
-many of these tokens as the request has pictures. That is counted in tokens, because text has many ways to come by them.
+vLLM puts a request's pictures, in order, wherever the prompt holds the token that stands for one. In Qwen's models that
+is ``<|image_pad|>``, and text that spells it takes the place of a picture. So the prompt of a request with pictures
+must hold as many of these tokens as the request has pictures. That is counted in tokens, because text has many ways to
+come by them.
 """
 
 from __future__ import annotations
@@ -36,9 +37,7 @@ class CountedTokens(TokenizeParams):  # type: ignore[misc]  # vLLM's types are n
         prompt = super().apply_post_tokenization(tokenizer, prompt)
         if prompt["prompt_token_ids"].count(self.picture_token) != self.num_pictures:
             marker = tokenizer.decode([self.picture_token])
-            message = (
-                f"The text holds {marker}, which would take the place of a picture; leave it out, or leave the pictures out."
-            )
+            message = f"The text holds {marker}, which would take the place of a picture; leave it out, or leave the pictures out."
             raise InvalidField(message, param="messages")
         return prompt
 

@@ -15,8 +15,8 @@ from cluster.errors import (
     InternalError,
     InvalidField,
     ModelNotFound,
+    PoolUnavailable,
     PrismError,
-    StageUnavailable,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def refusal(failure: Exception | ErrorResponse, body: Mapping[str, Any]) -> Pris
     if status == 501:  # NotImplementedError: options that vLLM does not join
         status = 400
     if status >= 500:
-        return InternalError(f"The decoder failed: {message}") if status == 500 else StageUnavailable(message)
+        return InternalError(f"The decoder failed: {message}") if status == 500 else PoolUnavailable(message)
     if status == 404:
         return ModelNotFound(message, param="model")
     if any(words in message for words in CONTEXT_WORDS):
@@ -71,11 +71,17 @@ def misread(error: Exception) -> InvalidField:
 
 
 def chunk_refusal(chunk: str, body: Mapping[str, Any]) -> PrismError | None:
-    """The error that a chunk of a stream reports in place of an answer, or None: much is checked only as a stream begins."""
+    """The error that a chunk of a stream reports in place of an answer, or None: much is checked only as a stream
+    begins."""
     if not chunk.startswith(SSE_ERROR_PREFIX):
         return None
     event = chunk.partition("\n\n")[0]
     return refusal(ErrorResponse.model_validate(json.loads(event.removeprefix("data: "))), body)
+
+
+def engine_died() -> PoolUnavailable:
+    """What becomes of the requests of an engine that is gone."""
+    return PoolUnavailable("The decoder's engine has died and is being replaced; send the request again.")
 
 
 def _path(details: ErrorDetails, body: Any) -> tuple[int | str, ...]:

@@ -1,7 +1,8 @@
 """Which waiting pictures the vision tower takes next, and how long it waits for more: pure policy.
 
-Pictures stand in the order in which they would be done if each had the tower to itself from when it arrived. Small ones so pass
-large ones, but only those that came no later than the large one's own run takes: whoever waits grows older than all who come.
+Pictures stand in the order in which they would be done if each had the tower to itself from when it arrived. Small ones
+so pass large ones, but only those that came no later than the large one's own run takes: whoever waits grows older than
+all who come.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_WAIT_S: Final = 0.001
-"""The longest that a free tower leaves a picture waiting for others that are on their way: about what each of them saves by not
-having a run of its own, which costs 0.7 ms on a CPU core before it computes anything."""
+"""The longest that a free tower leaves a picture waiting for others that are on their way: about what each of them
+saves by not having a run of its own, which costs 0.7 ms on a CPU core before it computes anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +46,17 @@ def take(waiting: Sequence[Waiting], *, budget_patches: int, patch_s: float) -> 
 
 
 def due_s(picture: Waiting, patch_s: float) -> float:
-    """When a picture would be done if it had the tower to itself from when it arrived; the earlier, the sooner its turn."""
+    """When a picture would be done if it had the tower to itself from when it arrived; the earlier, the sooner its
+    turn."""
     return picture.arrived_s + picture.num_patches * patch_s
 
 
 def wait_s(waiting: Sequence[Waiting], *, now_s: float, num_coming: int, budget_patches: int) -> float:
-    """How much longer a free tower waits before it takes a batch: not at all when nothing comes or half a batch is there.
+    """How much longer a free tower waits before it takes a batch: not at all when nothing comes or half a batch is
+    there.
 
-    Half a batch has most of what there is to gain from sharing a run, and another picture may not fit beside it. The wait
-    counts from when the oldest arrived, so that after a run during which others arrived there is no more waiting.
+    Half a batch has most of what there is to gain from sharing a run, and another picture may not fit beside it. The
+    wait counts from when the oldest arrived, so that after a run during which others arrived there is no more waiting.
 
     Args:
         waiting: At least one picture.

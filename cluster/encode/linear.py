@@ -1,7 +1,7 @@
 """A linear layer and what follows it at once, in one step where the CPU's kernels can.
 
-On x86 torch multiplies float32 matrices with MKL, which takes half the vector width on AMD's processors; oneDNN, also part of
-torch, takes all of it everywhere, and applies what follows the product while the numbers are still in cache.
+On x86 torch multiplies float32 matrices with MKL, which takes half the vector width on AMD's processors; oneDNN, also
+part of torch, takes all of it everywhere, and applies what follows the product while the numbers are still in cache.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 
 def make_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """The layer in the fastest form for the weight's device and dtype: ``weight`` [num_out, num_in], ``bias`` [num_out]."""
-    return OneDnnLinear(weight, bias) if weight.device.type == "cpu" and has_onednn(weight.dtype) else Linear(weight, bias)
+    """The layer in the fastest form for the weight's device and dtype: ``weight`` [num_out, num_in], ``bias``
+    [num_out]."""
+    return (
+        OneDnnLinear(weight, bias) if weight.device.type == "cpu" and has_onednn(weight.dtype) else Linear(weight, bias)
+    )
 
 
 def has_onednn(dtype: torch.dtype) -> bool:

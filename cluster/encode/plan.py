@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretches:
+class AttentionSpans:
     """Rows that attend to each other, stretch after stretch.
 
-    ``runs`` are pairs of a length in rows and how many stretches of that length follow each other. The same for kernels that
-    take variable lengths: ``bounds`` [num_stretches + 1] int32 says where each begins, ``longest`` how long one is at most.
+    ``runs`` are pairs of a length in rows and how many stretches of that length follow each other. The same for kernels
+    that take variable lengths: ``bounds`` [num_stretches + 1] int32 says where each begins, ``longest`` how long one is
+    at most.
     """
 
     runs: tuple[tuple[int, int], ...]
@@ -31,35 +32,38 @@ class Stretches:
     longest: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> Stretches:
-        """Stretches of the given lengths, in their order."""
+    def of(cls, lengths: Sequence[int], device: torch.device) -> AttentionSpans:
+        """AttentionSpans of the given lengths, in their order."""
         runs = tuple((length, len([*group])) for length, group in groupby(lengths))
         bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         return cls(runs, bounds.to(device), max(lengths))
 
     @classmethod
-    def join(cls, parts: Sequence[Stretches], firsts: Sequence[int]) -> Stretches:
+    def join(cls, parts: Sequence[AttentionSpans], firsts: Sequence[int]) -> AttentionSpans:
         """The stretches of several pictures, each of which begins at its first row."""
         runs = [run for part in parts for run in part.runs]
         joined = tuple((length, sum(count for _, count in group)) for length, group in groupby(runs, key=itemgetter(0)))
-        bounds = torch.cat([parts[0].bounds[:1], *(part.bounds[1:] + first for part, first in zip(parts, firsts, strict=True))])
+        bounds = torch.cat(
+            [parts[0].bounds[:1], *(part.bounds[1:] + first for part, first in zip(parts, firsts, strict=True))]
+        )
         return cls(joined, bounds, max(part.longest for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How the patches of a picture, or of several, are laid out in rows: picture by picture, the shortest windows first.
+    """How the patches of a picture, or of several, are laid out in rows: picture by picture, the shortest windows
+    first.
 
-    ``order`` [num_patches] says which patch lies in each row; ``tokens`` [num_tokens] where, counted in tokens, each token of
-    the pictures lies. ``angles`` [num_patches, 1, 1, head_dim / 2] complex64 are the rows' rotations. ``windows`` and
-    ``pictures`` say which rows attend to each other.
+    ``order`` [num_patches] says which patch lies in each row; ``tokens`` [num_tokens] where, counted in tokens, each
+    token of the pictures lies. ``angles`` [num_patches, 1, 1, head_dim / 2] complex64 are the rows' rotations.
+    ``windows`` and ``pictures`` say which rows attend to each other.
     """
 
     order: Tensor
     tokens: Tensor
     angles: Tensor
-    windows: Stretches
-    pictures: Stretches
+    windows: AttentionSpans
+    pictures: AttentionSpans
 
 
 def make_plan(grid: Grid, config: Qwen2_5_VLVisionConfig, device: torch.device) -> Plan:
@@ -83,8 +87,8 @@ def make_plan(grid: Grid, config: Qwen2_5_VLVisionConfig, device: torch.device) 
         order=order.to(device),
         tokens=laid.argsort().to(device),
         angles=torch.complex(angles.cos(), angles.sin()).to(device),
-        windows=Stretches.of([window.numel() * unit for window in windows], device),
-        pictures=Stretches.of([height * width], device),
+        windows=AttentionSpans.of([window.numel() * unit for window in windows], device),
+        pictures=AttentionSpans.of([height * width], device),
     )
 
 
@@ -98,6 +102,6 @@ def join(plans: Sequence[Plan]) -> Plan:
         order=torch.cat([plan.order + first for plan, first in zip(plans, firsts, strict=True)]),
         tokens=torch.cat([plan.tokens + first // unit for plan, first in zip(plans, firsts, strict=True)]),
         angles=torch.cat([plan.angles for plan in plans]),
-        windows=Stretches.join([plan.windows for plan in plans], firsts),
-        pictures=Stretches.join([plan.pictures for plan in plans], firsts),
+        windows=AttentionSpans.join([plan.windows for plan in plans], firsts),
+        pictures=AttentionSpans.join([plan.pictures for plan in plans], firsts),
     )

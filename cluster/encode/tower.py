@@ -1,15 +1,17 @@
 """The vision tower's forward pass: the library's weights and mathematics, laid out so that nothing loops over windows.
 
-transformers attends window by window. Here a picture's rows are sorted by window, so that windows of one length lie side by
-side and are attended as one batch: a picture's windows have at most four lengths (full, right edge, bottom edge, corner). On a
-GPU all windows of all pictures are one call, as are all pictures in the layers with full attention. What depends on a picture's
-grid alone, the order of its patches and their rotary angles, is worked out once per grid.
+transformers attends window by window. Here a picture's rows are sorted by window, so that windows of one length lie
+side by side and are attended as one batch: a picture's windows have at most four lengths (full, right edge, bottom
+edge, corner). On a GPU all windows of all pictures are one call, as are all pictures in the layers with full attention.
+What depends on a picture's grid alone, the order of its patches and their rotary angles, is worked out once per grid.
 
-The weights are rearranged once, when they are loaded. Both frames of a still picture are equal, so the patch embedding's
-weights for them are added up and one frame is multiplied. The numbers that a rotary angle turns together are laid next to each
-other, for one multiplication of complex numbers; queries and keys are reordered alike, so that their products stay.
+The weights are rearranged once, when they are loaded. Both frames of a still picture are equal, so the patch
+embedding's weights for them are added up and one frame is multiplied. The numbers that a rotary angle turns together
+are laid next to each other, for one multiplication of complex numbers; queries and keys are reordered alike, so that
+their products stay.
 
-Source: ``Qwen2_5_VisionTransformerPretrainedModel`` of transformers 5.19; Qwen2.5-VL technical report (arXiv 2502.13923).
+Source: ``Qwen2_5_VisionTransformerPretrainedModel`` of transformers 5.19; Qwen2.5-VL technical report (arXiv
+    2502.13923).
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ if TYPE_CHECKING:
         Qwen2_5_VLVisionBlock,
     )
 
-    from cluster.encode.plan import Stretches
+    from cluster.encode.plan import AttentionSpans
     from cluster.messages import Grid
 
 EPSILON: Final = 1e-6
 """Of the norms; the library has it as a constant too."""
 MAX_PLANS: Final = 64
-"""Grids whose plans are kept, on the device. One takes 350 bytes a patch: 2 MB for a megapixel, 20 MB for the 12.8 megapixels
-that published settings allow."""
+"""Grids whose plans are kept, on the device. One takes 350 bytes a patch: 2 MB for a megapixel, 20 MB for the 12.8
+megapixels that published settings allow."""
 
 
 class Tower:
@@ -88,18 +90,20 @@ class Block:
         weights = {name: weight.detach() for name, weight in block.named_parameters()}
         self._num_heads: Final = num_heads
         self._norms: Final = (weights["norm1.weight"], weights["norm2.weight"])
-        self._qkv: Final = make_linear(*(in_pairs(weights[f"attn.qkv.{kind}"], num_heads) for kind in ("weight", "bias")))
+        self._qkv: Final = make_linear(
+            *(in_pairs(weights[f"attn.qkv.{kind}"], num_heads) for kind in ("weight", "bias"))
+        )
         self._proj, self._gate, self._up, self._down = (
             make_linear(weights[f"{name}.weight"], weights[f"{name}.bias"])
             for name in ("attn.proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
         )
 
-    def __call__(self, x: Tensor, angles: Tensor, stretches: Stretches) -> Tensor:
+    def __call__(self, x: Tensor, angles: Tensor, stretches: AttentionSpans) -> Tensor:
         """[num_patches, hidden_size] → the same, attending within stretches of rows."""
         x = self._proj.plus(self._attend(norm(x, self._norms[0]), angles, stretches), x)
         return self._down.plus(self._gated(norm(x, self._norms[1])), x)
 
-    def _attend(self, x: Tensor, angles: Tensor, stretches: Stretches) -> Tensor:
+    def _attend(self, x: Tensor, angles: Tensor, stretches: AttentionSpans) -> Tensor:
         qkv = self._qkv(x).view(len(x), 3, self._num_heads, -1)
         turn(qkv[:, :2], angles)
         return attend(qkv, stretches).flatten(1)
@@ -127,7 +131,7 @@ def turn(qk: Tensor, angles: Tensor) -> None:
         qk.copy_(turned)
 
 
-def attend(qkv: Tensor, stretches: Stretches) -> Tensor:
+def attend(qkv: Tensor, stretches: AttentionSpans) -> Tensor:
     """Attention within stretches of rows: [num_rows, 3, num_heads, head_dim] → [num_rows, num_heads, head_dim]."""
     if qkv.is_cuda and qkv.dtype != torch.float32:  # the kernel knows no other
         q, k, v = qkv.unbind(1)

@@ -1,7 +1,8 @@
 """Fetches pictures over https from the public internet, and from nowhere else.
 
-The address is checked where the connection is opened, so that the address checked is the one dialled: a name is resolved once
-for each connection, and a second answer (DNS rebinding) is never asked for. TLS names the host of the URL, not the address.
+The address is checked where the connection is opened, so that the address checked is the one dialled: a name is
+resolved once for each connection, and a second answer (DNS rebinding) is never asked for. TLS names the host of the
+URL, not the address.
 """
 
 from __future__ import annotations
@@ -51,7 +52,11 @@ class Fetcher:
     """
 
     def __init__(
-        self, config: MediaConfig, *, resolver: Resolver | None = None, network: httpcore2.AsyncNetworkBackend | None = None
+        self,
+        config: MediaConfig,
+        *,
+        resolver: Resolver | None = None,
+        network: httpcore2.AsyncNetworkBackend | None = None,
     ) -> None:
         self._config = config
         self._resolver_threads = ThreadPoolExecutor(MAX_RESOLVER_THREADS, thread_name_prefix="prism-resolver")
@@ -68,7 +73,8 @@ class Fetcher:
         )
 
     async def fetch(self, url: str, hold: Callable[[int], None]) -> bytes:
-        """The body behind an https URL, redirects followed; ``hold`` is called before more bytes are kept, and may refuse.
+        """The body behind an https URL, redirects followed; ``hold`` is called before more bytes are kept, and may
+        refuse.
 
         Raises:
             UnsupportedScheme: The URL, or one that it redirects to, is not https.
@@ -80,7 +86,9 @@ class Fetcher:
             async with asyncio.timeout(self._config.fetch_timeout_s):
                 return await self._follow(url, hold)
         except (TimeoutError, httpcore2.TimeoutException):
-            message = f"The picture did not arrive within {self._config.fetch_timeout_s:g} s; send it as a data: URL instead."
+            message = (
+                f"The picture did not arrive within {self._config.fetch_timeout_s:g} s; send it as a data: URL instead."
+            )
             raise FetchFailed(message, limit_s=self._config.fetch_timeout_s) from None
         except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError):
             message = "The picture's server could not be reached over TLS, or broke off; check the URL in a browser."
@@ -101,7 +109,9 @@ class Fetcher:
                     return await self._read(response, hold)
                 location = _header(response, b"location").decode("utf-8", "replace")
             url = _join(target, location)
-        message = f"The picture's URL redirects more than {self._config.max_redirects} times; send the URL that it ends at."
+        message = (
+            f"The picture's URL redirects more than {self._config.max_redirects} times; send the URL that it ends at."
+        )
         raise FetchFailed(message)
 
     async def _read(self, response: httpcore2.Response, hold: Callable[[int], None]) -> bytes:
@@ -137,7 +147,9 @@ class AddressGuard(httpcore2.AsyncNetworkBackend):
     lottery that an attacker may enter as often as they like.
     """
 
-    def __init__(self, resolver: Resolver, network: httpcore2.AsyncNetworkBackend, trusted_hosts: Iterable[str]) -> None:
+    def __init__(
+        self, resolver: Resolver, network: httpcore2.AsyncNetworkBackend, trusted_hosts: Iterable[str]
+    ) -> None:
         self._resolver = resolver
         self._network = network
         self._trusted_hosts = frozenset(_plain(host) for host in trusted_hosts)
@@ -156,7 +168,9 @@ class AddressGuard(httpcore2.AsyncNetworkBackend):
         failure: Exception = httpcore2.ConnectError()
         for address in addresses[:MAX_ADDRESSES]:
             try:
-                return FreshStream(await self._network.connect_tcp(address, port, timeout, local_address, socket_options))
+                return FreshStream(
+                    await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+                )
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error
         raise failure
@@ -191,7 +205,8 @@ class AddressGuard(httpcore2.AsyncNetworkBackend):
 class FreshStream(httpcore2.AsyncNetworkStream):
     """A connection before TLS, which is all that https ever does with it. It closes where TLS does not come about.
 
-    httpcore does so for errors but not for cancellation: a server that never answers the greeting would keep its socket.
+    httpcore does so for errors but not for cancellation: a server that never answers the greeting would keep its
+    socket.
     """
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
@@ -216,7 +231,8 @@ class FreshStream(httpcore2.AsyncNetworkStream):
 
 
 def is_public(address: str) -> bool:
-    """Whether a numeric address is one of the public internet's: global, unicast, and no gate to an address that is not."""
+    """Whether a numeric address is one of the public internet's: global, unicast, and no gate to an address that is
+    not."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         carried = ip.ipv4_mapped or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None)
@@ -254,7 +270,9 @@ def _https_url(url: str) -> httpx2.URL:
     except (httpx2.InvalidURL, ValueError):
         raise ForbiddenUrl("The picture's URL is malformed; send an https: URL as a browser shows it.") from None
     if parsed.scheme != "https":
-        raise UnsupportedScheme("The picture's URL, or one that it redirects to, is not https:; send a data: or https: URL.")
+        raise UnsupportedScheme(
+            "The picture's URL, or one that it redirects to, is not https:; send a data: or https: URL."
+        )
     if parsed.userinfo:
         raise ForbiddenUrl("The picture's URL carries a user name or password; leave them out.")
     if not parsed.raw_host:

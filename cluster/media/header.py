@@ -1,9 +1,9 @@
 """Reads a picture's size from its first bytes, in bounded time whatever the file says.
 
-Pillow is not asked here: opening a file with it is lazy about pixels, but not about metadata. Files of 20 MiB made for the
-purpose cost ``Image.open`` 13 s of a core (compressed profiles in a PNG), or 900 MiB of memory and nearly a second in which
-no other thread runs (comments in a GIF), and this code runs in the Router's event loop. The Preprocessor, a process of its
-own, opens the file with Pillow, and refuses it where Pillow finds another size.
+Pillow is not asked here: opening a file with it is lazy about pixels, but not about metadata. Files of 20 MiB made for
+the purpose cost ``Image.open`` 13 s of a core (compressed profiles in a PNG), or 900 MiB of memory and nearly a second
+in which no other thread runs (comments in a GIF), and this code runs in the Router's event loop. The Preprocessor, a
+process of its own, opens the file with Pillow, and refuses it where Pillow finds another size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ MAX_STEPS: Final = 4096
 
 
 def read_size(data: bytes) -> Size:
-    """The (width, height) that a PNG, JPEG, WebP, GIF, BMP or TIFF announces: pixels as stored, before EXIF orientation.
+    """The (width, height) that a PNG, JPEG, WebP, GIF, BMP or TIFF announces: pixels as stored, before EXIF
+    orientation.
 
     Raises:
         InvalidPicture: It is none of these, has no pixels, or its header is broken.

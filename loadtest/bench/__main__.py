@@ -1,7 +1,7 @@
 """The command line: ``python -m loadtest.bench``.
 
-Exit codes: 0 everything ran; 1 a system did not start, or an answer failed; 2 the command line is wrong. A bar that is missed
-is in the report, and no error: figures from a busy machine must not break a build.
+Exit codes: 0 everything ran; 1 a system did not start, or an answer failed; 2 the command line is wrong. A bar that is
+missed is in the report, and no error: figures from a busy machine must not break a build.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from loadtest.bench.asks import letters
 from loadtest.bench.binding import go_first
 from loadtest.bench.load import Client
+from loadtest.bench.requests import letters
 from loadtest.bench.results import Record, about
-from loadtest.bench.systems import PEERS_PYTHON, ROOT, SYSTEMS, Setup, running
-from loadtest.bench.workloads import SMALL, SQUARE, WORKLOADS, Phase, Workload, Writer, warm_up
+from loadtest.bench.systems import PEERS_PYTHON, SYSTEMS, Setup, running
+from loadtest.bench.workloads import SMALL, SQUARE, WORKLOADS, Phase, Scenario, Writer, warm_up
+from loadtest.servers import ROOT
 from loadtest.workload import positive
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def main(words: list[str] | None = None) -> int:
     left_out: set[str] = set()
     if not PEERS_PYTHON.exists():
         left_out = {system for system in options.systems if system in OF_PEERS}
-        record.notes += [f"{system}: left out, for the peers' environment is not there (make bench)" for system in left_out]
+        record.notes += [
+            f"{system}: left out, for the peers' environment is not there (make bench)" for system in left_out
+        ]
     for repeat in range(options.repeats):
         for setup in dict.fromkeys(workload.setup for workload in options.only):
             for system in options.systems:
@@ -61,7 +64,13 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _measure(
-    record: Record, system: str, setup: Setup, workloads: Sequence[Workload], checkpoint: Path, repeat: int, options: Any
+    record: Record,
+    system: str,
+    setup: Setup,
+    workloads: Sequence[Scenario],
+    checkpoint: Path,
+    repeat: int,
+    options: Any,
 ) -> None:
     """Starts a system, runs its workloads, ends it."""
     allowed = letters(checkpoint)
@@ -87,19 +96,25 @@ async def _run(url: str, phases: Sequence[Phase]) -> dict[str, list[Sample]]:
 
 
 def _make_geometry(folder: Path) -> None:
-    line = [sys.executable, "-m", "cluster.demo.bench_checkpoint", str(folder)]
+    line = [sys.executable, "-m", "cluster.demo.training.bench_checkpoint", str(folder)]
     subprocess.run(line, check=True, cwd=ROOT)  # noqa: S603
 
 
 def _options(words: list[str] | None) -> Any:
     names = {workload.name: workload for workload in WORKLOADS}
-    parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description="Prism beside its peers, on this machine.")
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.bench", description="Prism beside its peers, on this machine."
+    )
     parser.add_argument("--only", type=_among(names), default=list(names), help=f"workloads: {', '.join(names)}")
     parser.add_argument("--systems", type=_among(SYSTEMS), default=list(SYSTEMS), help=f"systems: {', '.join(SYSTEMS)}")
     parser.add_argument("--repeats", type=positive, default=3, help="how often each system is started and measured")
     parser.add_argument("--quick", action="store_true", help="a quarter of the requests")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder for tables, plots and logs")
-    parser.add_argument("--geometry", type=Path, default=ROOT / "bench" / "geometry", help="where the bench checkpoint is made")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "bench" / "results", help="folder for tables, plots and logs"
+    )
+    parser.add_argument(
+        "--geometry", type=Path, default=ROOT / "bench" / "geometry", help="where the bench checkpoint is made"
+    )
     options = parser.parse_args(words)
     options.only = [names[name] for name in options.only]
     options.out, options.geometry = options.out.absolute(), options.geometry.absolute()

@@ -1,7 +1,8 @@
-"""Binds engines, and Prism's encoder, to cores where a set-up says so: from outside, once a system is up, alike in every one.
+"""Binds engines, and Prism's encoder, to cores where a set-up says so: from outside, once a system is up, alike in
+every one.
 
-An engine's thread that shares its core with the server and the client gives other figures from run to run. All other processes
-(HTTP servers, engine cores, routers, the client) stay free, and the kernel puts them where there is room.
+An engine's thread that shares its core with the server and the client gives other figures from run to run. All other
+processes (HTTP servers, engine cores, routers, the client) stay free, and the kernel puts them where there is room.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 ENGINES: Final = ("VLLM::", "multiprocessing.spawn")
-"""Are in the title of vLLM's processes. The second is what one has that could set no title, which setproctitle is silent about:
-it finds the place by the first variable of the environment, which Ray shuffles."""
+"""Are in the title of vLLM's processes. The second is what one has that could set no title, which setproctitle is
+silent about: it finds the place by the first variable of the environment, which Ray shuffles."""
 ENCODER: Final = "VisionEncoder"
 """Is in the title of the process that runs Prism's vision tower."""
 
@@ -36,7 +37,9 @@ def bind(servers: Iterable[psutil.Process], *, engine_cores: Sequence[int], enco
     engines = sorted((child for child in of_engines if child.pid not in parents), key=lambda child: child.pid)
     if len(engines) != len(engine_cores):
         titles = sorted({_title(child)[:60].strip() for child in processes})
-        raise RuntimeError(f"{len(engines)} engines were found for cores {list(engine_cores)}; there is {', '.join(titles)}")
+        raise RuntimeError(
+            f"{len(engines)} engines were found for cores {list(engine_cores)}; there is {', '.join(titles)}"
+        )
     for engine, core in zip(engines, engine_cores, strict=True):
         _bind(engine, core)
     if encoder_core is not None:
@@ -48,8 +51,8 @@ def bind(servers: Iterable[psutil.Process], *, engine_cores: Sequence[int], enco
 def go_first() -> bool:
     """Schedules this process, the client, before everything else, and says whether the machine lets it.
 
-    A client's place is on another machine. Here, engines that spin would keep it from looking at its clock. What it starts does
-    not inherit this.
+    A client's place is on another machine. Here, engines that spin would keep it from looking at its clock. What it
+    starts does not inherit this.
     """
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))

@@ -1,8 +1,9 @@
 """Sends requests and times their streams: one process, the same for every system.
 
-Times are on one clock that starts with the load. A closed loop counts an answer from when its request is sent; an open loop
-from when it *should* have been sent, so that a client or server that falls behind cannot hide it. TTFT and gaps are as in
-``loadtest.client``. An answer counts only if it is whole: as many tokens, each with its letter, as were asked for.
+Times are on one clock that starts with the load. A closed loop counts an answer from when its request is sent; an open
+loop from when it *should* have been sent, so that a client or server that falls behind cannot hide it. TTFT and gaps
+are as in ``loadtest.client``. An answer counts only if it is whole: as many tokens, each with its letter, as were asked
+for.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from loadtest.workload import PATH
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from loadtest.bench.asks import Request
+    from loadtest.bench.requests import Request
 
 READ_TIMEOUT_S: Final = 120.0
 
@@ -135,7 +136,9 @@ class Client:
         if last != "[DONE]":
             raise Failed("no [DONE]")
         if counted["letters"] != request.num_tokens or counted["tokens"] != request.num_tokens:
-            raise Failed(f"{counted['tokens']} tokens with {counted['letters']} letters instead of {request.num_tokens}")
+            raise Failed(
+                f"{counted['tokens']} tokens with {counted['letters']} letters instead of {request.num_tokens}"
+            )
 
 
 def _look_at(data: str) -> tuple[str, int]:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from loadtest.bench.figures import Results
+    from loadtest.bench.bars import Results
 
 COLOURS: Final = {
     "prism": "#7b3fb5",
@@ -53,7 +53,9 @@ def draw_gaps(gaps_ms: Mapping[str, Mapping[str, Sequence[float]]], file: Path) 
             ordered = sorted(max(value, 0.05) for value in values_ms)
             parts = [1 - rank / len(ordered) for rank in range(len(ordered))]
             dashes = "--" if phase == "alone" else "-"
-            panel.step(ordered, parts, where="post", color=COLOURS[system], linestyle=dashes, label=phase, linewidth=1.8)
+            panel.step(
+                ordered, parts, where="post", color=COLOURS[system], linestyle=dashes, label=phase, linewidth=1.8
+            )
         panel.set(title=system, xlabel="gap between tokens, ms", xscale="log", yscale="log", ylim=(1e-4, 1.2))
         _plain_log_ticks(panel.xaxis)
         panel.grid(visible=True, which="major", alpha=0.25)
@@ -75,8 +77,12 @@ def draw_rates(results: Results, titles: Mapping[str, str], file: Path) -> None:
             middle = statistics.median(values)
             spread = [[middle - min(values)], [max(values) - middle]] if len(values) > 1 else None
             panel.bar(place, middle, yerr=spread, capsize=5, color=COLOURS[system], width=0.65)
-            panel.annotate(f"{middle:.3g}", (place, 0), ha="center", va="bottom", color="white", fontweight="bold", fontsize=10)
-        panel.set_xticks(range(len(systems)), [name.replace("-session", "\nby session") for name in systems], fontsize=8.5)
+            panel.annotate(
+                f"{middle:.3g}", (place, 0), ha="center", va="bottom", color="white", fontweight="bold", fontsize=10
+            )
+        panel.set_xticks(
+            range(len(systems)), [name.replace("-session", "\nby session") for name in systems], fontsize=8.5
+        )
         panel.set_title(titles[workload], fontsize=10)
         panel.grid(visible=True, axis="y", alpha=0.25)
     panels[0].set_ylabel("requests/s")

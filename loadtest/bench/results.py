@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from loadtest.bench import plots
-from loadtest.bench.figures import BARS, Verdict, judge, short, spread
-from loadtest.bench.systems import ROOT, versions
+from loadtest.bench.bars import BARS, BarResult, judge, short, spread
+from loadtest.bench.systems import versions
+from loadtest.servers import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from loadtest.bench.figures import Results
+    from loadtest.bench.bars import Results
     from loadtest.bench.load import Sample
-    from loadtest.bench.workloads import Workload
+    from loadtest.bench.workloads import Scenario
 
 LATENCY_PANELS: Final[tuple[str, ...]] = ("text", "picture_new", "picture_seen", "windows")
 
@@ -42,7 +43,7 @@ class Record:
     gaps_ms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, workload: Workload, system: str, phases: Mapping[str, Sequence[Sample]]) -> None:
+    def add(self, workload: Scenario, system: str, phases: Mapping[str, Sequence[Sample]]) -> None:
         """Takes one repeat's samples; figures are those of whole answers, and failures are counted beside them."""
         whole = {name: [sample for sample in samples if not sample.failure] for name, samples in phases.items()}
         for samples in phases.values():
@@ -60,9 +61,11 @@ class Record:
         if workload.name == "bursts":
             phase_gaps = self.gaps_ms.setdefault(system, defaultdict(list))
             for name, samples in whole.items():
-                phase_gaps[name] += [gap_s * 1000 for sample in samples if sample.kind == "text" for gap_s in sample.gaps_s]
+                phase_gaps[name] += [
+                    gap_s * 1000 for sample in samples if sample.kind == "text" for gap_s in sample.gaps_s
+                ]
 
-    def write(self, folder: Path, workloads: Sequence[Workload]) -> None:
+    def write(self, folder: Path, workloads: Sequence[Scenario]) -> None:
         """Writes everything anew."""
         folder.mkdir(parents=True, exist_ok=True)
         verdicts = [judge(bar, self.figures) for bar in BARS]
@@ -89,7 +92,7 @@ class Record:
         if rated:
             plots.draw_rates(rated, titles, folder / "rates.png")
 
-    def markdown(self, workloads: Sequence[Workload], verdicts: Sequence[Verdict]) -> str:
+    def markdown(self, workloads: Sequence[Scenario], verdicts: Sequence[BarResult]) -> str:
         """The report as Markdown."""
         lines = ["# Prism beside its peers", ""]
         lines += [f"- {name}: {value}" for name, value in self.about.items()]
@@ -106,7 +109,9 @@ class Record:
         if self.failures or self.notes:
             lines += ["", "## Failures and notes", ""]
             lines += [
-                f"- {where}: {count} × {cause}" for where, causes in self.failures.items() for cause, count in causes.items()
+                f"- {where}: {count} × {cause}"
+                for where, causes in self.failures.items()
+                for cause, count in causes.items()
             ]
             lines += [f"- {note}" for note in self.notes]
         return "\n".join(lines) + "\n"
@@ -124,7 +129,9 @@ def table(systems: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
 
 def about(repeats: int, *, quick: bool, client_first: bool) -> dict[str, Any]:
     """The machine, the versions, the date and the command."""
-    cpu = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown")
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown"
+    )
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
     return {
@@ -142,7 +149,9 @@ def about(repeats: int, *, quick: bool, client_first: bool) -> dict[str, Any]:
             "Prism reads prompts in chunks of 64 tokens, as its application file says, except in `windows`; the others read "
             "them whole, as vLLM does by default (its flag for it is `--long-prefill-token-threshold`)"
         ),
-        "client": "scheduled before everything else" if client_first else "scheduled as everything else: it may be late",
+        "client": "scheduled before everything else"
+        if client_first
+        else "scheduled as everything else: it may be late",
         "bound": (
             "two engines to cores 0 and 1; in `bursts` and `geometry` the engine to core 1 and Prism's encoder to core 0; "
             "else each system is left to itself; Ray's workers run at niceness 0, and what computes in Prism as it does by "

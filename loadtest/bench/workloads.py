@@ -1,6 +1,7 @@
 """The workloads: what is asked in which phases, of which systems, and which figures come out.
 
-Every system gets the same bytes in the same repeat; pictures are made for it alone, and new ones are in no earlier phase.
+Every system gets the same bytes in the same repeat; pictures are made for it alone, and new ones are in no earlier
+phase.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from loadtest.bench import asks
-from loadtest.bench.asks import Request
+from loadtest.bench.requests import Request, Size, body, bursts, new_picture, steady, windows
 from loadtest.bench.systems import Setup
 from loadtest.report import percentile
 
@@ -75,9 +75,9 @@ class Writer:
         """A number of requests, less where it should be quick."""
         return max(2, count // 4) if self.quick else count
 
-    def pictures(self, count: int, size: asks.Size) -> list[bytes]:
+    def pictures(self, count: int, size: Size) -> list[bytes]:
         """New pictures."""
-        return [asks.new_picture(self.rng, size) for _ in range(count)]
+        return [new_picture(self.rng, size) for _ in range(count)]
 
     def ask(
         self,
@@ -91,15 +91,15 @@ class Writer:
     ) -> Request:
         """A request about these pictures, in words of its own."""
         text = f"Tell me about the {' and the '.join(self.rng.choices(WORDS, k=3))}."
-        body = asks.body(text, pictures, num_tokens, self.allowed, text_first=text_first)
-        return Request(kind, body, num_tokens, at_s, session)
+        raw = body(text, pictures, num_tokens, self.allowed, text_first=text_first)
+        return Request(kind, raw, num_tokens, at_s, session)
 
 
 Figures = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class Scenario:
     """One row of the table.
 
     Args:
@@ -116,12 +116,14 @@ class Workload:
     figures: Callable[[Mapping[str, Sequence[Sample]]], Figures]
 
 
-def warm_up(write: Writer, size: asks.Size) -> Phase:
+def warm_up(write: Writer, size: Size) -> Phase:
     """What every freshly started system gets first: text and pictures, alone and together."""
     requests = [write.ask("warm", num_tokens=8) for _ in range(6)]
     requests += [write.ask("warm", [picture], num_tokens=8) for picture in write.pictures(6, size)]
     together = [write.ask("warm", [picture], num_tokens=8) for picture in write.pictures(12, size)]
-    return Phase("warm-up", (tuple(requests), tuple(together[:6]), tuple(together[6:])), users_per_queue=2, recorded=False)
+    return Phase(
+        "warm-up", (tuple(requests), tuple(together[:6]), tuple(together[6:])), users_per_queue=2, recorded=False
+    )
 
 
 def _text(write: Writer) -> list[Phase]:
@@ -153,12 +155,13 @@ WINDOW_TOKENS: Final = 64
 
 
 def _windows(write: Writer) -> list[Phase]:
-    """Each user's first request fills the caches and is not counted; from then on four pictures of five were there before."""
+    """Each user's first request fills the caches and is not counted; from then on four pictures of five were there
+    before."""
     first, rest = [], []
     num_turns = 1 + write.scaled(12)
     for number in range(WINDOW_USERS):
         user = f"{write.rng.getrandbits(32):08x}-{number}"
-        turns = asks.windows(write.pictures(WINDOW + num_turns - 1, SQUARE), WINDOW, num_turns)
+        turns = windows(write.pictures(WINDOW + num_turns - 1, SQUARE), WINDOW, num_turns)
         requests = [write.ask("window", turn, num_tokens=WINDOW_TOKENS, session=user) for turn in turns]
         first.append(tuple(requests[:1]))
         rest.append(tuple(requests[1:]))
@@ -175,9 +178,9 @@ def _bursts(write: Writer) -> list[Phase]:
     starts_s = [1.0] if write.quick else [1.0, 7.0, 13.0]
 
     def streams() -> list[Request]:
-        return [write.ask("text", num_tokens=STREAM_TOKENS, at_s=at_s) for at_s in asks.steady(STREAMS_PER_S, until_s)]
+        return [write.ask("text", num_tokens=STREAM_TOKENS, at_s=at_s) for at_s in steady(STREAMS_PER_S, until_s)]
 
-    times_s = asks.bursts(starts_s, 12, 4.0)
+    times_s = bursts(starts_s, 12, 4.0)
     pictures = [
         write.ask("picture", [picture], num_tokens=16, at_s=at_s)
         for picture, at_s in zip(write.pictures(len(times_s), SQUARE), times_s, strict=True)
@@ -194,7 +197,9 @@ def _geometry(write: Writer) -> list[Phase]:
     pictures = write.pictures(write.scaled(24), SQUARE)
     lengths = {"new": 1, "again": 1, "long": LONG_TOKENS}
     return [
-        Phase(name, (tuple(write.ask("picture", [picture], num_tokens=count, text_first=True) for picture in pictures),))
+        Phase(
+            name, (tuple(write.ask("picture", [picture], num_tokens=count, text_first=True) for picture in pictures),)
+        )
         for name, count in lengths.items()
     ]
 
@@ -231,7 +236,9 @@ def _preprocessing(write: Writer) -> list[Phase]:
 def latencies(samples: Sequence[Sample]) -> Figures:
     """TTFT and time per token in milliseconds, and the share of answers whose text came all at once."""
     ttft_ms = sorted(sample.ttft_s * 1000 for sample in samples)
-    at_once = [sample for sample in samples if sample.num_tokens > 1 and sample.texts_s[-1] - sample.texts_s[0] < AT_ONCE_S]
+    at_once = [
+        sample for sample in samples if sample.num_tokens > 1 and sample.texts_s[-1] - sample.texts_s[0] < AT_ONCE_S
+    ]
     return {
         "TTFT p50, ms": statistics.median(ttft_ms),
         "TTFT mean, ms": statistics.fmean(ttft_ms),
@@ -280,11 +287,11 @@ def _rates(phases: Mapping[str, Sequence[Sample]]) -> Figures:
 
 
 WORKLOADS: Final = (
-    Workload("text", "text only, one at a time", DEMO, ONE_ENGINE, _text, lambda phases: latencies(phases["text"])),
-    Workload("picture_new", "a new 224×168 picture, one at a time", DEMO, ONE_ENGINE, _picture_new, _of_picture),
-    Workload("picture_seen", "a picture seen before, one at a time", DEMO, ONE_ENGINE, _picture_seen, _of_picture),
-    Workload("saturation", "all pictures new, 16 at once, 16 tokens", DEMO, ONE_ENGINE, _saturation, _rates),
-    Workload(
+    Scenario("text", "text only, one at a time", DEMO, ONE_ENGINE, _text, lambda phases: latencies(phases["text"])),
+    Scenario("picture_new", "a new 224×168 picture, one at a time", DEMO, ONE_ENGINE, _picture_new, _of_picture),
+    Scenario("picture_seen", "a picture seen before, one at a time", DEMO, ONE_ENGINE, _picture_seen, _of_picture),
+    Scenario("saturation", "all pictures new, 16 at once, 16 tokens", DEMO, ONE_ENGINE, _saturation, _rates),
+    Scenario(
         "windows",
         "sliding window, 80 % reuse, 8 users, two engines that prefill whole prompts",
         TWO,
@@ -292,8 +299,10 @@ WORKLOADS: Final = (
         _windows,
         _rates,
     ),
-    Workload("geometry", "what a 448×448 picture costs to encode", APART, ("prism", "vllm"), _geometry, encoding),
-    Workload("bursts", "steady text while pictures come in bursts", APART, ONE_ENGINE, _bursts, stalls),
-    Workload("preprocess_one", "24-megapixel pictures, one preprocessor", LANES[1], ("prism",), _preprocessing, _rates),
-    Workload("preprocess_two", "24-megapixel pictures, two preprocessors", LANES[2], ("prism",), _preprocessing, _rates),
+    Scenario("geometry", "what a 448×448 picture costs to encode", APART, ("prism", "vllm"), _geometry, encoding),
+    Scenario("bursts", "steady text while pictures come in bursts", APART, ONE_ENGINE, _bursts, stalls),
+    Scenario("preprocess_one", "24-megapixel pictures, one preprocessor", LANES[1], ("prism",), _preprocessing, _rates),
+    Scenario(
+        "preprocess_two", "24-megapixel pictures, two preprocessors", LANES[2], ("prism",), _preprocessing, _rates
+    ),
 )

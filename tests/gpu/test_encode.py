@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cluster.checkpoint import Checkpoint
 from cluster.config import ModelConfig
-from cluster.encode import VisionEncoder
+from cluster.encode.benchmark import measure
+from cluster.encode.picture_encoder import PictureEncoder
 from cluster.messages import Embedding, Picture
 from cluster.preprocess import preprocess
-from loadtest.gpu_encoder import measure
-from tests.unit.pictures import png
+from tests.helpers.pictures import png
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -20,10 +21,10 @@ SIZES = [(224, 168), (28, 28), (333, 777), (224, 168)]
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-4), ("bfloat16", 0.05)])
 def test_embeddings_on_a_gpu_equal_those_on_the_cpu(dtype: str, bound: float) -> None:
     """Alone and together, the tower gives on a GPU what it gives on the CPU in float32, as far as the dtype goes."""
-    model = ModelConfig(dtype="float32")
-    pictures = [preprocess(Picture("0", png(*size), *size, ""), model.processor) for size in SIZES]
-    exact = VisionEncoder.load(model.path, model.processor, dtype="float32").encode(pictures)
-    encoder = VisionEncoder.load(model.path, model.processor, dtype=dtype, device="cuda")  # type: ignore[arg-type]
+    checkpoint = Checkpoint(ModelConfig(dtype="float32"))
+    pictures = [preprocess(Picture("0", png(*size), *size, ""), checkpoint.processor) for size in SIZES]
+    exact = PictureEncoder.load(checkpoint.path, checkpoint.processor, dtype="float32").encode(pictures)
+    encoder = PictureEncoder.load(checkpoint.path, checkpoint.processor, dtype=dtype, device="cuda")  # type: ignore[arg-type]
     alone = [embedding for picture in pictures for embedding in encoder.encode([picture])]
     for found in (alone, encoder.encode(pictures)):
         for embedding, right in zip(found, exact, strict=True):

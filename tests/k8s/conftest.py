@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from tests.k8s.crd_schema import strict_schema
-from tests.k8s.manifests import K8S, ROOT, build, read_document, read_documents
+from tests.helpers.k8s.crd_schema import strict_schema
+from tests.helpers.k8s.manifests import K8S, ROOT, build, read_document, read_documents
 
 if TYPE_CHECKING:
-    from tests.k8s.manifests import Object
+    from tests.helpers.k8s.manifests import Object
 
 CRDS = ROOT.parent / "shared" / "crds"
 APPLICATIONS = {"cpu": "app.yaml"}

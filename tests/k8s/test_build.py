@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.helpers.k8s.manifests import K8S, ROOT, DuplicateKeyError, build, pod_templates, read_documents
 from tests.k8s.conftest import APPLICATIONS
-from tests.k8s.manifests import K8S, ROOT, DuplicateKeyError, build, pod_templates, read_documents
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.k8s.manifests import Object
+    from tests.helpers.k8s.manifests import Object
 
 SOURCES = sorted([*K8S.rglob("*.yaml"), *(ROOT / "deployments").glob("*.yaml")])
 

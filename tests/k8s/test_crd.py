@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.k8s.crd_schema import mistakes, strict_schema
+from tests.helpers.k8s.crd_schema import mistakes, strict_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.k8s.manifests import Object
+    from tests.helpers.k8s.manifests import Object
 
 
 def _group(service: Object) -> Any:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cluster.config import PrismConfig
-from tests.k8s.fitting import Group, Pool, groups_of, num_unplaced, pools_of
+from tests.helpers.k8s.fitting import Group, Pool, groups_of, num_unplaced, pools_of
 
 if TYPE_CHECKING:
-    from tests.k8s.manifests import Object
+    from tests.helpers.k8s.manifests import Object
 
 
 @pytest.fixture
@@ -23,7 +23,9 @@ def args(application: Object) -> dict[str, Any]:
 def _unplaced(rayservice: Object, args: dict[str, Any]) -> dict[str, int]:
     """Replicas without room, by the label of their pool; pools that fit are left out."""
     groups = {group.label: group for group in groups_of(rayservice).values()}
-    unplaced = {str(pool.label): num_unplaced(pool, groups[pool.label]) for pool in pools_of(PrismConfig.model_validate(args))}
+    unplaced = {
+        str(pool.label): num_unplaced(pool, groups[pool.label]) for pool in pools_of(PrismConfig.model_validate(args))
+    }
     return {label: num for label, num in unplaced.items() if num}
 
 
@@ -64,7 +66,9 @@ def test_group_sizes_stand_still_without_an_autoscaler(rayservice: Object) -> No
         ("decoder", {"device": "cuda", "tensor_parallel_size": 2}),
     ],
 )
-def test_a_pool_that_is_too_big_is_caught(rayservice: Object, args: dict[str, Any], pool: str, changes: dict[str, Any]) -> None:
+def test_a_pool_that_is_too_big_is_caught(
+    rayservice: Object, args: dict[str, Any], pool: str, changes: dict[str, Any]
+) -> None:
     """One replica, CPU, byte or GPU too many leaves a replica without room, and only in that pool."""
     args[pool] |= changes
     assert _unplaced(rayservice, args) == {pool: 1}

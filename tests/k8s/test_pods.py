@@ -10,13 +10,13 @@ import ray
 from ray.autoscaler._private.kuberay.utils import parse_quantity
 
 from cluster.config import PrismConfig
-from deployments.ingress import BINARY, LEAN
+from deployments.ray_serve.haproxy import BINARY, LEAN
+from tests.helpers.k8s.fitting import deployments_of, groups_of, pools_of
+from tests.helpers.k8s.manifests import K8S, build, pod_templates, read_document
 from tests.k8s.conftest import APPLICATIONS
-from tests.k8s.fitting import deployments_of, groups_of, pools_of
-from tests.k8s.manifests import K8S, build, pod_templates, read_document
 
 if TYPE_CHECKING:
-    from tests.k8s.manifests import Object
+    from tests.helpers.k8s.manifests import Object
 
 GROUPS = ("head", "router", "preprocessor", "encoder", "decoder")
 
@@ -41,7 +41,8 @@ def test_every_pod_is_tested_here() -> None:
 
 
 def test_a_pod_meets_the_restricted_standard(pod: dict[str, Any]) -> None:
-    """Kubernetes' strictest pod security standard would admit it; beyond that its root is read-only and it has no API token."""
+    """Kubernetes' strictest pod security standard would admit it; beyond that its root is read-only and it has no API
+    token."""
     [container] = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] > 0
@@ -73,7 +74,9 @@ def test_memory_is_what_was_asked_for(pod: dict[str, Any]) -> None:
 def test_the_object_store_leaves_room_in_shared_memory(rayservice: Object, group: str) -> None:
     """Ray's object store takes at most half of /dev/shm, and /dev/shm at most half of the memory limit."""
     cluster = rayservice["spec"]["rayClusterConfig"]
-    specifications = {"head": cluster["headGroupSpec"]} | {spec["groupName"]: spec for spec in cluster["workerGroupSpecs"]}
+    specifications = {"head": cluster["headGroupSpec"]} | {
+        spec["groupName"]: spec for spec in cluster["workerGroupSpecs"]
+    }
     pod = specifications[group]["template"]["spec"]
     [shm] = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if volume["name"] == "shm"]
     limit = parse_quantity(pod["containers"][0]["resources"]["limits"]["memory"])
@@ -87,7 +90,9 @@ def test_ray_gives_away_no_cpu_that_kubernetes_has_not_set_aside(rayservice: Obj
     groups = groups_of(rayservice)
     for pool in pools_of(config):
         group = groups[str(pool.label)]
-        requested = float(parse_quantity(templates[group.name]["spec"]["containers"][0]["resources"]["requests"]["cpu"]))
+        requested = float(
+            parse_quantity(templates[group.name]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
+        )
         num_on_one_node = -(-pool.num_replicas // group.num_nodes)
         assert num_on_one_node * pool.resources["CPU"] <= requested
 
@@ -104,11 +109,12 @@ def test_a_pod_lives_until_its_streams_have_drained(pod: dict[str, Any], config:
 
 
 def test_a_pod_has_the_lean_way_in(pod: dict[str, Any], config: PrismConfig) -> None:
-    """What ``prism serve`` sets for every process of Ray's stands in each pod, and HAProxy cuts no stream that may go on."""
+    """What ``prism serve`` sets for every process of Ray's stands in each pod, and HAProxy cuts no stream that may go
+    on."""
     [container] = pod["containers"]
     environment = {each["name"]: each.get("value") for each in container["env"]}
     assert LEAN.items() <= environment.items()
-    [command] = entry_points(group="console_scripts", value="deployments.ingress:run_haproxy")
+    [command] = entry_points(group="console_scripts", value="deployments.ray_serve.haproxy:run_haproxy")
     assert environment[BINARY] == f"/usr/local/bin/{command.name}"
     assert int(environment["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > config.router.request_timeout_s
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
-from deployments.application import UnknownKeyError, check_serve_config
-from tests.k8s.manifests import ROOT, read_document
+from deployments.local.app_file import UnknownKeyError, check_serve_config
+from tests.helpers.k8s.manifests import ROOT, read_document
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.k8s.manifests import Object
+    from tests.helpers.k8s.manifests import Object
 
 FILES = [path for path in sorted((ROOT / "deployments").glob("*.yaml")) if path.name != "kustomization.yaml"]
 

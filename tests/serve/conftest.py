@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.serve.servers import bare_vllm, prism_cluster
+from tests.helpers.servers import bare_vllm, prism_cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from deployments.launch import Cluster
+    from deployments.local.launch import Cluster
 
 
 @pytest.fixture(scope="session")

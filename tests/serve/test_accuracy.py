@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from cluster.demo.answer import HELD_OUT_SEED
-from cluster.demo.classes import ADVERTISED
-from cluster.demo.data import held_out
-from cluster.demo.evaluate import ask_over_http, score
+from cluster.demo.training.answer import HELD_OUT_SEED
+from cluster.demo.training.classes import ADVERTISED
+from cluster.demo.training.data import held_out
+from cluster.demo.training.evaluate import ask_over_http, score
 
 if TYPE_CHECKING:
-    from deployments.launch import Cluster
+    from deployments.local.launch import Cluster
 
 NUM_ASKED = 60
 REQUIRED = 0.9

@@ -17,14 +17,15 @@ from openai import AsyncOpenAI
 from transformers import AutoTokenizer
 
 from cluster import priority
-from cluster.config import DEMO_CHECKPOINT, DecoderConfig
-from tests.serve.ask import chat, image, picture, random_png, square, text
-from tests.serve.launching import engine_of, replicas, thread_niceness
+from cluster.checkpoint import DEMO_CHECKPOINT
+from cluster.config import DecoderConfig
+from tests.helpers.ask import chat, image, picture, random_png, square, text
+from tests.helpers.launching import engine_of, replicas, thread_niceness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from deployments.launch import Cluster
+    from deployments.local.launch import Cluster
 
 LONG_TOKENS = 400
 TOKENIZER = AutoTokenizer.from_pretrained(DEMO_CHECKPOINT)
@@ -70,7 +71,9 @@ async def engine_is_idle(client: httpx.AsyncClient) -> None:
 
 async def test_a_picture_gets_its_true_answer(prism: httpx.AsyncClient) -> None:
     """A picture goes in, and what is on it comes out."""
-    response = await prism.post("/v1/chat/completions", json=chat([picture("shape.png"), text("What colour is the shape?")]))
+    response = await prism.post(
+        "/v1/chat/completions", json=chat([picture("shape.png"), text("What colour is the shape?")])
+    )
     assert response.json()["choices"][0]["message"]["content"] == "red"
 
 
@@ -92,7 +95,8 @@ async def test_first_chunk_comes_before_the_last_token_is_made(prism: httpx.Asyn
 
 @pytest.mark.parametrize("pictures", [0, 1])
 async def test_a_client_that_leaves_frees_its_slot(prism: httpx.AsyncClient, pictures: int) -> None:
-    """When a client closes its connection in mid-stream, the engine drops the request within a second, and it counts as 499."""
+    """When a client closes its connection in mid-stream, the engine drops the request within a second, and it counts as
+    499."""
     before = await ended_requests(prism, 499)
     content = [picture("shape.png")] * pictures + [text("Go on.")]
     body = chat(content, stream=True, max_tokens=3000, ignore_eos=True)
@@ -104,7 +108,9 @@ async def test_a_client_that_leaves_frees_its_slot(prism: httpx.AsyncClient, pic
     assert await ended_requests(prism, 499) == before + 1
 
 
-async def test_clients_that_leave_before_their_answer_free_their_slots(cluster: Cluster, prism: httpx.AsyncClient) -> None:
+async def test_clients_that_leave_before_their_answer_free_their_slots(
+    cluster: Cluster, prism: httpx.AsyncClient
+) -> None:
     """Who does not stream is missed as soon, wherever the request was cut on its way."""
     before = await ended_requests(prism, 499)
     body = json.dumps(chat([text("Go on.")], max_tokens=3000, ignore_eos=True)).encode()
@@ -185,7 +191,9 @@ async def test_json_schema_is_obeyed_about_a_picture(prism: httpx.AsyncClient) -
     wanted = {"type": "json_schema", "json_schema": {"name": "shape", "schema": schema, "strict": True}}
     question = [picture("shape.png"), text("What colour is the shape?")]
     body = chat(question, response_format=wanted, max_tokens=100, logit_bias=NO_BLANKS)
-    answer = json.loads((await prism.post("/v1/chat/completions", json=body)).json()["choices"][0]["message"]["content"])
+    answer = json.loads(
+        (await prism.post("/v1/chat/completions", json=body)).json()["choices"][0]["message"]["content"]
+    )
     assert answer.keys() == {"colour", "sides"}
     assert answer["colour"] in ("red", "blue")
 
@@ -249,7 +257,8 @@ async def test_metrics_cover_every_pool(prism: httpx.AsyncClient) -> None:
 
 
 async def test_a_full_pool_is_well_and_measured(prism: httpx.AsyncClient) -> None:
-    """While requests wait for room in the only decoder, ``/health`` says yes and its metrics are there, and wait for none."""
+    """While requests wait for room in the only decoder, ``/health`` says yes and its metrics are there, and wait for
+    none."""
     room = DecoderConfig().max_ongoing_requests
     body = chat([text("Go on.")], max_tokens=400, ignore_eos=True)
     asked = [asyncio.ensure_future(prism.post("/v1/chat/completions", json=body)) for _ in range(room + 8)]
@@ -263,7 +272,8 @@ async def test_a_full_pool_is_well_and_measured(prism: httpx.AsyncClient) -> Non
 
 
 async def test_a_deadline_ends_a_request_with_a_typed_error(prism: httpx.AsyncClient) -> None:
-    """``prism.timeout_s`` ends a request with 504, a stream with an error event and ``[DONE]``, and both free the engine."""
+    """``prism.timeout_s`` ends a request with 504, a stream with an error event and ``[DONE]``, and both free the
+    engine."""
     before = await ended_requests(prism, 504)
     limit = {"prism": {"timeout_s": 2}, "max_tokens": 3500, "ignore_eos": True}  # which take four times as long
     plain = await prism.post("/v1/chat/completions", json=chat([text("Go on.")], **limit))
@@ -281,7 +291,12 @@ def test_rays_own_ports_ask_for_a_token() -> None:
     """Ray's agent, which runs commands for whoever may ask it and listens beyond loopback, refuses who has no token."""
     family = psutil.Process().children(recursive=True)
     agents = [process for process in family if "DashboardAgent" in " ".join(process.cmdline())]
-    ports = {each.laddr.port for agent in agents for each in agent.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+    ports = {
+        each.laddr.port
+        for agent in agents
+        for each in agent.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN
+    }
     statuses = set()
     for port in ports:
         with contextlib.suppress(httpx.HTTPError):  # not HTTP
@@ -304,7 +319,9 @@ async def test_one_new_picture_asked_for_by_many_is_encoded_once(prism: httpx.As
 
 async def worked_on(client: httpx.AsyncClient) -> Counter[str]:
     """Pictures that each stage has worked on."""
-    lines = [line for line in (await client.get("/metrics")).text.splitlines() if line.startswith("prism_pictures_total{")]
+    lines = [
+        line for line in (await client.get("/metrics")).text.splitlines() if line.startswith("prism_pictures_total{")
+    ]
     return Counter({line.partition('stage="')[2].partition('"')[0]: int(float(line.split()[-1])) for line in lines})
 
 
@@ -330,7 +347,15 @@ async def test_what_is_large_between_processes_arrives_whole(prism: httpx.AsyncC
     body = json.dumps(chat([text("Hello")], max_tokens=2, x=[0.5] * 500_000), separators=(",", ":"))
     assert (await prism.post("/v1/chat/completions", content=body)).status_code == 200
     words = "a b c d e f g h i j " * 180
-    asked = {"model": "prism-demo", "prompt": words, "max_tokens": 1, "echo": True, "logprobs": 20, "n": 8, "temperature": 1}
+    asked = {
+        "model": "prism-demo",
+        "prompt": words,
+        "max_tokens": 1,
+        "echo": True,
+        "logprobs": 20,
+        "n": 8,
+        "temperature": 1,
+    }
     answer = await prism.post("/v1/completions", json={**asked, "stream": stream})
     assert answer.status_code == 200
     assert len(answer.content) > 4 * 2**20

@@ -19,15 +19,15 @@ from cluster.config import PrismConfig, RouterConfig
 from cluster.decode.bounds import MAX_ANSWERS
 from deployments.api import build_api
 from deployments.router import Router
-from tests.serve.ask import chat, image, text
+from tests.helpers.ask import chat, image, text
 from tests.serve.bad_input import kinds
 from tests.serve.bad_input.kind import CHAT, COMPLETIONS, Bad
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from deployments.launch import Cluster
-    from tests.serve.ask import Part
+    from deployments.local.launch import Cluster
+    from tests.helpers.ask import Part
 
 CONCURRENCY = 6
 STREAMED = 120
@@ -89,7 +89,9 @@ async def faults(client: httpx.AsyncClient, wanted: Iterable[Bad]) -> list[str]:
 async def decoder(client: httpx.AsyncClient) -> dict[str, float]:
     """When the decoder's process started, and how many requests its engine holds."""
     names = {"process_start_time_seconds": "started", "prism_engine_requests": "requests"}
-    samples = [line.rpartition(" ") for line in (await client.get("/metrics")).text.splitlines() if 'pool="decoder"' in line]
+    samples = [
+        line.rpartition(" ") for line in (await client.get("/metrics")).text.splitlines() if 'pool="decoder"' in line
+    ]
     found = {names[name]: float(value) for key, _, value in samples if (name := key.partition("{")[0]) in names}
     assert found.keys() == set(names.values())
     return found

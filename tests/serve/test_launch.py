@@ -19,9 +19,10 @@ import pytest
 from PIL import Image
 
 from cluster import priority
-from deployments.launch import MINDING_S
-from tests.serve.ask import SAMPLES, chat, image, square, text
-from tests.serve.launching import (
+from deployments.local.processes import MINDING_S
+from loadtest.servers import APP, ROOT, free_port
+from tests.helpers.ask import SAMPLES, chat, image, square, text
+from tests.helpers.launching import (
     PRISM,
     Launched,
     ahead_of_engines,
@@ -31,7 +32,6 @@ from tests.serve.launching import (
     replicas,
     thread_niceness,
 )
-from tests.serve.servers import APP, ROOT, free_port
 from tests.serve.test_parity import compare, requests
 
 if TYPE_CHECKING:
@@ -113,7 +113,9 @@ async def test_more_than_fits_is_refused_at_once(launched: Launched) -> None:
     """Beyond the limit of requests in flight a client gets 429 with Retry-After; those within it are served."""
     body = chat([text("Go on.")], stream=True, max_tokens=60, ignore_eos=True)
     async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
-        answers = await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(3 * MAX_IN_FLIGHT)))
+        answers = await asyncio.gather(
+            *(client.post("/v1/chat/completions", json=body) for _ in range(3 * MAX_IN_FLIGHT))
+        )
     served = [answer for answer in answers if answer.status_code == httpx.codes.OK]
     refused = [answer for answer in answers if answer.status_code == httpx.codes.TOO_MANY_REQUESTS]
     assert len(served) + len(refused) == len(answers)
@@ -160,7 +162,8 @@ async def test_a_replica_that_does_not_answer_hides_no_other(launched: Launched)
 
 
 async def test_a_replica_that_dies_with_a_request_in_it_fails_that_request_alone(launched: Launched) -> None:
-    """A request whose encoder is killed ends in a typed error that names the pool; text goes on, and pictures soon again."""
+    """A request whose encoder is killed ends in a typed error that names the pool; text goes on, and pictures soon
+    again."""
     stopped, [encoder] = replicas(launched.root, "Preprocessor", at_least=2), replicas(launched.root, "VisionEncoder")
     ask = chat([square("blue", 100), text("What colour is the shape?")])
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
@@ -211,7 +214,8 @@ async def last_events(client: httpx.AsyncClient, victims: list[psutil.Process]) 
 
 
 async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:
-    """When the engine is killed in mid-stream, the stream ends with a typed error and ``[DONE]``, and ``/health`` says no."""
+    """When the engine is killed in mid-stream, the stream ends with a typed error and ``[DONE]``, and ``/health`` says
+    no."""
     engines = [engine_of(decoder) for decoder in replicas(launched.root, "Decoder")]
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         *_, error, done = await last_events(client, engines)
@@ -230,7 +234,8 @@ async def test_a_decoder_whose_engine_died_is_replaced(launched: Launched) -> No
 
 
 async def test_a_decoder_that_dies_ends_its_streams_with_a_typed_error(launched: Launched) -> None:
-    """When a decoder is killed in mid-stream, the stream ends with a typed error and ``[DONE]``; another takes its place.
+    """When a decoder is killed in mid-stream, the stream ends with a typed error and ``[DONE]``; another takes its
+    place.
 
     It took another's place itself: what its engine leaves in shared memory is no more there at the end.
     """
@@ -242,7 +247,9 @@ async def test_a_decoder_that_dies_ends_its_streams_with_a_typed_error(launched:
         assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
         await is_ready_again(client)
     deadline = time.monotonic() + 4 * MINDING_S
-    while zombies := [child for child in launched.root.children(recursive=True) if child.status() == psutil.STATUS_ZOMBIE]:
+    while zombies := [
+        child for child in launched.root.children(recursive=True) if child.status() == psutil.STATUS_ZOMBIE
+    ]:
         assert time.monotonic() < deadline, zombies
         await asyncio.sleep(0.25)
 

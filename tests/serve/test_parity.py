@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from tests.serve.ask import chat, image, random_png, text
-from tests.unit.pictures import SAMPLES, encoded
+from tests.helpers.ask import chat, image, random_png, text
+from tests.helpers.pictures import SAMPLES, encoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import httpx
 
-    from tests.serve.ask import Part
+    from tests.helpers.ask import Part
 
 CONCURRENCY = 6
 NUM_TOKENS = 12
@@ -38,7 +38,13 @@ SIZES = [
     (28, 560),
     (1200, 60),
 ]
-WORDS = ["What colour is the shape?", "How many shapes are there?", "Which digit is it?", "hello", "What shape is it, please?"]
+WORDS = [
+    "What colour is the shape?",
+    "How many shapes are there?",
+    "Which digit is it?",
+    "hello",
+    "What shape is it, please?",
+]
 
 
 def requests() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -48,7 +54,8 @@ def requests() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
         yield same(f"text {number}", chat([text(f"{draw.choice(WORDS)} {number}")]))
     for sample in SAMPLES.values():
         question = text(draw.choice(WORDS))
-        # Where vLLM reads the same pixels it gets the same file; of formats that it misreads, the pixels that were meant.
+        # Where vLLM reads the same pixels it gets the same file; of formats that it misreads, the pixels that were
+        # meant.
         raw = sample.data if sample.tolerance else encoded(sample.rgb, "PNG")
         yield f"format {sample.name}", chat([image(sample.data), question]), chat([image(raw), question])
     for width, height in SIZES:
@@ -130,7 +137,8 @@ async def compare(
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What a server made of a request: the tokens of its prompt and of its greedy answer, and how likely each of those was."""
+    """What a server made of a request: the tokens of its prompt and of its greedy answer, and how likely each of those
+    was."""
 
     prompt: list[int]
     answer: list[int]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.serve.servers import ROOT
+from loadtest.servers import ROOT
 
 if TYPE_CHECKING:
-    from deployments.launch import Cluster
+    from deployments.local.launch import Cluster
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 BIN = Path(sys.executable).parent

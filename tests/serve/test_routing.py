@@ -11,8 +11,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serve.ask import Part, chat, image, random_png, square, text
-from tests.serve.launching import Launched, is_ready_again, launched_with, replicas
+from tests.helpers.ask import Part, chat, image, random_png, square, text
+from tests.helpers.launching import Launched, is_ready_again, launched_with, replicas
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -62,7 +62,8 @@ async def asked(client: httpx.AsyncClient, parts: list[Part], **options: object)
 
 
 async def test_conversations_spread_and_go_on_where_they_began(client: httpx.AsyncClient) -> None:
-    """Of eight conversations on an idle pool each decoder gets some, and all second turns find the first in its KV cache."""
+    """Of eight conversations on an idle pool each decoder gets some, and all second turns find the first in its KV
+    cache."""
     queries = ("vllm:prefix_cache_queries_total", "decoder")
     hits = ("vllm:prefix_cache_hits_total", "decoder")
     before = await counted(client, *queries)
@@ -96,7 +97,8 @@ async def test_many_pictures_in_many_requests_all_end(client: httpx.AsyncClient)
 
 
 async def test_a_picture_is_encoded_once_whoever_asks(client: httpx.AsyncClient) -> None:
-    """32 requests for one new picture, more than an encoder takes at once, and then 8 more cause one run, and are right."""
+    """32 requests for one new picture, more than an encoder takes at once, and then 8 more cause one run, and are
+    right."""
     before = await lookups(client, "miss")
     ask = [square("blue", 81), text("What colour is the shape?")]
     answers = await asyncio.gather(*(asked(client, ask) for _ in range(32)))
@@ -122,7 +124,8 @@ async def test_pictures_are_encoded_once_under_uneven_load(client: httpx.AsyncCl
 
 
 async def test_nothing_is_shared_between_salts(client: httpx.AsyncClient) -> None:
-    """A picture that was sent with one ``cache_salt`` is new to a request with another, or with none, and known to its own."""
+    """A picture that was sent with one ``cache_salt`` is new to a request with another, or with none, and known to its
+    own."""
     ask = [square("blue", 83), text("What colour is the shape?")]
     for salt, is_new in [("one", 1), ("two", 1), ("one", 0), (None, 1), ("two", 0), (None, 0)]:
         before = await lookups(client, "miss")
@@ -144,7 +147,9 @@ async def test_new_pictures_spread_over_the_encoders(client: httpx.AsyncClient) 
     assert await lookups(client, "miss") - before == new
 
 
-async def test_the_pictures_of_an_encoder_that_dies_go_to_the_other(launched: Launched, client: httpx.AsyncClient) -> None:
+async def test_the_pictures_of_an_encoder_that_dies_go_to_the_other(
+    launched: Launched, client: httpx.AsyncClient
+) -> None:
     """With one of two encoders killed all pictures are answered by the other, whichever had them."""
     asks = [[square("blue", side), text("What colour is the shape?")] for side in range(60, 80)]
     for ask in asks:

@@ -30,6 +30,6 @@ async def test_the_decoder_holds_no_vision_tower() -> None:
 async def test_the_encoder_holds_the_vision_tower_alone() -> None:
     """The encoder's weights are exactly the checkpoint's vision weights."""
     names = await pool("VisionEncoder").parameter_names.remote()
-    with safe_open(ModelConfig().path / "model.safetensors", framework="pt") as weights:
+    with safe_open(Checkpoint(ModelConfig()).path / "model.safetensors", framework="pt") as weights:
         stored = {name.removeprefix("visual.") for name in weights.keys() if name.startswith("visual.")}  # noqa: SIM118
     assert set(names) == stored

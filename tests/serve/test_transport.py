@@ -15,21 +15,25 @@ import numpy as np
 import psutil
 import pytest
 
-from cluster.cache import EmbeddingCache
+from cluster.checkpoint import Checkpoint
+from cluster.decode.answer import generate
 from cluster.decode.engine import Engine
-from cluster.decode.store import BLOCK_BYTES
+from cluster.decode.start import start_engine
+from cluster.decode.transport.store import BLOCK_BYTES
+from cluster.embeddings.cache import EmbeddingCache
 from cluster.errors import EmbeddingLost, TooManyPictures
 from cluster.messages import Call, Embedding, FirstPiece, Picture, picture_part
-from deployments.application import ApplicationFile
 from deployments.decoder import Decoder
-from tests.serve.ask import chat
-from tests.serve.servers import APP, with_changes
+from deployments.local.app_file import ApplicationFile
+from loadtest.servers import APP
+from tests.helpers.ask import chat
+from tests.helpers.servers import with_changes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from cluster.config import PrismConfig
-    from cluster.decode.transport import Offer, Transport
+    from cluster.decode.transport.handoff import Handoff, Transport
 
 # vLLM's engine runs in this process, and its chat layer reads fields that it calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -53,7 +57,7 @@ async def started(**decoder: Any) -> AsyncIterator[Engine]:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         os.environ |= {"TMPDIR": folder, "VLLM_RPC_BASE_PATH": folder}
         try:
-            engine = await Engine.start(config(**decoder))
+            engine = await start_engine(config(**decoder))
             yield engine
         finally:
             if engine:
@@ -71,7 +75,8 @@ async def inline() -> AsyncIterator[Engine]:
 
 @pytest.fixture(scope="module")
 async def shared(inline: Engine) -> AsyncIterator[Engine]:
-    """An engine that gets embeddings by shared memory, of which there is little; the oracle's processes are forked before."""
+    """An engine that gets embeddings by shared memory, of which there is little; the oracle's processes are forked
+    before."""
     del inline
     async with started(shared_bytes=NUM_BLOCKS * BLOCK_BYTES) as engine:
         yield engine
@@ -101,11 +106,13 @@ def asked(name: str, pictures: list[Embedding], **options: Any) -> Call:
 
 async def said(engine: Engine, name: str, pictures: list[Embedding], **options: Any) -> list[str]:
     """All pieces of the engine's answer."""
-    answer = engine.answer(asked(name, pictures, **options), {picture.digest: picture for picture in pictures}, {})
+    answer = generate(engine, asked(name, pictures, **options), {picture.digest: picture for picture in pictures}, {})
     return [piece.text if isinstance(piece, FirstPiece) else piece async for piece in answer]
 
 
-async def tokens(engine: Engine, name: str, pictures: list[Embedding], **options: Any) -> list[tuple[list[int], list[float]]]:
+async def tokens(
+    engine: Engine, name: str, pictures: list[Embedding], **options: Any
+) -> list[tuple[list[int], list[float]]]:
     """The tokens of each choice, and how likely they were."""
     [answer] = await said(engine, name, pictures, **options)
     return [
@@ -115,11 +122,13 @@ async def tokens(engine: Engine, name: str, pictures: list[Embedding], **options
 
 
 def mixed(engine: Engine) -> list[list[Embedding]]:
-    """Pictures for many requests: small and large, one or several, new, seen before, and the same one twice in a request."""
+    """Pictures for many requests: small and large, one or several, new, seen before, and the same one twice in a
+    request."""
     draw = random.Random(0)
     one = [[embedding(engine, seed, draw.choice([2, 4, 8, 16, 32]))] for seed in range(40)]
     several = [
-        [embedding(engine, draw.randint(0, 50), draw.choice([2, 8, 20])) for _ in range(draw.randint(2, 4))] for _ in range(20)
+        [embedding(engine, draw.randint(0, 50), draw.choice([2, 8, 20])) for _ in range(draw.randint(2, 4))]
+        for _ in range(20)
     ]
     return [*one, *several, *one[:10]]
 
@@ -133,7 +142,9 @@ async def test_both_ways_in_give_the_same_tokens(shared: Engine, inline: Engine)
     async def both(number: int) -> tuple[Any, Any]:
         async with gate:
             name, options = f"number {number}", SEVERAL if number % 7 == 0 else {}
-            return await asyncio.gather(*(tokens(engine, name, requests[number], **options) for engine in (shared, inline)))
+            return await asyncio.gather(
+                *(tokens(engine, name, requests[number], **options) for engine in (shared, inline))
+            )
 
     for ours, theirs in await asyncio.gather(*(both(number) for number in range(len(requests)))):
         assert [choice for choice, _ in ours] == [choice for choice, _ in theirs]
@@ -176,15 +187,15 @@ class Losing:
         self._num_losses = num_losses
 
     @asynccontextmanager
-    async def offered(self, request_id: str, embeddings: Mapping[str, Embedding]) -> AsyncIterator[Offer]:
-        async with self._transport.offered(request_id, embeddings) as offer:
+    async def offered(self, request_id: str, embeddings: Mapping[str, Embedding]) -> AsyncIterator[Handoff]:
+        async with self._transport.offered(request_id, embeddings) as handoff:
             if request_id == self._victim and self._num_losses:
                 self._num_losses -= 1
                 nothing = os.open(os.devnull, os.O_RDONLY)
-                for _, descriptor, _ in offer.fields["ec_transfer_params"].values():
+                for _, descriptor, _ in handoff.fields["ec_transfer_params"].values():
                     os.dup2(nothing, descriptor, inheritable=False)
                 os.close(nothing)
-            yield offer
+            yield handoff
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -248,7 +259,7 @@ class OnEngine(Decoder):
     """A decoder's replica on an engine that runs already, and goes on when the replica is gone."""
 
     def __init__(self, engine: Engine, encoders: Any) -> None:
-        self._engine, self._encode, self._settings = engine, encoders, config().model.processor
+        self._engine, self._encode, self._settings = engine, encoders, Checkpoint(config().model).processor
         self._pulls = EmbeddingCache(0)
 
     def __del__(self) -> None:
@@ -257,7 +268,8 @@ class OnEngine(Decoder):
 
 @pytest.mark.parametrize("num_losses", [0, 1, 2])
 async def test_what_was_lost_is_pulled_again(shared: Engine, monkeypatch: pytest.MonkeyPatch, num_losses: int) -> None:
-    """A picture is pulled once and then kept; lost on its way it is pulled once more, and a second loss is a typed error."""
+    """A picture is pulled once and then kept; lost on its way it is pulled once more, and a second loss is a typed
+    error."""
     made = embedding(shared, 800 + num_losses)
     encoders, picture = Encoders(made), Picture(made.digest, b"", 8, 8, "messages")
     replica, call = OnEngine(shared, encoders), asked("victim", [made])

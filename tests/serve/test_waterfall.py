@@ -14,13 +14,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.waterfall import STAGES
-from tests.serve.ask import chat, image, random_png, text
+from tests.helpers.ask import chat, image, random_png, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from deployments.launch import Cluster
-    from tests.serve.ask import Part
+    from deployments.local.launch import Cluster
+    from tests.helpers.ask import Part
 
 NUM_REQUESTS = 15
 SIDE = 448
@@ -87,7 +87,8 @@ def test_the_stages_add_up_to_what_the_client_sees(
 ) -> None:
     """The stages are those that a request passes through, and their sum is the client's TTFT within 5 %.
 
-    What is missing is the way from the Router back to the client, about a millisecond here: the requests are not tiny ones.
+    What is missing is the way from the Router back to the client, about a millisecond here: the requests are not tiny
+    ones.
     """
     client.ask(parts(-1))  # a picture that is seen has to be seen first
     shares = []
@@ -100,11 +101,14 @@ def test_the_stages_add_up_to_what_the_client_sees(
 
 
 def test_the_log_and_the_metrics_tell_the_same(cluster: Cluster, client: Client) -> None:
-    """Each answered request leaves one line with its stages in the Router's log, and counts in the histogram of each stage."""
+    """Each answered request leaves one line with its stages in the Router's log, and counts in the histogram of each
+    stage."""
     before = counts(client)
     client.ask(new_picture(900))
     after = counts(client)
-    assert {stage for stage in after if after[stage] == before.get(stage, 0) + 1} == ROUTER | ON_A_MISS | DECODER | {"stream"}
+    assert {stage for stage in after if after[stage] == before.get(stage, 0) + 1} == ROUTER | ON_A_MISS | DECODER | {
+        "stream"
+    }
     [log] = (cluster.logs / "serve").glob("replica_*_Router_*.log")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     last = [line for line in lines if line["message"] == "answered"][-1]

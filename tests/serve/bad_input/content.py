@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.serve.ask import image, text
+from tests.helpers.ask import image, text
+from tests.helpers.pictures import BROKEN, CUT_HEADERS, NO_PICTURES, bare_png, png
 from tests.serve.bad_input.kind import PART, PICTURE, URL, Bad, ask
-from tests.unit.pictures import BROKEN, CUT_HEADERS, NO_PICTURES, bare_png, png
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,9 @@ def pictures() -> Iterator[Bad]:
     for width, height in [(1, 1000), (201, 1), (0, 5)]:
         data = png(width, height) if width else bare_png(width, height)
         yield Bad(f"{width} x {height} pixels", "invalid_image", URL, ask(image(data)))
-    bmp = b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 100_000, -100_000, 1, 24, *[0] * 6)
+    bmp = (
+        b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 100_000, -100_000, 1, 24, *[0] * 6)
+    )
     bombs = {
         "png": bare_png(20_000, 20_000),
         "largest png": bare_png(2**31 - 1, 2**31 - 1),
@@ -39,12 +41,29 @@ def urls() -> Iterator[Bad]:
     """URLs that Prism does not follow."""
     codes = {
         "unsupported_url_scheme": [
-            *("", "http://example.com/a.png", "HTTP://example.com/a.png", "file:///etc/passwd", "ftp://example.com/a.png"),
-            *("javascript:alert(1)", "blob:https://example.com/1", "example.com/a.png", "/etc/passwd", "//example.com/a.png"),
+            *(
+                "",
+                "http://example.com/a.png",
+                "HTTP://example.com/a.png",
+                "file:///etc/passwd",
+                "ftp://example.com/a.png",
+            ),
+            *(
+                "javascript:alert(1)",
+                "blob:https://example.com/1",
+                "example.com/a.png",
+                "/etc/passwd",
+                "//example.com/a.png",
+            ),
             *("gopher://example.com", "\0", "prism:0:0", "a" * 64),
         ],
         "image_url_forbidden": [
-            *("https://127.0.0.1/a.png", "https://localhost/a.png", "https://10.0.0.1/a.png", "https://192.168.0.1/a.png"),
+            *(
+                "https://127.0.0.1/a.png",
+                "https://localhost/a.png",
+                "https://10.0.0.1/a.png",
+                "https://192.168.0.1/a.png",
+            ),
             *("https://169.254.169.254/latest/meta-data/", "https://[::1]/a.png", "https://[::ffff:127.0.0.1]/a.png"),
             *("https://0x7f000001/", "https://2130706433/", "https://127.1/", "https://0.0.0.0/", "https://[fe80::1]/"),
             *("https://", "https:///a.png", "https://me:secret@example.com/a.png", f"https://{'a' * 9000}.com/"),
@@ -119,7 +138,9 @@ def parts() -> Iterator[Bad]:
         ("invalid_value", ".refusal", {"type": "refusal"}),
     ]
     for code, suffix, part in table:
-        yield Bad(f"part {str(part).replace(url['url'], 'data:')[:120]}", code, PART + suffix, ask(part, text("What is it?")))
+        yield Bad(
+            f"part {str(part).replace(url['url'], 'data:')[:120]}", code, PART + suffix, ask(part, text("What is it?"))
+        )
 
 
 def messages() -> Iterator[Bad]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.request import OPERATOR_FIELDS
-from tests.serve.ask import image, text
+from tests.helpers.ask import image, text
 from tests.serve.bad_input.kind import COMPLETIONS, PICTURE, URL, Bad, ask
 
 if TYPE_CHECKING:
@@ -82,7 +82,11 @@ def chat_fields() -> Iterator[Bad]:
         ),
         ("invalid_value", "tools[0].function", {"tools": [{"type": "function"}]}),
         ("invalid_value", "tools[0].type", {"tools": [{**tool, "type": "a"}]}),
-        ("invalid_request", "tool_choice", {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "a"}}}),
+        (
+            "invalid_request",
+            "tool_choice",
+            {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "a"}}},
+        ),
         (
             "invalid_value",
             None,
@@ -136,7 +140,12 @@ def other_endpoints() -> Iterator[Bad]:
         (COMPLETIONS, "invalid_value", "prompt", {"prompt": "hello", "messages": picture}),
         (COMPLETIONS, "embeddings_not_accepted", "prompt_embeds", {"prompt": "hello", "prompt_embeds": "a"}),
         (COMPLETIONS, "embeddings_not_accepted", "prompt_embeds", {"prompt_embeds": ["a"]}),
-        (COMPLETIONS, "unknown_field", "mm_processor_kwargs", {"prompt": "hello", "mm_processor_kwargs": {"min_pixels": 1}}),
+        (
+            COMPLETIONS,
+            "unknown_field",
+            "mm_processor_kwargs",
+            {"prompt": "hello", "mm_processor_kwargs": {"min_pixels": 1}},
+        ),
         (COMPLETIONS, "invalid_request", "logprobs", {"prompt": "hello", "logprobs": 21}),
         (COMPLETIONS, "invalid_request", "suffix", {"prompt": "hello", "suffix": "a"}),
         (COMPLETIONS, "invalid_value", "echo", {"prompt": "hello", "echo": "a"}),
@@ -162,7 +171,12 @@ def other_endpoints() -> Iterator[Bad]:
     for path, code, param, body in table:
         yield Bad(f"{path} {str(body)[-90:]}", code, param, {"max_tokens": 2, **body}, path=path)
     yield Bad(
-        "/tokenize another model", "model_not_found", "model", {"prompt": "a", "model": "b"}, status=404, path="/tokenize"
+        "/tokenize another model",
+        "model_not_found",
+        "model",
+        {"prompt": "a", "model": "b"},
+        status=404,
+        path="/tokenize",
     )
 
 

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tests.serve.ask import chat, image
-from tests.unit.pictures import encoded, scene
+from tests.helpers.ask import chat, image
+from tests.helpers.pictures import encoded, scene
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"

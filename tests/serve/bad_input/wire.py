@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from cluster.request import MAX_CONTAINERS, MAX_TEXT_BYTES
-from tests.serve.ask import image, text
+from tests.helpers.ask import image, text
+from tests.helpers.pictures import png
 from tests.serve.bad_input.kind import CHAT, PICTURE, URL, Bad, ask
-from tests.unit.pictures import png
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,9 @@ def floods() -> Iterator[Bad]:
     yield Bad("body bytes", "request_too_large", None, b" " * (64 * 2**20 + 1), status=413)
     text_flood = ask(text("a" * MAX_TEXT_BYTES))
     yield Bad("text bytes", "request_too_large", None, text_flood, status=413)
-    yield Bad("text bytes beside a picture", "request_too_large", None, ask(PICTURE, text("a" * MAX_TEXT_BYTES)), status=413)
+    yield Bad(
+        "text bytes beside a picture", "request_too_large", None, ask(PICTURE, text("a" * MAX_TEXT_BYTES)), status=413
+    )
     prompt = {"prompt": "a" * MAX_TEXT_BYTES}
     yield Bad("text bytes to count", "request_too_large", None, prompt, status=413, path="/tokenize")
     yield Bad("tokens", "request_too_large", None, {"tokens": [5] * MAX_TEXT_BYTES}, status=413, path="/detokenize")
@@ -71,7 +73,10 @@ def json_zoo() -> Iterator[Bad]:
     for name, body in bodies.items():
         yield Bad(f"json: {name}", "invalid_json", None, body)
     yield Bad(
-        "json: 1e999", "invalid_value", "temperature", b'{"messages": [{"role": "user", "content": "a"}], "temperature": 1e999}'
+        "json: 1e999",
+        "invalid_value",
+        "temperature",
+        b'{"messages": [{"role": "user", "content": "a"}], "temperature": 1e999}',
     )
 
 
@@ -83,7 +88,9 @@ def routes() -> Iterator[Bad]:
     for path in ("/nope", "/v1", "/v1/embeddings", "/v1/responses", f"{CHAT}/", CHAT.upper(), "/docs", "/openapi.json"):
         yield Bad(f"POST {path}", "route_not_found", None, {}, status=404, path=path)
     for name in ("nope", "..%2Fprism-demo", "%00"):
-        yield Bad(f"card of {name}", "model_not_found", "model", None, status=404, path=f"/v1/models/{name}", method="GET")
+        yield Bad(
+            f"card of {name}", "model_not_found", "model", None, status=404, path=f"/v1/models/{name}", method="GET"
+        )
 
 
 SECTIONS: Final = (floods, json_zoo, routes)

@@ -1,0 +1,71 @@
+"""The engine's settings: the flags of ``vllm serve`` and the environment variables that a configuration comes to."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from cluster.checkpoint import Checkpoint
+from cluster.decode.transport.handoff import MEDIA_CONNECTOR
+
+if TYPE_CHECKING:
+    from cluster.config import PrismConfig
+
+ONEDNN_PRIMITIVES: Final = 64
+"""What oneDNN keeps of its compiled matrix products, one for each shape. By itself it keeps 1,024: 150 MiB after five
+minutes of the demo's load, and growing after twenty, for no gain in speed."""
+
+
+def engine_flags(config: PrismConfig) -> list[str]:
+    """The engine's settings as flags of ``vllm serve``, so that a flag's meaning is looked up in one place: vLLM's
+    manual."""
+    decoder, model = config.decoder, config.model
+    flags: dict[str, Any] = {
+        "model": Checkpoint(model).path,
+        "served-model-name": model.served_name,
+        "max-model-len": model.max_model_len,
+        "dtype": model.dtype,
+        "tensor-parallel-size": decoder.tensor_parallel_size,
+        "max-num-seqs": decoder.max_num_seqs,
+        "limit-mm-per-prompt": json.dumps({"image": 0, "video": 0}),
+        "mm-processor-cache-gb": 0,
+        "worker-extension-cls": "cluster.decode.worker.WorkerExtension",
+    }
+    switches = ["--enable-mm-embeds"]
+    if decoder.device == "cuda":
+        flags["gpu-memory-utilization"] = decoder.gpu_memory_utilization
+        flags["distributed-executor-backend"] = "ray" if decoder.tensor_parallel_size > 1 else "uni"
+    elif decoder.tensor_parallel_size > 1:
+        flags["distributed-executor-backend"] = "mp"
+    if decoder.transport == "shared":
+        connector = {
+            "ec_connector": "SharedMemoryConnector",
+            "ec_connector_module_path": "cluster.decode.transport.connector",
+        }
+        flags["ec-transfer-config"] = json.dumps({**connector, "ec_role": "ec_consumer"})
+    if decoder.prefill_chunk_tokens is not None:
+        flags["long-prefill-token-threshold"] = decoder.prefill_chunk_tokens
+    if decoder.enforce_eager:
+        switches.append("--enforce-eager")
+    if decoder.tool_call_parser:
+        flags["tool-call-parser"] = decoder.tool_call_parser
+        switches.append("--enable-auto-tool-choice")
+    return [*switches, *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def set_environment(config: PrismConfig) -> None:
+    """Sets the environment variables that vLLM reads when it is imported; call it before that."""
+    os.environ["VLLM_MEDIA_CONNECTOR"] = MEDIA_CONNECTOR
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    if config.decoder.device == "cpu":
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.decoder.kv_cache_gib)
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(ONEDNN_PRIMITIVES))
+        if config.decoder.bind_cores is not None:
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.decoder.bind_cores  # read where there are several workers
+            if config.decoder.tensor_parallel_size == 1:
+                os.environ["OMP_NUM_THREADS"] = str(len(config.decoder.cores))
+        if (
+            config.decoder.enforce_eager
+        ):  # vLLM compiles its sampler even so, for seconds in the middle of a first request
+            os.environ["TORCHDYNAMO_DISABLE"] = "1"

@@ -1,0 +1,109 @@
+"""One embedding in shared memory: a sealed, nameless file (``memfd``) that other processes open through its owner.
+
+Such a file stands in no directory, ``/dev/shm`` and its size have no say, and the kernel frees it with the last process
+that has it open or mapped. So a process that is killed leaves nothing behind, and nobody can cut a file that a worker
+has mapped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import mmap
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_numbers: Final = itertools.count()
+
+
+class Address(NamedTuple):
+    """Where another process of this machine finds a segment: its owner, the owner's descriptor, and the name to find
+    there."""
+
+    pid: int
+    descriptor: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment that this process has open; ``name`` is nobody else's, also after it is closed."""
+
+    descriptor: int
+    name: str
+
+    @classmethod
+    def of(cls, rows: NDArray[np.uint8]) -> Self:
+        """A new segment that holds the bytes of an array, and can never be changed.
+
+        Raises:
+            OSError: There is no memory for it, or this process has too many files open.
+        """
+        name = f"prism-{os.getpid()}-{next(_numbers)}"
+        segment = cls(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), name)
+        try:
+            left = rows.reshape(-1).data
+            while left:
+                left = left[os.write(segment.descriptor, left) :]
+            fcntl.fcntl(segment.descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        except BaseException:
+            segment.close()
+            raise
+        return segment
+
+    @classmethod
+    def opened(cls, address: Address, num_bytes: int) -> Self:
+        """Another process's segment, which from now on outlives its owner.
+
+        Raises:
+            LookupError: It is not there any more, or not so long.
+            OSError: This process has too many files open.
+        """
+        pid, descriptor, name = address
+        try:
+            own = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise LookupError(f"{name} is gone") from None
+        segment = cls(own, name)
+        # Descriptors are used again: only the name tells whose this one is now.
+        if os.readlink(segment.path) != f"/memfd:{name} (deleted)" or os.fstat(own).st_size != num_bytes:
+            segment.close()
+            raise LookupError(f"{name} is gone, or does not have {num_bytes} bytes")
+        return segment
+
+    def read(self, row_bytes: int) -> NDArray[np.uint8]:
+        """The array's own memory, as rows of so many bytes; it stays when the segment is closed."""
+        memory = mmap.mmap(self.descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+        return np.frombuffer(memory, np.uint8).reshape(-1, row_bytes)
+
+    @property
+    def address(self) -> Address:
+        """What another process needs to open it."""
+        return Address(os.getpid(), self.descriptor, self.name)
+
+    @property
+    def path(self) -> str:
+        """Where other processes of the same user can open it, for as long as this one has it open."""
+        return f"/proc/{os.getpid()}/fd/{self.descriptor}"
+
+    def close(self) -> None:
+        """Lets go of it."""
+        os.close(self.descriptor)
+
+
+def allow_many_files() -> int:
+    """Raises this process's limit of open files as far as it may, for each segment is one; returns the limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return sys.maxsize if most == resource.RLIM_INFINITY else most

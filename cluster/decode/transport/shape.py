@@ -1,0 +1,69 @@
+"""What may reach the engine: an embedding whose grid, dtype, shape and numbers the language model can take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import numpy as np
+import torch
+
+from cluster.errors import InternalError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cluster.messages import Embedding
+
+EXPONENTS: Final = {"float32": (np.uint32, 0x7F800000), "bfloat16": (np.uint16, 0x7F80)}
+"""How a number's bits are read, and its exponent's: all ones in what is not finite. Torch takes 15 times as long to say
+so."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingShape:
+    """What the language model accepts: rows of ``hidden_size`` numbers, one per ``merge_size``² patches."""
+
+    hidden_size: int
+    merge_size: int
+    dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return self.hidden_size * dtype.itemsize
+
+    def check(self, embedding: Embedding) -> None:
+        """Refuses a malformed embedding. It would not fail a request but end the engine, and with it every request in
+        flight.
+
+        Raises:
+            InternalError: Its grid, dtype, number or width of rows are not what the engine expects, or a number is not
+                finite.
+        """
+        time, height, width = embedding.grid
+        if time != 1 or height < 1 or width < 1 or height % self.merge_size or width % self.merge_size:
+            self._refuse(embedding, f"grid {embedding.grid} is not one frame of whole merge blocks")
+        if embedding.dtype != self.dtype:
+            self._refuse(embedding, f"dtype is {embedding.dtype}, the engine runs {self.dtype}")
+        expected = (height * width // self.merge_size**2, self.row_bytes)
+        if embedding.rows.shape != expected or embedding.rows.dtype != "uint8":
+            self._refuse(embedding, f"raw shape is {embedding.rows.shape}, grid {embedding.grid} implies {expected}")
+        bits, exponent = EXPONENTS[self.dtype]
+        numbers = np.ascontiguousarray(embedding.rows).view(bits)
+        if (numbers & bits(exponent)).max() == exponent:
+            self._refuse(embedding, "it holds numbers that are not finite")
+
+    def tensor(self, embedding: Embedding) -> Tensor:
+        """A checked copy of an embedding, as a [num_tokens, hidden_size] tensor.
+
+        Raises:
+            InternalError: See ``check``.
+        """
+        self.check(embedding)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return torch.from_numpy(embedding.rows.copy()).view(dtype)
+
+    def _refuse(self, embedding: Embedding, fault: str) -> NoReturn:
+        raise InternalError(f"The embedding of picture {embedding.digest[:12]} cannot be used: {fault}.")

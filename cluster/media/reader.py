@@ -1,0 +1,171 @@
+"""Media stage: turns a picture's URL into bounded bytes with a size and a name.
+
+In: the ``data:`` or ``https:`` URL of one picture, and the field of the request that it stands in. Out: ``Picture``. It
+    runs in the Router's event loop and never holds it up: what grows with the picture is done in threads, in pieces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import hashlib
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+
+from cluster.errors import InvalidPicture, InvalidRequest, PictureTooLarge, UnsupportedScheme
+from cluster.media.fetch import Fetcher
+from cluster.media.header import read_size
+from cluster.messages import MAX_ASPECT_RATIO, PICTURE_FORMATS, Picture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpcore2
+
+    from cluster.config import MediaConfig
+    from cluster.media.fetch import Resolver
+    from cluster.media.header import Size
+    from cluster.messages import Digest
+
+INLINE_BYTES: Final = 256 * 1024
+"""Up to here, work is done at once: the way to a thread and back costs more."""
+BASE64_CHUNK_CHARS: Final = 256 * 1024
+"""Decoded at a time, a multiple of 4: Python's decoder keeps all other threads out meanwhile."""
+MAX_DATA_HEADER_CHARS: Final = 1024
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
+
+
+def _unbounded(_: int) -> None:
+    """Lets any number of bytes be held."""
+
+
+class MediaReader:
+    """Reads the pictures of requests.
+
+    Args:
+        config: What a picture may be, and where it may come from.
+        revision: Fingerprint of the encoder and its processor's settings; part of every digest.
+        resolver: Stands in for the system's resolver of host names.
+        network: What opens connections for https, once their address has been checked.
+    """
+
+    def __init__(
+        self,
+        config: MediaConfig,
+        *,
+        revision: str,
+        resolver: Resolver | None = None,
+        network: httpcore2.AsyncNetworkBackend | None = None,
+    ) -> None:
+        self._config = config
+        self._revision = revision
+        self._fetcher = Fetcher(config, resolver=resolver, network=network)
+
+    async def read(
+        self, url: str, param: str, hold: Callable[[int], None] = _unbounded, *, salt: bytes = b""
+    ) -> Picture:
+        """Fetches or decodes one picture, reads its header, and names it.
+
+        Args:
+            url: ``data:image/…;base64,…`` or ``https://…``.
+            param: The field of the request that the URL stands in; every error names it.
+            hold: Called with the number of bytes before so many more are held; may refuse by raising.
+            salt: Part of the picture's name, so that nobody with another finds what is kept of it.
+
+        Raises:
+            UnsupportedScheme: The URL is neither data: nor https:.
+            ForbiddenUrl: It leads where Prism will not go.
+            FetchFailed: It could not be fetched.
+            InvalidPicture: The bytes are no picture, or one too elongated.
+            PictureTooLarge: It has more bytes or pixels than are allowed.
+        """
+        try:
+            data = await self._bytes(url, hold)
+            width, height = self._bounded(read_size(data))
+        except InvalidRequest as error:
+            error.param = param
+            raise
+        digest = await _off_loop(len(data), _digest, data, self._revision, salt)
+        return Picture(digest, data, width, height, param)
+
+    async def close(self) -> None:
+        """Closes the connections that are kept open."""
+        await self._fetcher.close()
+
+    async def _bytes(self, url: str, hold: Callable[[int], None]) -> bytes:
+        scheme = url[: url.find(":", 0, 16) + 1].lower()
+        if scheme == "data:":
+            start = _payload_start(url)
+            self._check_base64_size(url, start)
+            hold(_num_bytes(url, start))
+            return await _off_loop(len(url), _from_base64, url, start)
+        if scheme == "https:":
+            return await self._fetcher.fetch(url, hold)
+        raise UnsupportedScheme("A picture's URL begins with data:image/ or https://; send it as one of these.")
+
+    def _check_base64_size(self, url: str, start: int) -> None:
+        asked_bytes = _num_bytes(url, start)
+        if asked_bytes > self._config.max_picture_bytes:
+            message = f"The picture has {asked_bytes} bytes; {self._config.max_picture_bytes} are allowed."
+            raise PictureTooLarge(message, asked_bytes=asked_bytes, limit_bytes=self._config.max_picture_bytes)
+
+    def _bounded(self, size: Size) -> Size:
+        width, height = size
+        limit_pixels = self._config.max_picture_pixels
+        if width * height > limit_pixels:
+            message = f"The picture is {width} x {height} = {width * height} pixels; {limit_pixels} are allowed."
+            raise PictureTooLarge(message, asked_pixels=width * height, limit_pixels=limit_pixels)
+        if max(size) > MAX_ASPECT_RATIO * min(size):
+            message = f"The picture is {width} x {height} pixels; its sides may differ by a factor of at most {MAX_ASPECT_RATIO}."
+            raise InvalidPicture(message)
+        return size
+
+
+def _payload_start(url: str) -> int:
+    """Where the base64 of a data: URL begins, once what stands before it is right (RFC 2397)."""
+    comma = url.find(",", 0, MAX_DATA_HEADER_CHARS)
+    media_type, *parameters = url[len("data:") : max(comma, 0)].lower().split(";")
+    if comma < 0 or parameters[-1:] != ["base64"]:
+        raise InvalidPicture("A data: URL holds its picture in base64; send data:image/png;base64, and the base64.")
+    if not media_type.startswith("image/"):
+        message = (
+            f"The data: URL does not declare a picture; begin it with data:image/png;base64, for a {PICTURE_FORMATS}."
+        )
+        raise InvalidPicture(message)
+    if comma + 1 == len(url):
+        raise InvalidPicture("The data: URL is empty; send the picture's base64 after the comma.")
+    return comma + 1
+
+
+def _num_bytes(url: str, start: int) -> int:
+    """What the base64 in a URL comes to, by its length alone."""
+    return (len(url) - start) * 3 // 4 - url.endswith("=") - url.endswith("==")
+
+
+def _from_base64(url: str, start: int) -> bytes:
+    starts = range(start, len(url), BASE64_CHUNK_CHARS)
+    try:
+        data = b"".join(binascii.a2b_base64(url[at : at + BASE64_CHUNK_CHARS], strict_mode=True) for at in starts)
+        if len(data) != _num_bytes(url, start):
+            raise ValueError  # padding where none belongs, which even strict_mode lets pass
+    except ValueError:
+        message = (
+            "The data: URL is not valid base64; send the standard alphabet (A-Z a-z 0-9 + /) padded with =, "
+            "without line breaks, spaces or %-escapes."
+        )
+        raise InvalidPicture(message) from None
+    return data
+
+
+def _digest(data: bytes, revision: str, salt: bytes) -> Digest:
+    salted = hashlib.sha256(salt).digest()  # of one length, or it could be taken for bytes
+    digest = hashlib.sha256(revision.encode() + b"\0" + salted)
+    digest.update(data)
+    return digest.hexdigest()
+
+
+async def _off_loop(num_bytes: int, work: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
+    if num_bytes <= INLINE_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)

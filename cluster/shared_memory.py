@@ -1,0 +1,34 @@
+"""Segments of shared memory (``/dev/shm``) that processes leave behind when they are killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FOLDER: Final = "/dev/shm/"  # noqa: S108 - nothing is created there
+
+
+def held_by(processes: Iterable[psutil.Process]) -> set[Path]:
+    """The segments that processes have mapped now and that still have a name, and the semaphores named after them by
+    loky."""
+    found: set[Path] = set()
+    for process in processes:
+        found.update(Path(FOLDER).glob(f"sem.loky-{process.pid}-*"))
+        try:
+            lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+        except OSError:
+            continue  # it has just ended, or is not ours to read
+        found.update(Path(line.split(maxsplit=5)[5]) for line in lines if FOLDER in line)
+    return {segment for segment in found if segment.exists()}
+
+
+def unlink(segments: set[Path]) -> None:
+    """Removes those of the segments that nobody holds any more."""
+    if segments:
+        for segment in segments - held_by(psutil.process_iter()):
+            segment.unlink(missing_ok=True)

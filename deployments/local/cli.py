@@ -1,0 +1,223 @@
+"""The ``prism`` command: ``serve`` a cluster, ``ask`` it about pictures, see its ``status``.
+
+Exit codes: 0 all is well; 1 the server refused or failed; 2 the command line is wrong; 3 the server cannot be reached
+or is not ready.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import mimetypes
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REFUSED, UNREACHABLE = 1, 3
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+app = typer.Typer(help="Prism serves vision-language models on Ray.", no_args_is_help=True, add_completion=False)
+out = Console(soft_wrap=True, highlight=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+
+Url = Annotated[str, typer.Option(help="Where Prism listens.", envvar="PRISM_URL")]
+
+
+@app.command()
+def ask(
+    words: Annotated[
+        list[str],
+        typer.Argument(help="Pictures (files or https: URLs), then the question.", metavar="[PICTURE]... QUESTION"),
+    ],
+    url: Url = DEFAULT_URL,
+    max_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 gives the likeliest answer.", min=0)] = 0.0,
+) -> None:
+    """Asks a question about any number of pictures and streams the answer."""
+    *pictures, question = words
+    if not question.strip():
+        _fail("The last word must be the question; it is empty.", code=2)
+    if _is_file(question):
+        _fail(f"The last word must be the question, but {question} is a file.", code=2)
+    parts: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": _picture_url(picture)}} for picture in pictures
+    ]
+    content = [*parts, {"type": "text", "text": question}]
+    body = {
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "stream": True,
+    }
+    for text in _stream(url, body):
+        out.print(text, end="", markup=False)
+        sys.stdout.flush()
+    out.print()
+
+
+@app.command()
+def status(url: Url = DEFAULT_URL) -> None:
+    """Shows every pool, its replicas, and whether all can serve."""
+    with _client(url) as client:
+        pools = _checked(client.get("/status")).json()
+        health = client.get("/health")
+    table = Table("pool", "state", "replicas", "note", title=f"{pools['model']} at {url}" if out.is_terminal else None)
+    for name, pool in pools["pools"].items():
+        replicas = ", ".join(f"{count} {state.lower()}" for state, count in sorted(pool["replicas"].items()))
+        table.add_row(name, pool["status"].lower(), replicas or "none", pool["message"])
+    if out.is_terminal:
+        out.print(table)
+    else:
+        columns = [list(column.cells) for column in table.columns]
+        for row in zip(*columns, strict=True):
+            print(*row, sep="\t")  # noqa: T201 -- plain when piped
+    if health.status_code != httpx.codes.OK:
+        _fail(f"not ready: {_error(health)}", code=UNREACHABLE)
+    err.print("ready", style="green")
+
+
+@app.command()
+def serve(
+    file: Annotated[Path, typer.Argument(help="The application file.", exists=True, dir_okay=False)] = Path(
+        "deployments/app.yaml"
+    ),
+    port: Annotated[int, typer.Option(help="Where to listen on loopback.", min=1, max=65535)] = 8000,
+) -> None:
+    """Starts a cluster of this machine alone on loopback, until Ctrl-C."""
+    from pydantic import ValidationError
+
+    from deployments.local.app_file import ApplicationFile
+    from deployments.local.launch import running, wait_forever
+
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # also where a shell started us in the background, which ignores the first
+        signal.signal(number, signal.default_int_handler)
+    try:
+        application = ApplicationFile.read(file)
+    except (ValidationError, ValueError) as error:
+        _fail(f"{file}: {error}", code=2)
+    started = time.monotonic()
+    try:
+        with contextlib.ExitStack() as stack:
+            with out.status("Starting Ray …") as spinner:
+                progress = _Progress(spinner, started)
+                cluster = stack.enter_context(running(application, port=port, progress=progress))
+            _print_ready(cluster.url, cluster.logs, time.monotonic() - started)
+            stack.callback(out.print, "\nEnding; this takes some seconds …")
+            wait_forever()
+    except KeyboardInterrupt:
+        out.print("\nAll processes have ended.")
+    except RuntimeError as error:
+        _fail(str(error))
+
+
+class _Progress:
+    """Says what is still starting: a spinner on a terminal, a line per change elsewhere."""
+
+    def __init__(self, spinner: Any, started: float) -> None:
+        self._spinner = spinner
+        self._started = started
+        self._said = ""
+
+    def __call__(self, text: str) -> None:
+        elapsed = f"{time.monotonic() - self._started:.0f} s"
+        if out.is_terminal:
+            self._spinner.update(f"{text} ({elapsed})")
+        elif text != self._said:
+            out.print(f"[{elapsed}] {text}", markup=False)
+            self._said = text
+
+
+def _print_ready(url: str, logs: Path, elapsed_s: float) -> None:
+    sample = Path(__file__).parents[2] / "cluster" / "demo" / "samples" / "shape.png"
+    where = "" if url == DEFAULT_URL else f" --url {url}"
+    with contextlib.suppress(ValueError):
+        sample = sample.relative_to(Path.cwd())
+    out.print(
+        f"Prism is ready at {url} after {elapsed_s:.0f} s. Ctrl-C ends it; logs are in {logs}", style="bold green"
+    )
+    out.print(f'Try:  .venv/bin/prism ask{where} {sample} "What colour is the shape?"')
+
+
+def _picture_url(picture: str) -> str:
+    if picture.startswith(("https://", "data:")):
+        return picture
+    path = Path(picture)
+    if not _is_file(picture):
+        kind = "A picture is a file or an https: URL" if "://" in picture else "There is no picture"
+        _fail(f"{kind}: {picture}", code=2)
+    kind = mimetypes.guess_type(path.name)[0] or "image/png"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except OSError:  # too long to be a file's name
+        return False
+
+
+def _stream(url: str, body: dict[str, Any]) -> Iterator[str]:
+    """The pieces of text of one streamed answer; ends the command on any error, also in mid-stream."""
+    with _client(url) as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
+        if response.is_error:
+            response.read()
+        for line in _checked(response).iter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                _fail(event["error"]["message"])
+            for choice in event["choices"]:
+                yield choice["delta"].get("content") or ""
+
+
+@contextlib.contextmanager
+def _client(url: str) -> Iterator[httpx.Client]:
+    try:
+        with httpx.Client(base_url=url, timeout=httpx.Timeout(600, connect=5)) as client:
+            yield client
+    except httpx.ConnectError:
+        _fail(
+            f"Nothing answers at {url}. Is Prism running (make serve), and there? (--url, or PRISM_URL)",
+            code=UNREACHABLE,
+        )
+    except httpx.UnsupportedProtocol:
+        _fail(f"--url must be like {DEFAULT_URL}, not {url}.", code=2)
+    except httpx.HTTPError as error:
+        _fail(f"The connection to {url} broke: {error}", code=UNREACHABLE)
+
+
+def _checked(response: httpx.Response) -> httpx.Response:
+    if response.is_error:
+        _fail(_error(response))
+    return response
+
+
+def _error(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {response.status_code}"
+
+
+def _fail(message: str, *, code: int = REFUSED) -> NoReturn:
+    err.print(message, style="red", markup=False)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app()

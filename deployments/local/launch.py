@@ -1,0 +1,196 @@
+"""Starts Ray and the application on this machine, and ends both without leaving a process or shared memory behind."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster import shared_memory
+from deployments.local.processes import (
+    adopt_orphans,
+    descendants,
+    end_children,
+    every,
+    minded,
+    signals_kept,
+    uninterrupted,
+    variables,
+)
+from deployments.ray_serve import haproxy
+from deployments.ray_serve.session import start_ray
+from deployments.ray_serve.status import read_pool_states
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cluster.config import PrismConfig
+    from deployments.local.app_file import ApplicationFile
+
+LOOPBACK = "127.0.0.1"
+DRAIN_S = 20.0
+"""What Ctrl-C leaves to requests in flight, and then to an engine for its end. Serve kills a replica that takes longer.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster that runs: where it listens, and where its logs are."""
+
+    url: str
+    logs: Path
+
+
+class MachineTooSmallError(RuntimeError):
+    """The pools reserve more than there is; Serve would wait for it for ever."""
+
+
+def _silent(_: str) -> None:
+    """Reports nothing."""
+
+
+@contextmanager
+def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None] = _silent) -> Iterator[Cluster]:
+    """A cluster of this machine alone, bound to loopback, up and ready inside the block and gone after it.
+
+    Args:
+        file: What to run.
+        port: Where to listen for HTTP.
+        progress: Told in a few words what is still starting.
+
+    Raises:
+        MachineTooSmallError: The pools reserve more CPUs or GPUs than this machine has.
+        RuntimeError: The port is taken, or the application did not start; the logs say why and are kept.
+    """
+    # HTTP is on loopback, but Ray's own ports are not, and whoever may use them can run code here. Where nothing else
+    # is said, `ray.init` asks for a token, and takes this one rather than leave its own in the home directory.
+    os.environ.pop("RAY_AUTH_MODE", None)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray import serve
+
+    _check_port(port)
+    adopt_orphans()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    strangers = descendants()
+    folder = Path(tempfile.mkdtemp(prefix="prism-"))
+    held: set[Path] = set()
+    failed = True
+    try:
+        # Replicas inherit where temporary files go: vLLM removes neither its sockets nor its caches.
+        lean = haproxy.environment(folder, max_stream_s=file.config.router.request_timeout_s)
+        with signals_kept(), variables({"TMPDIR": str(folder), **lean}):
+            start_ray(folder, host=LOOPBACK)
+        logs = folder / "session_latest" / "logs"
+        serve.start(http_options={"host": LOOPBACK, "port": port}, logging_config=file.serve.logging_config)
+        with _watched(progress):
+            _deploy(file, logs)
+        with minded(held, strangers):
+            yield Cluster(f"http://{LOOPBACK}:{port}", logs)
+        failed = False
+    except (KeyboardInterrupt, SystemExit, MachineTooSmallError):
+        failed = False
+        raise
+    finally:
+        with (
+            uninterrupted(),
+            ExitStack() as last,
+        ):  # each step runs, in this order from the bottom, whatever the others do
+            if not failed:
+                last.callback(shutil.rmtree, folder, ignore_errors=True)
+            last.callback(shared_memory.unlink, held | shared_memory.held_by(descendants() - strangers))
+            last.callback(end_children, but=strangers)
+            last.callback(_shut_down)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise RuntimeError(
+                f"Port {port} cannot be used ({error}); choose another with --port (make: PORT=)."
+            ) from error
+
+
+def _deploy(file: ApplicationFile, logs: Path) -> None:
+    from ray import serve
+
+    from deployments.app import compose
+
+    application = file.serve.applications[0]
+    config = file.config.without_pool_labels()  # they choose among nodes, and here is one
+    _check_room(config)
+    try:
+        serve.run(
+            compose(config, drain_s=DRAIN_S),
+            name=application.name,
+            route_prefix=application.route_prefix,
+            logging_config=file.serve.logging_config,
+        )
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}\nThe logs are in {logs}") from error
+
+
+def _check_room(config: PrismConfig) -> None:
+    import ray
+
+    from deployments.app import resources_of
+
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    short = [
+        f"{needed:g} {name}s, and this machine has {there.get(name, 0):g}"
+        for name, needed in resources_of(config).items()
+        if needed > there.get(name, 0)
+    ]
+    if short:
+        raise MachineTooSmallError(
+            f"The pools need {'; '.join(short)}. Give them fewer replicas, or run them on a Ray cluster."
+        )
+
+
+@contextmanager
+def _watched(progress: Callable[[str], None]) -> Iterator[None]:
+    """Reports which pools are still starting, once a second."""
+
+    def watch() -> None:
+        states = read_pool_states()
+        waiting = [name for name, pool in states.items() if pool["status"] != "HEALTHY"]
+        progress(f"{len(states) - len(waiting)} of {len(states)} pools ready; starting {', '.join(waiting) or 'HTTP'}")
+
+    with every(1.0, watch):
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray reports the calls that its own shutdown cuts off as if they had failed; nobody needs to read that."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
+def _shut_down() -> None:
+    import ray
+    from ray import serve
+
+    with _quiet():
+        if ray.is_initialized():
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
+
+
+def wait_forever() -> None:
+    """Sleeps until a signal."""
+    while True:
+        time.sleep(3600)

@@ -1,0 +1,126 @@
+"""Starts the servers that a load test asks, on loopback, and ends them without leaving a process or shared memory
+behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import psutil
+import yaml
+
+from loadtest.workload import PATH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+APP: Final = ROOT / "deployments" / "app.yaml"
+LOOPBACK: Final = "127.0.0.1"
+START_TIMEOUT_S: Final = 240.0
+END_TIMEOUT_S: Final = 60.0
+
+
+def prism_line(changes: Mapping[str, Mapping[str, Any]], folder: Path, port: int) -> list[str]:
+    """The command line of Prism on the embedded default with changes to its pools, whose file is written into the
+    folder."""
+    content = yaml.safe_load(APP.read_text())
+    [application] = content["applications"]
+    for pool, change in changes.items():
+        application["args"][pool] = application["args"].get(pool, {}) | change
+    file = folder / "app.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return [sys.executable, "-m", "deployments.local.cli", "serve", str(file), f"--port={port}"]
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now, and below those that Linux gives to connections."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((LOOPBACK, port))
+            return port
+
+
+@contextmanager
+def process(
+    line: Sequence[str], environment: Mapping[str, str], log: Path, port: int, model: str | None = None
+) -> Iterator[psutil.Process]:
+    """Runs a server inside the block, from when ``/health`` answers 200.
+
+    Args:
+        line: The command line.
+        environment: The server's environment variables.
+        log: The file for its output.
+        port: Where it listens on loopback.
+        model: If given, the server is ready when a chat with this model succeeds; some servers report health too early.
+
+    Raises:
+        RuntimeError, TimeoutError: It did not start; the message ends with the end of its log.
+    """
+    with log.open("wb") as sink:
+        server = subprocess.Popen(  # noqa: S603
+            line, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL, env=environment, cwd=ROOT, start_new_session=True
+        )
+        root = psutil.Process(server.pid)
+        seen: set[psutil.Process] = set()
+        try:
+            _wait_until_ready(f"http://{LOOPBACK}:{port}", model, server, log)
+            seen |= set(root.children(recursive=True))
+            yield root
+        finally:
+            _end(server, seen)
+
+
+def _wait_until_ready(url: str, model: str | None, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    hello = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}).encode()
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(url + PATH, hello, headers) if model else urllib.request.Request(f"{url}/health")  # noqa: S310
+    while time.monotonic() < deadline_s:
+        if server.poll() is not None:
+            raise RuntimeError(f"the server ended with {server.returncode}:\n{log.read_text(errors='replace')[-3000:]}")
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
+            if answer.status == 200:
+                return
+        time.sleep(0.5)
+    raise TimeoutError(f"not ready within {START_TIMEOUT_S} s:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def _end(server: subprocess.Popen[bytes], seen: set[psutil.Process]) -> None:
+    """Asks politely, then makes sure of every process that it started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        seen |= set(psutil.Process(server.pid).children(recursive=True))
+    segments = {segment for process in seen for segment in _segments(process)}
+    server.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(timeout=END_TIMEOUT_S)
+    _, alive = psutil.wait_procs(seen, timeout=5)
+    if server.poll() is None:
+        server.kill()
+        server.wait()
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=10)
+    for segment in segments:
+        segment.unlink(missing_ok=True)
+
+
+def _segments(process: psutil.Process) -> set[Path]:
+    """The shared memory that a process maps: what Ray kills leaves it behind."""
+    try:
+        paths = {mapped.path for mapped in process.memory_maps()}
+    except psutil.Error:
+        return set()
+    return {Path(path) for path in paths if path.startswith(("/dev/shm/psm_", "/dev/shm/sem.mp-"))}  # noqa: S108

@@ -1,0 +1,92 @@
+"""Whether the replicas that Serve will ask for have room in the worker groups that KubeRay will make."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.serve._private.build_app import build_app
+
+from deployments.app import build
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cluster.config import PrismConfig
+
+RAY_UNIT = 10_000
+"""Ray counts resources in ten-thousandths, so that 0.1 + 0.2 is 0.3."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The replicas of one deployment; each needs ``resources`` on a single node that carries ``label``."""
+
+    name: str
+    num_replicas: int
+    label: str | None
+    resources: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The nodes of one worker group, as Ray's autoscaler sees them."""
+
+    name: str
+    num_nodes: int
+    label: str | None
+    resources: Mapping[str, float]
+
+
+def pools_of(config: PrismConfig) -> list[Pool]:
+    """What the built application asks of Ray; Ray need not run."""
+    return [_pool(deployment) for deployment in deployments_of(config)]
+
+
+def deployments_of(config: PrismConfig) -> list[Any]:
+    """Serve's deployments of the built application, with the options that they will be deployed with."""
+    return list(build_app(build(config), name="prism").deployments)
+
+
+def groups_of(rayservice: Mapping[str, Any]) -> dict[str, Group]:
+    """Head (``headgroup``) and worker groups by name, by the arithmetic of Ray's own KubeRay autoscaler.
+
+    The count is the number of nodes that are there without anybody asking for more.
+    """
+    cluster = {"metadata": {"name": "prism", "namespace": "default"}, "spec": rayservice["spec"]["rayClusterConfig"]}
+    node_types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+    return {
+        name: Group(name, node["min_workers"], node["labels"].get("pool"), node["resources"])
+        for name, node in node_types.items()
+    }
+
+
+def num_unplaced(pool: Pool, group: Group) -> int:
+    """Replicas of a pool that find no room in a group. A pool has a group to itself, so filling node by node is
+    optimal."""
+    per_node = min(
+        math.floor(round(group.resources.get(name, 0) * RAY_UNIT) / round(amount * RAY_UNIT))
+        for name, amount in pool.resources.items()
+        if amount
+    )
+    return max(0, pool.num_replicas - per_node * group.num_nodes)
+
+
+def _pool(deployment: Any) -> Pool:
+    replica = deployment._replica_config
+    actor = replica.ray_actor_options
+    if bundles := replica.placement_group_bundles:
+        if replica.placement_group_strategy != "STRICT_PACK":
+            raise NotImplementedError(
+                f"{deployment.name} spreads a replica over nodes; count its bundles one by one then"
+            )
+        resources: Mapping[str, float] = sum(map(Counter, bundles), Counter())
+        selectors = replica.placement_group_bundle_label_selector or [{}]
+    else:
+        resources = {"CPU": actor["num_cpus"], "GPU": actor.get("num_gpus", 0), "memory": actor.get("memory", 0)}
+        selectors = [actor.get("label_selector", {})]
+    [label] = {selector.get("pool") for selector in selectors}
+    return Pool(deployment.name, deployment.num_replicas, label, resources)

@@ -1,0 +1,79 @@
+"""Starts what the tests talk to: Prism itself, and bare vLLM as the oracle beside it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from cluster.checkpoint import Checkpoint
+from cluster.config import PrismConfig
+from deployments.local.app_file import ApplicationFile
+from deployments.local.launch import Cluster, running
+from loadtest.servers import APP, START_TIMEOUT_S, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def with_changes(file: ApplicationFile, changes: dict[str, dict[str, Any]]) -> ApplicationFile:
+    """The application file with some of its ``args`` changed, pool by pool."""
+    args = {**file.serve.applications[0].args}
+    for name, change in changes.items():
+        args[name] = {**args.get(name, {}), **change}
+    return ApplicationFile(file.path, file.serve, PrismConfig.model_validate(args))
+
+
+@contextmanager
+def prism_cluster(changes: dict[str, dict[str, Any]] | None = None) -> Iterator[Cluster]:
+    """The embedded default, with changes, on a port of its own; Ray lives in this process."""
+    with running(with_changes(ApplicationFile.read(APP), changes or {}), port=free_port()) as cluster:
+        yield cluster
+
+
+@contextmanager
+def bare_vllm(log: Path) -> Iterator[str]:
+    """vLLM's own server with the same checkpoint, given raw pictures; yields its URL."""
+    config = ApplicationFile.read(APP).config
+    port = free_port()
+    line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host=127.0.0.1", f"--port={port}"]
+    line += [f"--model={Checkpoint(config.model).path}", f"--served-model-name={config.model.served_name}"]
+    line += [f"--dtype={config.model.dtype}", f"--max-model-len={config.model.max_model_len}", "--enforce-eager"]
+    line += [f'--limit-mm-per-prompt={{"image": {config.media.max_pictures}}}']
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+    environment["TMPDIR"] = str(log.parent)  # its sockets stay
+    with log.open("wb") as sink:
+        server = subprocess.Popen(line, stdout=sink, stderr=sink, env=environment, start_new_session=True)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until_healthy(url, server, log)
+            yield url
+        finally:
+            server.send_signal(signal.SIGINT)
+            try:
+                server.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
+
+
+def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Returns once ``/health`` answers 200; fails with the log's tail when the server ends before."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise RuntimeError(f"the server ended with {server.returncode}:\n{log.read_text()[-4000:]}")
+        try:
+            if httpx.get(f"{url}/health").status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.25)
+    raise TimeoutError(f"not healthy within {START_TIMEOUT_S} s:\n{log.read_text()[-4000:]}")

@@ -1,0 +1,133 @@
+"""Segments of shared memory, across processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.decode.transport.connector import OpenSegments
+from cluster.decode.transport.segment import Address, Segment
+
+ROWS = np.arange(6 * 4096, dtype=np.uint32).reshape(6, 4096).view(np.uint8)
+ROW_BYTES = 4 * 4096
+
+OWNER = """
+import sys, numpy as np
+from cluster.decode.transport.segment import Segment
+segment = Segment.of(np.arange(6 * 4096, dtype=np.uint32).view(np.uint8))
+print(*segment.address, flush=True)
+sys.stdin.read()
+"""
+
+
+def holders(name: str) -> list[str]:
+    """The descriptors of any process, of those that can be read, that lead to a segment."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if name in os.readlink(link):
+                found.append(str(link))
+        except OSError:
+            continue
+    return found
+
+
+def test_another_process_reads_what_was_written() -> None:
+    """A segment holds the bytes of its array, and its address leads there."""
+    segment = Segment.of(ROWS)
+    opened = Segment.opened(segment.address, ROWS.nbytes)
+    assert np.array_equal(np.fromfile(opened.path, np.uint8), ROWS.reshape(-1))
+    opened.close()
+    segment.close()
+    assert holders(segment.name) == []
+
+
+def test_a_segment_cannot_be_changed() -> None:
+    """Nobody can cut, grow or write what workers have mapped: a cut file would kill them."""
+    segment = Segment.of(ROWS)
+    for change in (
+        lambda fd: os.ftruncate(fd, 1),
+        lambda fd: os.ftruncate(fd, 2**20),
+        lambda fd: os.pwrite(fd, b"x", 0),
+    ):
+        with pytest.raises(PermissionError):
+            change(segment.descriptor)
+    segment.close()
+
+
+def test_a_segment_that_is_gone_is_not_mistaken_for_another() -> None:
+    """A descriptor that has been closed, has been used again, or leads to another length is none."""
+    segment = Segment.of(ROWS)
+    address = segment.address
+    with pytest.raises(LookupError, match="does not have"):
+        Segment.opened(address, ROWS.nbytes + 1)
+    segment.close()
+    with pytest.raises(LookupError, match="gone"):
+        Segment.opened(address, ROWS.nbytes)
+    other = Segment.of(ROWS)
+    assert other.descriptor == segment.descriptor
+    with pytest.raises(LookupError, match="gone"):
+        Segment.opened(address, ROWS.nbytes)
+    other.close()
+    with pytest.raises(LookupError):
+        Segment.opened(Address(2**22 + 1, 3, "nobody"), 1)
+
+
+def test_a_killed_owner_leaves_nothing_behind() -> None:
+    """After SIGKILL a segment lives on in those that have it open, and ends with the last; no directory ever named it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout
+        pid, descriptor, name = owner.stdout.readline().split()
+        opened = Segment.opened(Address(int(pid), int(descriptor), name), ROWS.nbytes)
+        assert [path.name for path in Path("/dev/shm").iterdir() if name in path.name] == []
+        owner.kill()
+    assert np.array_equal(np.fromfile(opened.path, np.uint8), ROWS.reshape(-1))
+    assert holders(name) == [opened.path]
+    opened.close()
+    assert holders(name) == []
+
+
+def test_what_the_scheduler_has_opened_outlives_the_request_and_the_steps_under_way() -> None:
+    """A segment that its owner has given up stays open until the request ended and no step on its way can want it."""
+    segment = Segment.of(ROWS)
+    openings = OpenSegments(ROW_BYTES, 2, pytest.fail)
+    assert openings.open("request", [("picture", 6), ("picture", 6)], {"picture": list(segment.address)})
+    segment.close()
+    for _ in range(5):
+        openings.step()
+        assert openings.open("request", [("picture", 6), ("picture", 6)], {"picture": list(segment.address)})
+        assert np.fromfile(openings.path("request", "picture"), np.uint8).nbytes == ROWS.nbytes
+    openings.end("request")
+    for _ in range(2):
+        openings.step()
+        assert len(holders(segment.name)) == 1
+    openings.step()
+    assert holders(segment.name) == []
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [None, {}, {"there": None}, {"there": None, "gone": [1, 2, "x"]}, {"there": None, "gone": [1]}],
+    ids=str,
+)
+def test_a_request_with_a_lost_picture_is_reported_once_and_holds_nothing(addresses: dict[str, object] | None) -> None:
+    """What cannot be opened names its request, to the owner and to vLLM; others are as they were."""
+    segment, reported = Segment.of(ROWS), list[str]()
+    if addresses and "there" in addresses:
+        addresses = {**addresses, "there": list(segment.address)}
+    openings = OpenSegments(ROW_BYTES, 1, reported.append)
+    for _ in range(3):
+        assert not openings.open("request", [("there", 6), ("gone", 6)], addresses)
+    assert reported == ["request"]
+    assert (openings.take_lost(), openings.take_lost()) == ({"request"}, set())
+    for _ in range(2):
+        openings.step()
+    assert len(holders(segment.name)) == 1
+    segment.close()

@@ -1,0 +1,275 @@
+"""Shared memory for embeddings: who has room, who waits, and what is given back."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from cluster.decode.transport.store import BLOCK_BYTES, SegmentStore
+from cluster.errors import InternalError, TooManyPictures
+from cluster.messages import Embedding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+NUM_BLOCKS, NUM_FILES = 8, 4
+
+
+@dataclass(eq=False)
+class Part:
+    """A segment that says whether it is open."""
+
+    digest: str
+    is_open: bool = True
+
+    def close(self) -> None:
+        """Closes it, once."""
+        assert self.is_open, "closed twice"
+        self.is_open = False
+
+
+@dataclass
+class Made:
+    """Every segment that a store has asked for."""
+
+    parts: list[Part] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+
+    def __call__(self, embedding: Embedding) -> Part:
+        if embedding.digest in self.broken:
+            raise InternalError(f"{embedding.digest} is broken.")
+        self.parts.append(Part(embedding.digest))
+        return self.parts[-1]
+
+    @property
+    def open_blocks(self) -> int:
+        """Blocks that are open."""
+        return sum(BLOCKS[part.digest] for part in self.parts if part.is_open)
+
+
+BLOCKS = {"a": 1, "b": 1, "c": 2, "d": 2, "e": 3, "f": 3, "g": 5, "h": 8}
+
+
+def embeddings(digests: str) -> dict[str, Embedding]:
+    """An embedding for each letter, of its number of blocks."""
+    return {
+        digest: Embedding(digest, np.zeros((BLOCKS[digest], BLOCK_BYTES - 1), np.uint8), "float32", (1, 2, 2))
+        for digest in digests
+    }
+
+
+class Holder:
+    """A request that holds segments until it is told to end."""
+
+    def __init__(self, store: SegmentStore, digests: str) -> None:
+        self.digests = digests
+        self.segments: Mapping[str, Part] | None = None
+        self._end = asyncio.Event()
+        self.task = asyncio.ensure_future(self._run(store))
+
+    async def _run(self, store: SegmentStore) -> None:
+        async with store.pinned(embeddings(self.digests)) as segments:
+            self.segments = segments  # type: ignore[assignment]
+            await self._end.wait()
+            assert all(part.is_open for part in segments.values())  # type: ignore[attr-defined]
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it holds its segments."""
+        return self.segments is not None
+
+    async def end(self) -> None:
+        """Has it end by itself."""
+        self._end.set()
+        await self.task
+
+    async def cancel(self) -> None:
+        """Has it be cancelled, waiting or not."""
+        self.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.task
+
+
+async def settled() -> None:
+    """Returns when threads have made what they were asked for, and everybody has heard of it."""
+    loop = asyncio.get_running_loop()
+    for _ in range(3):
+        await asyncio.gather(*(loop.run_in_executor(None, int) for _ in range(8)))
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+def fits(digests: Iterable[str]) -> bool:
+    """Whether there may be segments for these at a time."""
+    return sum(BLOCKS[digest] for digest in digests) <= NUM_BLOCKS and len({*digests}) <= NUM_FILES
+
+
+class Oracle:
+    """What a store should do, in the simplest words: lists, and everything counted anew each time."""
+
+    def __init__(self) -> None:
+        self.holding: list[str] = []
+        self.waiting: list[str] = []
+        self.kept: list[str] = []
+        """Digests that are there, the longest unused first."""
+
+    @property
+    def in_use(self) -> set[str]:
+        """Digests that a request holds."""
+        return {digest for digests in self.holding for digest in digests}
+
+    def come(self, digests: str) -> None:
+        """Whoever asks for nothing begins at once; others queue."""
+        if not digests:
+            self.holding.append(digests)
+        else:
+            self.waiting.append(digests)
+
+    def admit(self) -> Iterator[str]:
+        """Lets in who fits, in order."""
+        while self.waiting:
+            needed = self.in_use | set(self.waiting[0])
+            if not fits(needed):
+                return
+            digests = self.waiting.pop(0)
+            for digest in [digest for digest in self.kept if digest not in needed]:
+                if not fits({*self.kept, *digests}):
+                    self.kept.remove(digest)
+            self.kept.extend(digest for digest in digests if digest not in self.kept)
+            self.holding.append(digests)
+            yield digests
+
+    def end(self, digests: str) -> None:
+        """A request lets go: what nobody else uses becomes the last to have been used."""
+        self.holding.remove(digests)
+        freed = [digest for digest in digests if digest not in self.in_use]
+        self.kept = [digest for digest in self.kept if digest not in freed] + freed
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_random_schedules_go_as_the_oracle_says(seed: int) -> None:
+    """Who begins, in which order, and what is kept: as an oracle has it that counts everything anew each time."""
+    draw, made, oracle = random.Random(seed), Made(), Oracle()
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
+    holders: list[Holder] = []
+    for _ in range(60):
+        begun = [holder for holder in holders if holder.has_begun]
+        waiting = [holder for holder in holders if not holder.has_begun]
+        match draw.choice(["come", "come", "end", "end", "leave"]):
+            case "come":
+                digests = "".join(draw.sample("abcdefgh", draw.randint(0, 3)))
+                if sum(BLOCKS[digest] for digest in digests) > NUM_BLOCKS:
+                    continue
+                holders.append(Holder(store, digests))
+                oracle.come(digests)
+            case "end" if begun:
+                holder = draw.choice(begun)
+                oracle.end(holder.digests)
+                await holder.end()
+                holders.remove(holder)
+            case "leave" if waiting:
+                holder = draw.choice(waiting)
+                oracle.waiting.pop(waiting.index(holder))
+                await holder.cancel()
+                holders.remove(holder)
+        list(oracle.admit())
+        await settled()
+        assert sorted(holder.digests for holder in holders if holder.has_begun) == sorted(oracle.holding)
+        assert [holder.digests for holder in holders if not holder.has_begun] == oracle.waiting
+        assert store.num_waiting == len(oracle.waiting)
+        assert sorted(part.digest for part in made.parts if part.is_open) == sorted(oracle.kept)
+        assert store.num_bytes == made.open_blocks * BLOCK_BYTES <= NUM_BLOCKS * BLOCK_BYTES
+    for holder in holders:
+        await holder.cancel()
+    store.close()
+    await settled()
+    assert made.open_blocks == 0
+
+
+async def test_what_is_asked_for_together_is_made_once() -> None:
+    """Requests that come at a time with one embedding share its segment; it is still there for the next."""
+    made = Made()
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
+    holders = [Holder(store, "ab") for _ in range(5)]
+    await settled()
+    for holder in holders:
+        await holder.end()
+    late = Holder(store, "b")
+    await settled()
+    assert late.has_begun
+    assert sorted(part.digest for part in made.parts) == ["a", "b"]
+    await late.end()
+    store.close()
+
+
+async def test_what_can_never_fit_is_refused_at_once() -> None:
+    """A request whose embeddings together exceed the bound is told so, with the figures, and is nobody's delay."""
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, Made())  # type: ignore[arg-type]
+    with pytest.raises(TooManyPictures) as refused:
+        await Holder(store, "ga" + "ef").task
+    assert refused.value.figures == {"asked_bytes": 12 * BLOCK_BYTES, "limit_bytes": NUM_BLOCKS * BLOCK_BYTES}
+    assert store.num_bytes == 0
+
+
+async def test_a_segment_that_cannot_be_made_fails_its_requests_alone() -> None:
+    """Its error is that of everybody who asked for it; it takes no room, and the next one to ask tries anew."""
+    made = Made(broken={"c"})
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
+    other, *broken = Holder(store, "a"), Holder(store, "ac"), Holder(store, "c")
+    await settled()
+    for holder in broken:
+        with pytest.raises(InternalError, match="c is broken"):
+            await holder.task
+    assert other.has_begun
+    assert store.num_bytes == BLOCK_BYTES
+    made.broken.clear()
+    again = Holder(store, "c")
+    await settled()
+    assert again.has_begun
+    await again.end()
+    await other.end()
+    store.close()
+    await settled()
+    assert made.open_blocks == 0
+
+
+async def test_a_request_that_leaves_while_its_segment_is_made_lets_go_of_it() -> None:
+    """What is being made is finished, kept, and given up for the next one who needs the room."""
+    made = Made()
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
+    leaving = Holder(store, "h")
+    await asyncio.sleep(0)
+    await leaving.cancel()
+    next_one = Holder(store, "g")
+    await settled()
+    assert next_one.has_begun
+    assert [part.digest for part in made.parts if part.is_open] == ["g"]
+    await next_one.end()
+    store.close()
+
+
+async def test_what_is_forgotten_is_made_anew_and_closed_with_its_last_request() -> None:
+    """A forgotten segment stays with those who have it; whoever comes afterwards gets another."""
+    made = Made()
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
+    early, idle = Holder(store, "a"), Holder(store, "b")
+    await settled()
+    await idle.end()
+    store.forget(["a", "b", "c"])
+    late = Holder(store, "a")
+    await settled()
+    assert late.segments["a"] is not early.segments["a"]
+    assert [part.digest for part in made.parts if part.is_open] == ["a", "a"]
+    await early.end()
+    assert [part.is_open for part in made.parts if part.digest == "a"] == [False, True]
+    store.close()
+    assert late.segments["a"].is_open
+    await late.end()
+    assert made.open_blocks == 0
+    assert store.num_bytes == 0

@@ -1,0 +1,163 @@
+"""The way to the vision tower, with a tower that runs when it is let."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from threading import Event
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from cluster.checkpoint import Checkpoint
+from cluster.config import ModelConfig
+from cluster.encode.batch_queue import BatchQueue, Encoded
+from cluster.encode.picture_encoder import PictureEncoder
+from cluster.messages import Embedding, Picture, Pixels
+from cluster.preprocess import preprocess
+from tests.helpers.pictures import png
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class GatedTower:
+    """Records its runs; each waits until it is let go on."""
+
+    def __init__(self) -> None:
+        self.runs: list[list[str]] = []
+        self.begun = Event()
+        self.may_go_on = Event()
+
+    def encode(self, batch: Sequence[Pixels]) -> list[Embedding]:
+        self.runs.append([pixels.digest for pixels in batch])
+        self.begun.set()
+        assert self.may_go_on.wait(30)
+        if "broken" in self.runs[-1]:
+            raise ValueError("a picture that the tower cannot take")
+        return [Embedding(pixels.digest, np.zeros((1, 1), np.uint8), "float32", pixels.grid) for pixels in batch]
+
+    async def has_begun(self) -> None:
+        """Waits until a run is under way."""
+        assert await asyncio.to_thread(self.begun.wait, 30)
+
+
+def pixels_of(digest: str, num_patches: int = 4) -> Pixels:
+    """A picture of so many patches."""
+    return Pixels(digest, np.zeros((num_patches, 1), np.uint8), (1, 2, num_patches // 2))
+
+
+async def start(lane: BatchQueue, *pictures: Pixels) -> list[asyncio.Task[Encoded]]:
+    """Those who ask for the pictures, all in the queue."""
+    tasks = [asyncio.create_task(lane.encode(picture)) for picture in pictures]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_those_who_wait_share_the_next_run() -> None:
+    """A lone picture begins at once; those that come meanwhile run together after it, up to the budget."""
+    tower = GatedTower()
+    lane = BatchQueue(tower.encode, batch_patches=8)
+    first = await start(lane, pixels_of("a"))
+    await tower.has_begun()
+    others = await start(lane, pixels_of("b"), pixels_of("c"), pixels_of("large", 16), pixels_of("d"))
+    tower.may_go_on.set()
+    encoded = await asyncio.gather(*first, *others)
+    assert [part.embedding.digest for part in encoded] == ["a", "b", "c", "large", "d"]
+    assert tower.runs[0] == ["a"]
+    assert sorted(map(sorted, tower.runs[1:])) == [["b", "c"], ["d"], ["large"]]
+    assert all(part.waited_s >= 0 and part.ran_s > 0 for part in encoded)
+
+
+async def test_a_free_tower_waits_for_what_is_coming(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another picture is on its way the tower waits; once it is there, or has failed on the way, both go at once."""
+    monkeypatch.setattr("cluster.encode.batching.MAX_WAIT_S", 60)
+    tower = GatedTower()
+    tower.may_go_on.set()
+    lane = BatchQueue(tower.encode, batch_patches=100)
+    with lane.coming():
+        waiting = await start(lane, pixels_of("a"))
+        await asyncio.sleep(0)
+        assert not tower.runs
+    waiting += await start(lane, pixels_of("b"))
+    await asyncio.gather(*waiting)
+    assert tower.runs == [["a", "b"]]
+    with suppress(ConnectionError), lane.coming():
+        waiting = await start(lane, pixels_of("c"))
+        raise ConnectionError
+    await asyncio.gather(*waiting)
+    assert tower.runs[1:] == [["c"]]
+
+
+async def test_the_wait_for_what_is_coming_ends() -> None:
+    """What is on its way for long holds nobody up."""
+    tower = GatedTower()
+    tower.may_go_on.set()
+    lane = BatchQueue(tower.encode, batch_patches=100)
+    with lane.coming():
+        await asyncio.gather(*await start(lane, pixels_of("a")))
+
+
+async def test_a_bad_picture_fails_alone() -> None:
+    """When a batch fails its pictures run one by one: the bad one gets the tower's error, its neighbours their
+    embeddings."""
+    tower = GatedTower()
+    lane = BatchQueue(tower.encode, batch_patches=100)
+    waiting = await start(lane, pixels_of("first"))
+    await tower.has_begun()
+    waiting += await start(lane, pixels_of("a"), pixels_of("broken"), pixels_of("b"))
+    tower.may_go_on.set()
+    first, a, broken, b = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [part.embedding.digest for part in (first, a, b) if isinstance(part, Encoded)] == ["first", "a", "b"]
+    assert isinstance(broken, ValueError)
+    assert tower.runs == [["first"], ["a", "broken", "b"], ["a"], ["broken"], ["b"]]
+    assert lane.worked_at_s > 0
+
+
+async def test_who_leaves_the_queue_is_not_encoded() -> None:
+    """A caller that is cancelled while it waits costs no run; one that is cancelled during its run disturbs nobody."""
+    tower = GatedTower()
+    lane = BatchQueue(tower.encode, batch_patches=100)
+    running = await start(lane, pixels_of("a"))
+    await tower.has_begun()
+    leaving, staying = await start(lane, pixels_of("b"), pixels_of("c"))
+    leaving.cancel()
+    running[0].cancel()
+    await asyncio.wait([leaving, *running])
+    tower.may_go_on.set()
+    assert (await staying).embedding.digest == "c"
+    assert tower.runs == [["a"], ["c"]]
+
+
+async def test_what_is_called_in_the_lane_waits_behind_the_run_under_way() -> None:
+    """A health check does not come through a tower that stands still, and fails with what the tower raises."""
+    tower = GatedTower()
+    lane = BatchQueue(tower.encode, batch_patches=100)
+    waiting = await start(lane, pixels_of("a"))
+    await tower.has_begun()
+    check = asyncio.create_task(lane.run(lambda: tower.runs.append(["check"])))
+    await asyncio.sleep(0)
+    assert tower.runs == [["a"]]
+    tower.may_go_on.set()
+    await asyncio.gather(check, *waiting)
+    with pytest.raises(ZeroDivisionError):
+        await lane.run(lambda: 1 // 0)
+    assert lane.worked_at_s < 0
+
+
+async def test_embeddings_through_the_lane_are_those_of_single_runs() -> None:
+    """Pictures of many requests that share runs have, to 1e-5 of the largest number, the embeddings of runs of their
+    own."""
+    checkpoint = Checkpoint(ModelConfig(dtype="float32"))
+    encoder = PictureEncoder.load(checkpoint.path, checkpoint.processor, dtype="float32")
+    sizes = [(28, 28), (224, 168), (168, 224), (333, 777), (224, 168), (560, 28)]
+    pictures = [
+        preprocess(Picture(str(number), png(*size), *size, ""), checkpoint.processor)
+        for number, size in enumerate(sizes)
+    ]
+    lane = BatchQueue(encoder.encode, batch_patches=1000)
+    for encoded, pixels in zip(await asyncio.gather(*map(lane.encode, pictures)), pictures, strict=True):
+        [alone] = encoder.encode([pixels])
+        together, exact = (embedding.rows.view(np.float32) for embedding in (encoded.embedding, alone))
+        assert np.abs(together - exact).max() < 1e-5 * np.abs(exact).max()

@@ -1,0 +1,167 @@
+"""Encode stage against transformers' whole model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+import deployments.encoder
+from cluster.checkpoint import Checkpoint
+from cluster.config import ModelConfig, PrismConfig
+from cluster.encode.picture_encoder import PictureEncoder, read_tower_weights
+from cluster.encode.plan import join, make_plan
+from cluster.messages import Picture, Pixels
+from cluster.preprocess import preprocess
+from tests.helpers.pictures import png
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZES = [(28, 28), (112, 112), (224, 168), (168, 224), (560, 28), (1000, 1000), (333, 777)]
+MODEL = ModelConfig(dtype="float32")
+CHECKPOINT = Checkpoint(MODEL)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> PictureEncoder:
+    """The demo checkpoint's tower."""
+    return PictureEncoder.load(CHECKPOINT.path, CHECKPOINT.processor, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def batch() -> list[Pixels]:
+    """Pictures of many sizes, ready for the tower."""
+    pictures = [Picture(str(number), png(*size), *size, "") for number, size in enumerate(SIZES)]
+    return [preprocess(picture, CHECKPOINT.processor) for picture in pictures]
+
+
+def test_embeddings_equal_the_library_tower(encoder: PictureEncoder, batch: list[Pixels]) -> None:
+    """Embeddings of one picture, and of several in one batch, are those of transformers' whole model in float32.
+
+    To a millionth of the largest number, that is: float32 itself is no finer, and the library's own numbers are as far
+    from what it computes in float64.
+    """
+    oracle = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT.path, dtype=torch.float32).eval()
+    for pixels, together in zip(batch, encoder.encode(batch), strict=True):
+        [alone] = encoder.encode([pixels])
+        with torch.inference_mode():
+            grid = torch.tensor([pixels.grid])
+            [expected] = oracle.get_image_features(both_frames(encoder.normalise(pixels)), grid).pooler_output
+        for embedding in (alone, together):
+            rows = embedding.rows.view(np.float32)
+            assert rows.shape == expected.shape
+            assert np.abs(rows - expected.numpy()).max() < 1e-6 * np.abs(expected.numpy()).max()
+
+
+def test_plain_and_fused_layers_give_the_same_numbers(
+    encoder: PictureEncoder, batch: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where oneDNN cannot multiply, as on a GPU, the tower gives the same to a few millionths of the largest number."""
+    monkeypatch.setattr("cluster.encode.linear.has_onednn", lambda _: False)
+    plain = PictureEncoder.load(CHECKPOINT.path, CHECKPOINT.processor, dtype="float32")
+    for fused, other in zip(encoder.encode(batch), plain.encode(batch), strict=True):
+        expected = other.rows.view(np.float32)
+        assert np.abs(fused.rows.view(np.float32) - expected).max() < 5e-6 * np.abs(expected).max()
+
+
+def test_stretches_are_the_same_for_kernels_of_fixed_and_of_variable_length() -> None:
+    """However pictures are joined, runs of equal stretches and the bounds of each stretch say the same."""
+    config = Qwen2_5_VLConfig.from_pretrained(CHECKPOINT.path).vision_config
+    grids = [(1, 12, 16), (1, 12, 16), (1, 2, 2), (1, 22, 18), (1, 12, 16)]
+    joined = join([make_plan(grid, config, torch.device("cpu")) for grid in grids])
+    for stretches in (joined.windows, joined.pictures):
+        lengths = [length for length, count in stretches.runs for _ in range(count)]
+        assert stretches.bounds.diff().tolist() == lengths
+        assert stretches.bounds[0] == 0
+        assert stretches.longest == max(lengths)
+    assert joined.pictures.runs == ((192, 2), (4, 1), (396, 1), (192, 1))
+
+
+def both_frames(still: torch.Tensor) -> torch.Tensor:
+    """A still picture's patches as the library wants them: [num_patches, 3 · temporal · patch · patch]."""
+    return still.view(len(still), 3, 1, -1).expand(-1, -1, 2, -1).reshape(len(still), -1)
+
+
+def test_only_vision_weights_are_read(tmp_path: Path) -> None:
+    """From a checkpoint in shards, as large models are published, only the files and tensors of the tower are opened."""
+    weights = load_file(CHECKPOINT.path / "model.safetensors")
+    vision = {name: tensor for name, tensor in weights.items() if name.startswith("visual.")}
+    save_file(vision, tmp_path / "model-00001-of-00002.safetensors")
+    index = dict.fromkeys(vision, "model-00001-of-00002.safetensors") | {
+        "lm_head.weight": "model-00002-of-00002.safetensors"
+    }
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    names = [name for name, _ in read_tower_weights(tmp_path)]  # the second shard does not even exist
+    assert sorted(names) == sorted(name.removeprefix("visual.") for name in vision)
+
+
+def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
+    """A folder without weights is named in the error."""
+    with pytest.raises(FileNotFoundError, match="no vision weights"):
+        list(read_tower_weights(tmp_path))
+
+
+def test_bfloat16_rows_keep_their_bytes(batch: list[Pixels]) -> None:
+    """In bfloat16 the raw bytes that travel are those of the tensor, two per number."""
+    encoder = PictureEncoder.load(CHECKPOINT.path, CHECKPOINT.processor, dtype="bfloat16")
+    [embedding] = encoder.encode(batch[:1])
+    numbers = torch.from_numpy(embedding.rows).view(torch.bfloat16)
+    exact = (
+        PictureEncoder.load(CHECKPOINT.path, CHECKPOINT.processor, dtype="float32")
+        .encode(batch[:1])[0]
+        .rows.view(np.float32)
+    )
+    assert embedding.dtype == "bfloat16"
+    assert numbers.shape == exact.shape
+    assert np.abs(numbers.float().numpy() - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_a_kept_embedding_keeps_no_other(encoder: PictureEncoder, batch: list[Pixels]) -> None:
+    """Each picture's rows have memory of their own, or one that is kept would keep all of its run, beyond any bound."""
+    assert len(batch) > 1
+    for embedding in encoder.encode(batch):
+        owner = embedding.rows
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        assert owner.untyped_storage().nbytes() == embedding.rows.nbytes
+
+
+async def test_a_tower_that_fails_is_found_by_its_health_check(
+    monkeypatch: pytest.MonkeyPatch, batch: list[Pixels]
+) -> None:
+    """Once a run has failed, Serve's health check tries the smallest picture, and fails as the tower does."""
+    unused = SimpleNamespace(preprocess=SimpleNamespace(is_initialized=True, options=lambda **_: None))
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="one"))
+    monkeypatch.setattr(deployments.encoder.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(deployments.encoder, "own_pool", lambda: unused)
+    replica = deployments.encoder.VisionEncoder(PrismConfig(model=MODEL), unused)  # type: ignore[arg-type]
+    await replica.check_health()
+    with monkeypatch.context() as patch:
+        patch.setattr(replica._queue, "_encode", broken)
+        patch.setattr(replica._tower, "encode", broken)
+        await replica.check_health()  # it has just worked
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            await replica._queue.encode(batch[0])
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            await replica.check_health()
+    await replica.check_health()  # one picture's fault is over with it
+    monkeypatch.setattr(deployments.encoder, "PROVEN_S", 0)
+    runs = []
+    monkeypatch.setattr(replica._tower, "encode", runs.append)
+    await asyncio.gather(*(replica.check_health() for _ in range(3)))
+    assert len(runs) == 1
+    await replica.check_health()
+    assert len(runs) == 2
+
+
+def broken(_: list[Pixels]) -> None:
+    """What a CUDA device says once it has failed, to whatever comes after."""
+    raise RuntimeError("CUDA error: device-side assert triggered")

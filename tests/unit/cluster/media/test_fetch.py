@@ -1,0 +1,540 @@
+"""Fetching pictures: a real TLS server on loopback, real sockets, and names that only the tests' own resolver knows."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import socket
+import ssl
+import time
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import httpcore2
+import pytest
+import trustme
+
+from cluster.admission import Admission
+from cluster.config import MediaConfig
+from cluster.errors import (
+    BodyTooLarge,
+    FetchFailed,
+    ForbiddenUrl,
+    InvalidPicture,
+    PictureTooLarge,
+    PrismError,
+    UnsupportedScheme,
+)
+from cluster.media.fetch import AddressGuard, is_public
+from cluster.media.reader import MediaReader
+from tests.helpers.pictures import SAMPLES
+from tests.helpers.sites import Names, Network, Reply, Site, ok, redirect, reply, stall, stall_in_body, trickle
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+PARAM = "messages[0].content[1].image_url.url"
+DATA = SAMPLES["jpeg-RGB"].data
+PUBLIC = "93.184.216.34"
+PUBLIC_V6 = "2606:4700::1111"
+"""Both look public; the tests' network leads them to the server on loopback."""
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """A certificate authority that no system knows."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its certificate, for ``MediaConfig.ca_file``."""
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def no_system_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's certificate store is empty here: to read it takes longer than most of these tests."""
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
+    monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
+
+
+@pytest.fixture
+async def site(authority: trustme.CA) -> AsyncIterator[Site]:
+    """A running server with a certificate for all that the tests call it."""
+    site = Site()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sni_callback = lambda _socket, name, _context: site.names.append(name)
+    authority.issue_cert("localhost", "pictures.example", "xn--bcher-kva.example", PUBLIC_V6).configure_cert(context)
+    server = await asyncio.start_server(site.serve, "127.0.0.1", 0, ssl=context)
+    site.port = server.sockets[0].getsockname()[1]
+    yield site
+    server.close()
+    await server.wait_closed()
+
+
+@asynccontextmanager
+async def reading(site: Site, ca_file: str | None, **options: Any) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """A function that reads a URL, in which ``{port}`` is the site's. By default localhost is trusted and really looked
+    up."""
+    resolver, network = options.pop("resolver", None), options.pop("network", None)
+    config = MediaConfig(**{"trusted_hosts": {"localhost"}, "ca_file": ca_file, "fetch_timeout_s": 30.0, **options})
+    reader = MediaReader(config, revision="r", resolver=resolver, network=network)
+
+    async def read(url: str, hold: Callable[[int], None] = lambda _: None) -> Any:
+        return await reader.read(url.replace("{port}", str(site.port)), PARAM, hold)
+
+    try:
+        yield read
+    finally:
+        await reader.close()
+
+
+async def refusal(kind: type[PrismError], site: Site, ca_file: str | None, url: str, **options: Any) -> PrismError:
+    """The error that reading ``url`` ends in, once it is known to be well made and to tell nothing of the inside."""
+    async with reading(site, ca_file, **options) as read:
+        with pytest.raises(PrismError) as caught:
+            await read(url)
+    error = caught.value
+    assert type(error) is kind
+    assert error.param == PARAM
+    assert error.message.endswith(".")
+    assert not any(inside in error.message for inside in ("127.", "10.", "169.254", "::1", "Errno", "<title>"))
+    return error
+
+
+async def test_a_picture_is_fetched_over_tls(site: Site, ca_file: str) -> None:
+    """The bytes arrive whole, from a server that is known by the configured CA and asked by the URL's own name."""
+    site.replies["/cat.jpg?size=1&q=%C3%BC"] = ok(DATA)
+    async with reading(site, ca_file) as read:
+        picture = await read("https://localhost:{port}/cat.jpg?size=1&q=%C3%BC#part")
+    assert picture.data == DATA
+    assert picture.param == PARAM
+    (request,) = site.requests
+    assert site.names == ["localhost"]
+    assert f"\r\nHost: localhost:{site.port}\r\n" in request
+    assert "\r\nAccept-Encoding: identity\r\n" in request
+    assert not {"cookie", "authorization", "referer"} & {line.split(":")[0].lower() for line in request.splitlines()}
+
+
+async def test_bytes_are_announced_before_they_are_kept(site: Site, ca_file: str) -> None:
+    """Whoever pays for the memory hears of every byte, and may say no in the middle of a body."""
+    site.replies["/cat.jpg"] = ok(DATA)
+    admission = Admission(1, 2**20)
+    async with reading(site, ca_file) as read:
+        await read("https://localhost:{port}/cat.jpg", admission.enter().hold)
+        with pytest.raises(BodyTooLarge):
+            await read("https://localhost:{port}/cat.jpg", Admission(1, len(DATA) - 1).enter().hold)
+    assert admission.num_bytes == len(DATA)
+
+
+async def test_a_chunked_answer_is_put_together(site: Site, ca_file: str) -> None:
+    """A body without Content-Length is read to its end."""
+    chunks = b"".join(
+        b"%x\r\n%b\r\n" % (len(DATA[at : at + 300]), DATA[at : at + 300]) for at in range(0, len(DATA), 300)
+    )
+    site.replies["/"] = reply("200 OK", chunks + b"0\r\n\r\n", "Transfer-Encoding: chunked")
+    async with reading(site, ca_file) as read:
+        assert (await read("https://localhost:{port}/")).data == DATA
+
+
+async def test_a_connection_is_used_again_and_closed_in_the_end(site: Site, ca_file: str) -> None:
+    """Two pictures of one host share a checked connection, and ``close`` leaves none behind."""
+    site.replies["/"] = ok(DATA)
+    names = Names([["127.0.0.1"]])
+    async with reading(site, ca_file, resolver=names) as read:
+        await read("https://localhost:{port}/")
+        await read("https://localhost:{port}/")
+        assert (site.num_connections, names.asked) == (1, ["localhost"])
+    await site.idle.wait()
+
+
+async def test_redirects_are_followed_up_to_the_limit(site: Site, ca_file: str) -> None:
+    """Relative and absolute locations lead on, each status that redirects does, and one hop too many is refused."""
+    for hop, status in enumerate(("301 Moved", "303 See Other", "307 Temporary", "308 Permanent")):
+        site.replies[f"/{hop}"] = redirect(
+            f"/{hop + 1}" if hop % 2 else f"https://LOCALHOST:{site.port}/{hop + 1}", status
+        )
+    site.replies["/4"] = ok(DATA)
+    async with reading(site, ca_file, max_redirects=4) as read:
+        assert (await read("https://localhost:{port}/0")).data == DATA
+    assert "3 times" in (await refusal(FetchFailed, site, ca_file, "https://localhost:{port}/0")).message
+    await refusal(FetchFailed, site, ca_file, "https://localhost:{port}/3", max_redirects=0)
+
+
+async def test_a_redirect_loop_ends(site: Site, ca_file: str) -> None:
+    """A URL that redirects to itself is asked for only so often."""
+    site.replies["/"] = redirect("/")
+    await refusal(FetchFailed, site, ca_file, "https://localhost:{port}/")
+    assert len(site.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("location", "kind"),
+    [
+        ("https://10.0.0.1/", ForbiddenUrl),
+        ("https://[::1]/", ForbiddenUrl),
+        ("//169.254.169.254/latest/meta-data", ForbiddenUrl),
+        ("https://0x7f000001/", ForbiddenUrl),
+        ("http://localhost/", UnsupportedScheme),
+        ("file:///etc/passwd", UnsupportedScheme),
+        ("data:image/png;base64,AAAA", UnsupportedScheme),
+        ("https://user:secret@localhost/", ForbiddenUrl),
+        ("https://localhost:port/", FetchFailed),
+    ],
+)
+async def test_every_hop_is_checked_like_the_first(
+    location: str, kind: type[PrismError], site: Site, ca_file: str
+) -> None:
+    """A trusted server cannot redirect to a private address, another scheme, or with credentials."""
+    site.replies["/"] = redirect(location)
+    await refusal(kind, site, ca_file, "https://localhost:{port}/")
+    assert len(site.requests) == 1
+
+
+LIMIT = len(DATA)
+
+
+async def test_a_body_may_have_the_limit_to_the_byte(site: Site, ca_file: str) -> None:
+    """Exactly as many bytes as allowed are read; one more is refused by its announcement, with the figures."""
+    site.replies |= {"/fits": ok(DATA), "/more": ok(DATA + b"\0")}
+    async with reading(site, ca_file, max_picture_bytes=LIMIT) as read:
+        assert (await read("https://localhost:{port}/fits")).data == DATA
+    error = await refusal(PictureTooLarge, site, ca_file, "https://localhost:{port}/more", max_picture_bytes=LIMIT)
+    assert error.figures == {"asked_bytes": LIMIT + 1, "limit_bytes": LIMIT}
+
+
+async def test_an_endless_body_is_cut_off_at_the_limit(site: Site, ca_file: str) -> None:
+    """Without Content-Length the bytes are counted as they come, and the connection is dropped in mid-stream."""
+    sent = 0
+
+    async def pour(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(reply("200 OK", b"", "Transfer-Encoding: chunked"))
+        while not writer.is_closing():
+            writer.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+            await writer.drain()
+            sent += 0x10000
+            await asyncio.sleep(0)  # drain does not yield by itself while there is room
+
+    site.replies["/"] = pour
+    error = await refusal(PictureTooLarge, site, ca_file, "https://localhost:{port}/", max_picture_bytes=200_000)
+    assert error.figures == {"limit_bytes": 200_000}
+    await site.idle.wait()
+    assert sent < 20_000_000
+
+
+PATIENCE_S = (0.2, 1.0, 5.0)
+"""Timeouts to try, for on a busy machine the first may be over before the server was reached."""
+
+
+@pytest.mark.parametrize("behaviour", [stall, stall_in_body, trickle])
+async def test_a_slow_server_is_left_in_time(behaviour: Reply, ca_file: str, authority: trustme.CA) -> None:
+    """Silent before the answer, silent in the middle, or dripping: the whole fetch ends at its one timeout, and is
+    dropped."""
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            asked.set()
+            task = asyncio.ensure_future(behaviour(writer))
+            with suppress(ConnectionError):
+                await reader.read()
+            task.cancel()
+            await asyncio.wait([task])
+            gone.set()
+        writer.close()
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        slow = Site(port=server.sockets[0].getsockname()[1])
+        for timeout_s in PATIENCE_S:
+            began = time.monotonic()
+            error = await refusal(FetchFailed, slow, ca_file, "https://localhost:{port}/", fetch_timeout_s=timeout_s)
+            assert timeout_s <= time.monotonic() - began < timeout_s + 3
+            assert error.figures == {"limit_s": timeout_s}
+            if asked.is_set():
+                break
+        await gone.wait()
+
+
+async def test_a_server_that_never_greets_is_left_and_hung_up_on(ca_file: str) -> None:
+    """One that accepts the connection and says nothing to the TLS greeting is left in time, and its socket is closed."""
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await reader.read(1)
+            asked.set()
+            await reader.read()
+        writer.close()
+        gone.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        mute = Site(port=server.sockets[0].getsockname()[1])
+        for timeout_s in PATIENCE_S:
+            await refusal(FetchFailed, mute, ca_file, "https://localhost:{port}/", fetch_timeout_s=timeout_s)
+            if asked.is_set():
+                break
+        await gone.wait()
+
+
+async def test_a_slow_lookup_counts_too(site: Site, ca_file: str) -> None:
+    """A name server that never answers ends at the same timeout."""
+
+    async def never(_host: str) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+    await refusal(FetchFailed, site, ca_file, "https://pictures.example/", resolver=never, fetch_timeout_s=0.05)
+
+
+async def test_many_given_up_fetches_leave_room_for_the_next(site: Site, ca_file: str) -> None:
+    """Fetches that are cancelled at any moment, together and often, never use up the connections."""
+    site.replies["/"] = ok(DATA)
+    async with reading(site, ca_file) as read:
+        for turns in range(60):
+            tasks = [asyncio.ensure_future(read("https://localhost:{port}/")) for _ in range(4)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        assert (await read("https://localhost:{port}/")).data == DATA
+
+
+@pytest.mark.parametrize(
+    "status", ["404 Not Found", "206 Partial Content", "204 No Content", "500 Oops", "304 Not Modified"]
+)
+async def test_any_status_but_200_is_named(status: str, site: Site, ca_file: str) -> None:
+    """The answer tells the status, and nothing of the body."""
+    body = b"" if status[:3] in ("204", "304") else b"<title>Internal</title>"
+    site.replies["/"] = reply(status, body, *([f"Content-Length: {len(body)}"] if body else []))
+    error = await refusal(FetchFailed, site, ca_file, "https://localhost:{port}/")
+    assert f"status {status[:3]}" in error.message
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"rubbish\r\n\r\n",
+        reply("200 OK", b"\xff\xd8", "Content-Length: 99"),
+        reply("200 OK", b"", "Content-Length: x"),
+    ],
+    ids=["nothing", "no HTTP", "cut short", "bad length"],
+)
+async def test_a_server_that_breaks_off_is_reported(answer: bytes, site: Site, ca_file: str) -> None:
+    """Answers that are no HTTP, or end too soon, are failures and not short pictures."""
+
+    async def hang_up(writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        writer.close()
+
+    site.replies["/"] = hang_up
+    await refusal(FetchFailed, site, ca_file, "https://localhost:{port}/")
+
+
+async def test_a_compressed_answer_is_refused(site: Site, ca_file: str) -> None:
+    """Nothing is unpacked that was not asked for packed; the word identity may be said."""
+    packed = gzip.compress(bytes(100_000))
+    site.replies |= {"/gzip": ok(packed, "content-encoding: GZIP"), "/plain": ok(DATA, "Content-Encoding: identity")}
+    assert "Content-Encoding" in (await refusal(FetchFailed, site, ca_file, "https://localhost:{port}/gzip")).message
+    async with reading(site, ca_file) as read:
+        assert (await read("https://localhost:{port}/plain")).data == DATA
+
+
+async def test_a_page_in_place_of_a_picture_is_refused(site: Site, ca_file: str) -> None:
+    """What arrives is judged by its bytes, whatever type the server declares."""
+    site.replies["/"] = ok(b"<title>Log in</title>", "Content-Type: image/png")
+    await refusal(InvalidPicture, site, ca_file, "https://localhost:{port}/")
+
+
+async def test_certificates_are_checked(site: Site, ca_file: str, tmp_path: Path) -> None:
+    """A certificate of another name, or of a CA that nobody told us of, ends the fetch before a request is sent."""
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(str(other))
+    local, names = "https://localhost:{port}/", Names([["127.0.0.1"]])
+    await refusal(FetchFailed, site, None, local)
+    await refusal(FetchFailed, site, str(other), local)
+    wrong_name = "https://else.example:{port}/"
+    await refusal(FetchFailed, site, ca_file, wrong_name, resolver=names, trusted_hosts={"else.example"})
+    assert not site.requests
+
+
+async def test_the_systems_authorities_count_beside_the_configured_one(
+    site: Site, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that the system trusts is trusted without ``ca_file``, and still with another one."""
+    site.replies["/"] = ok(DATA)
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(str(other))
+    monkeypatch.setenv("SSL_CERT_FILE", ca_file)
+    for configured in (None, str(other)):
+        async with reading(site, configured) as read:
+            assert (await read("https://localhost:{port}/")).data == DATA
+
+
+async def test_the_environments_proxies_are_ignored(site: Site, ca_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy in the environment would resolve names out of our sight."""
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    site.replies["/"] = ok(DATA)
+    async with reading(site, ca_file) as read:
+        assert (await read("https://localhost:{port}/")).data == DATA
+
+
+async def test_a_closed_port_is_a_failure(ca_file: str) -> None:
+    """A host that does not answer is reported without a word about the network within."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    await refusal(FetchFailed, Site(port=port), ca_file, "https://localhost:{port}/")
+
+
+PRIVATE_HOSTS = [
+    *("127.0.0.1", "[::1]", "0x7f000001", "2130706433", "127.1", "0177.0.0.1", "0x7f.1", "0.0.0.0", "0", "localhost"),
+    *(
+        "LOCALHOST.",
+        "169.254.169.254",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "100.64.0.1",
+        "192.0.0.192",
+        "198.18.0.1",
+    ),
+    *("240.0.0.1", "255.255.255.255", "224.0.0.1", "168.63.129.16", "[::]", "[::ffff:10.0.0.1]", "[::ffff:7f00:1]"),
+    *("[::127.0.0.1]", "[fe80::1]", "[fe80::1%25lo]", "[fc00::1]", "[fd00:ec2::254]", "[ff02::1]", "[2001:db8::1]"),
+    *(
+        "[64:ff9b::a00:1]",
+        "[64:ff9b:1::808:808]",
+        "[2002:a00:1::1]",
+        "[2001:0:4136:e378:8000:63bf:3fff:fdd2]",
+        "[3fff::1]",
+    ),
+    "%31%32%37.0.0.1",
+]
+
+
+@pytest.mark.parametrize("host", PRIVATE_HOSTS)
+async def test_no_spelling_of_a_private_address_is_dialled(host: str, site: Site, ca_file: str) -> None:
+    """Addresses in every notation that the system's resolver takes are refused before a connection is opened."""
+    network = Network(site)
+    await refusal(ForbiddenUrl, site, ca_file, f"https://{host}:{{port}}/", trusted_hosts=set(), network=network)
+    assert not network.dialled
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+)
+def test_public_addresses_are_public(address: str) -> None:
+    """Ordinary addresses pass, also in the dress that IPv6-only networks give them."""
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [PUBLIC, "10.0.0.1"],
+        ["10.0.0.1", PUBLIC],
+        ["::1"],
+        [PUBLIC, "fe80::1%eth0"],
+        [],
+        socket.gaierror(socket.EAI_NONAME),
+    ],
+    ids=str,
+)
+async def test_one_private_address_condemns_a_name(answer: list[str] | Exception, site: Site, ca_file: str) -> None:
+    """Mixed answers are refused whole, in the same words as names that do not exist: inner names cannot be probed."""
+    network = Network(site)
+    url = "https://pictures.example/"
+    error = await refusal(ForbiddenUrl, site, ca_file, url, resolver=Names([answer]), network=network)
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    assert error.message == (await refusal(ForbiddenUrl, site, ca_file, url, resolver=Names([unknown]))).message
+    assert not network.dialled
+
+
+async def test_a_name_server_that_is_busy_is_worth_a_retry(site: Site, ca_file: str) -> None:
+    """A lookup that fails for now is not a verdict on the URL."""
+    names = Names([socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")])
+    error = await refusal(FetchFailed, site, ca_file, "https://pictures.example/", resolver=names)
+    assert "try again" in error.message
+
+
+async def test_the_address_that_was_checked_is_the_one_dialled(site: Site, ca_file: str) -> None:
+    """A name that turns private after its first answer (DNS rebinding) is not asked again, and TLS still names the
+    name."""
+    site.replies["/"] = ok(DATA)
+    names, network = Names([[PUBLIC], ["127.0.0.1"]]), Network(site)
+    async with reading(site, ca_file, resolver=names, network=network) as read:
+        assert (await read("https://pictures.example/")).data == DATA
+    assert names.asked == ["pictures.example"]
+    assert network.dialled == [PUBLIC]
+    assert site.names == ["pictures.example"]
+    assert "\r\nHost: pictures.example\r\n" in site.requests[0]
+
+
+async def test_a_new_connection_is_checked_anew(site: Site, ca_file: str) -> None:
+    """Once the first connection is gone, a name that has turned private is refused."""
+    site.replies["/"] = ok(DATA, "Connection: close")
+    names, network = Names([[PUBLIC], ["127.0.0.1"]]), Network(site)
+    async with reading(site, ca_file, resolver=names, network=network) as read:
+        await read("https://pictures.example/")
+        with pytest.raises(ForbiddenUrl):
+            await read("https://pictures.example/")
+    assert network.dialled == [PUBLIC]
+
+
+async def test_the_next_address_is_tried_when_one_is_dead(site: Site, ca_file: str) -> None:
+    """A host with several addresses is reached by the first that answers, and given up after a few."""
+    site.replies["/"] = ok(DATA)
+    addresses = [f"93.184.216.{last}" for last in range(1, 9)]
+    network = Network(site, dead=frozenset(addresses[:2]))
+    async with reading(site, ca_file, resolver=Names([addresses]), network=network) as read:
+        assert (await read("https://pictures.example/")).data == DATA
+    assert network.dialled == addresses[:3]
+    dead = Network(site, dead=frozenset(addresses))
+    await refusal(FetchFailed, site, ca_file, "https://pictures.example/", resolver=Names([addresses]), network=dead)
+    assert dead.dialled == addresses[:4]
+
+
+async def test_an_international_name_is_asked_for_in_its_ascii_form(site: Site, ca_file: str) -> None:
+    """One spelling goes to the resolver, to TLS and into the Host header."""
+    site.replies["/"] = ok(DATA)
+    names = Names([[PUBLIC]])
+    async with reading(site, ca_file, resolver=names, network=Network(site)) as read:
+        await read("https://bücher.example/")
+    assert names.asked == site.names == ["xn--bcher-kva.example"]
+
+
+async def test_an_ipv6_address_may_stand_for_the_host(site: Site, ca_file: str) -> None:
+    """A public address in brackets is dialled, certified and named as HTTP wants it."""
+    site.replies["/"] = ok(DATA)
+    network = Network(site)
+    async with reading(site, ca_file, network=network) as read:
+        await read(f"https://[{PUBLIC_V6}]:8443/")
+    assert network.dialled == [PUBLIC_V6]
+    assert f"\r\nHost: [{PUBLIC_V6}]:8443\r\n" in site.requests[0]
+
+
+async def test_trust_is_by_name_and_not_by_address(site: Site, ca_file: str) -> None:
+    """A trusted host is trusted in any case and with a final dot; its neighbours at the same address are not."""
+    site.replies["/"] = ok(DATA)
+    options: dict[str, Any] = {"resolver": Names([["10.0.0.7"]]), "trusted_hosts": {"Pictures.Example."}}
+    async with reading(site, ca_file, network=Network(site), **options) as read:
+        await read("https://PICTURES.example/")
+    for host in ("sub.pictures.example", "pictures.example.evil.example", "10.0.0.7"):
+        await refusal(ForbiddenUrl, site, ca_file, f"https://{host}/", **options)
+
+
+async def test_unix_sockets_stay_closed(site: Site) -> None:
+    """No way leads to a socket file."""
+    guard = AddressGuard(Names([[PUBLIC]]), Network(site), ())
+    with pytest.raises(httpcore2.ConnectError):
+        await guard.connect_unix_socket("/var/run/docker.sock")

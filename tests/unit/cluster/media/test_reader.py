@@ -1,0 +1,346 @@
+"""The media stage: data: URLs, headers and digests. Fetching has a file of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+import os
+import pickle
+import random
+import struct
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+from cluster.admission import Admission
+from cluster.config import MediaConfig
+from cluster.errors import BodyTooLarge, ForbiddenUrl, InvalidPicture, PictureTooLarge, PrismError, UnsupportedScheme
+from cluster.media.header import MAX_STEPS, read_size
+from cluster.media.reader import MediaReader
+from cluster.messages import cache_salt
+from cluster.preprocess import PILLOW_FORMATS
+from tests.helpers.pictures import CUT_HEADERS, NO_PICTURES, SAMPLES, bare_png, data_url, encoded, png, scene
+
+if TYPE_CHECKING:
+    from cluster.messages import Picture
+
+PARAM = "messages[0].content[1].image_url.url"
+REVISION = "0123456789abcdef"
+DATA = SAMPLES["png-RGB"].data
+URL = data_url(DATA)
+
+
+@pytest.fixture(autouse=True)
+def no_system_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's certificate store is empty here: to read it takes longer than most of these tests."""
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
+    monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
+
+
+async def no_lookup(host: str) -> list[str]:
+    """A resolver for tests in which nothing may be looked up."""
+    pytest.fail(f"looked up {host}")
+
+
+async def read(url: str, *, revision: str = REVISION, salt: bytes = b"", **config: Any) -> Picture:
+    """The picture behind ``url``, under these settings."""
+    reader = MediaReader(MediaConfig(**config), revision=revision, resolver=no_lookup)
+    try:
+        return await reader.read(url, PARAM, salt=salt)
+    finally:
+        await reader.close()
+
+
+async def test_inline_bytes_are_announced_too() -> None:
+    """A data: URL's picture counts before it is decoded."""
+    reader = MediaReader(MediaConfig(), revision=REVISION, resolver=no_lookup)
+    admission = Admission(1, len(DATA))
+    place = admission.enter()
+    await reader.read(URL, PARAM, place.hold)
+    assert admission.num_bytes == len(DATA)
+    with pytest.raises(BodyTooLarge):
+        await reader.read(URL, PARAM, place.hold)
+    assert admission.num_bytes == 0
+    place.leave()
+    await reader.read(URL, PARAM, admission.enter().hold)
+    await reader.close()
+
+
+async def refusal(kind: type[PrismError], url: str, **config: Any) -> PrismError:
+    """The error that reading ``url`` ends in, once it is known to be well made."""
+    with pytest.raises(PrismError) as caught:
+        await read(url, **config)
+    error = caught.value
+    assert type(error) is kind
+    assert error.param == PARAM
+    assert error.message.endswith(".")
+    assert len(error.message) < 200
+    return error
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+async def test_every_format_is_read_to_its_bytes_and_size(name: str) -> None:
+    """A data: URL of every format and mode gives its own bytes, its size, and the field that it came from."""
+    sample = SAMPLES[name]
+    picture = await read(data_url(sample.data))
+    assert picture.data == sample.data
+    assert (picture.width, picture.height) == sample.size
+    assert picture.param == PARAM
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "data:image/png;base64,",
+        "DATA:Image/PNG;Base64,",
+        "data:image/jpeg;base64,",
+        "data:image/png;name=cat.png;base64,",
+    ],
+)
+async def test_the_declared_type_is_not_held_against_the_picture(head: str) -> None:
+    """Any image type will do, in any case and with parameters: the bytes say what they are."""
+    assert (await read(head + base64.b64encode(DATA).decode())).data == DATA
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("data:", "base64"),
+        ("data:,", "base64"),
+        ("data:image/png", "base64"),
+        ("data:image/png,%89PNG", "base64"),
+        ("data:base64,AAAA", "base64"),
+        ("data:image/png;base64;x,AAAA", "base64"),
+        ("data:image/png;" + "x" * 2000 + ";base64,AAAA", "base64"),
+        ("data:;base64,AAAA", "declare a picture"),
+        ("data:text/plain;base64,aGVsbG8=", "declare a picture"),
+        ("data:video/mp4;base64,AAAA", "declare a picture"),
+        ("data:image/png;base64,", "empty"),
+        ("data:image/png;base64,=", "not valid base64"),
+        ("data:image/png;base64,====", "not valid base64"),
+        ("data:image/png;base64,AAA", "not valid base64"),
+        ("data:image/png;base64,AAAAA", "not valid base64"),
+        ("data:image/png;base64,AA==AAAA", "not valid base64"),
+        ("data:image/png;base64,AAAA====", "not valid base64"),
+        ("data:image/png;base64,AA\nAA", "not valid base64"),
+        ("data:image/png;base64, AAAA", "not valid base64"),
+        ("data:image/png;base64,AA-_", "not valid base64"),
+        ("data:image/png;base64,AA%3D%3D", "not valid base64"),
+        ("data:image/png;base64,AAAé", "not valid base64"),
+        ("data:image/svg+xml;base64,PHN2Zy8+", "not a picture"),
+    ],
+)
+async def test_a_malformed_data_url_is_refused_with_what_would_be_right(url: str, words: str) -> None:
+    """Each way to get a data: URL wrong ends in a sentence about that very thing."""
+    assert words in (await refusal(InvalidPicture, url)).message
+
+
+@pytest.mark.parametrize("flaw", ["=", "-", "\n", "é"])
+async def test_a_flaw_deep_inside_long_base64_is_found(flaw: str) -> None:
+    """Long base64 is decoded in pieces, and stays strict across them."""
+    chars = base64.b64encode(DATA + bytes(900_000)).decode()
+    for at in (256 * 1024 - 1, 256 * 1024, 700_001):
+        await refusal(InvalidPicture, "data:image/bmp;base64," + chars[:at] + flaw + chars[at + 1 :])
+
+
+async def test_long_base64_is_decoded_whole_while_the_loop_goes_on() -> None:
+    """A picture of megabytes comes out byte for byte, and the event loop runs on meanwhile."""
+    data = encoded(Image.frombytes("RGB", (1200, 1000), random.Random(1).randbytes(3_600_000)), "BMP")
+    url = data_url(data, "image/bmp")
+    reading = asyncio.ensure_future(read(url, max_picture_bytes=len(data)))
+    turns = 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert (await reading).data == data
+    assert turns > 10
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2])
+async def test_base64_is_measured_before_it_is_decoded(extra: int) -> None:
+    """The bytes are counted to the very last from the length alone, so that even what is no base64 is refused by its
+    size."""
+    data = DATA + bytes(extra)
+    assert (await read(data_url(data), max_picture_bytes=len(data))).data == data
+    rubbish = "data:image/png;base64," + "*" * len(base64.b64encode(data))
+    for url in (data_url(data), rubbish):
+        error = await refusal(PictureTooLarge, url, max_picture_bytes=len(data) - 1)
+        assert error.figures["limit_bytes"] == len(data) - 1
+        assert len(data) <= error.figures["asked_bytes"] <= len(data) + 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", ":", "cat.png", "a" * 9000, "//example.com/cat.png", "http://example.com/cat.png", "HTTP://example.com"),
+        *("file:///etc/passwd", "ftp://example.com/cat.png", "gopher://x/", "javascript:alert(1)", "blob:https://x/"),
+        " https://example.com/",
+    ],
+)
+async def test_other_schemes_are_refused(url: str) -> None:
+    """Whatever is neither data: nor https: is refused, and nothing is looked up for it."""
+    assert "data:" in (await refusal(UnsupportedScheme, url)).message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "https://",
+            "https:///cat.png",
+            "https:cat.png",
+            "https://user:secret@example.com/",
+            "https://user@example.com/",
+        ),
+        *(
+            "https://[::1/",
+            "https://[1.2.3.4]/",
+            "https://h\x00/",
+            "https://h\n/",
+            "https://h:port/",
+            "https://①②⑦.⓪.⓪.①/",
+        ),
+        *("https://example.com/" + "a" * 9000, "https://example.com\\@localhost/"),
+    ],
+)
+async def test_an_https_url_that_is_wrong_by_itself_is_refused(url: str) -> None:
+    """Malformed, without a host, or with credentials: refused before anything is looked up, and not repeated in the
+    answer."""
+    error = await refusal(ForbiddenUrl, url)
+    assert "secret" not in error.message
+
+
+@pytest.mark.parametrize("data", [*NO_PICTURES.values(), *CUT_HEADERS.values()], ids=[*NO_PICTURES, *CUT_HEADERS])
+async def test_bytes_that_are_no_picture_are_refused(data: bytes) -> None:
+    """Text, foreign formats and headers that are cut short are refused."""
+    await refusal(InvalidPicture, data_url(data))
+
+
+async def test_more_pixels_than_allowed_are_refused_with_the_figures() -> None:
+    """The limit holds to the pixel, whatever Pillow's own is, and the error crosses processes with its figures."""
+    assert (await read(data_url(png(50, 40)), max_picture_pixels=2000)).width == 50
+    error = await refusal(PictureTooLarge, data_url(png(50, 40)), max_picture_pixels=1999)
+    assert error.figures == {"asked_pixels": 2000, "limit_pixels": 1999}
+    assert pickle.loads(pickle.dumps(error)).to_openai() == error.to_openai()
+    bomb = await refusal(PictureTooLarge, data_url(bare_png(65535, 65535)))
+    assert bomb.figures["asked_pixels"] == 65535**2
+
+
+async def test_a_picture_may_be_elongated_up_to_the_models_bound() -> None:
+    """200:1 is read, 201:1 is refused, lying or standing, and so is a picture without pixels."""
+    for size in ((200, 1), (1, 200)):
+        assert (await read(data_url(png(*size)))).width == size[0]
+    for size in ((201, 1), (1, 201)):
+        assert "200" in (await refusal(InvalidPicture, data_url(png(*size)))).message
+    for size in ((0, 5), (5, 0)):
+        assert "has pixels" in (await refusal(InvalidPicture, data_url(bare_png(*size)))).message
+
+
+def digest_of(data: bytes, salt: bytes = b"") -> str:
+    """What a picture should be called."""
+    return hashlib.sha256(REVISION.encode() + b"\0" + hashlib.sha256(salt).digest() + data).hexdigest()
+
+
+async def test_the_digest_covers_the_bytes_the_revision_and_the_salt() -> None:
+    """Equal bytes share a digest; other bytes, another encoder or salt have another; and it is sha256, in 64 hex
+    digits."""
+    digest = (await read(URL)).digest
+    assert digest == digest_of(DATA)
+    assert (await read(URL, salt=b"tenant")).digest == digest_of(DATA, b"tenant")
+    assert (await read(URL, salt=cache_salt({"cache_salt": "\ud800"}))).digest == digest_of(DATA, b"\xed\xa0\x80")
+    assert digest == (await read(data_url(DATA, "image/other"))).digest
+    assert digest != (await read(URL, revision="fedcba9876543210")).digest
+    assert digest != (await read(data_url(DATA + b"\0"))).digest
+
+
+async def test_a_large_picture_is_digested_like_a_small_one() -> None:
+    """Where the work is done makes no difference to the name."""
+    data = DATA + bytes(600_000)
+    assert (await read(data_url(data))).digest == digest_of(data)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_damaged_headers_are_read_as_pillow_reads_them_or_refused(name: str) -> None:
+    """Whatever is changed or cut away, the reader ends in InvalidPicture or a size, and never in another size than
+    Pillow."""
+    draw = random.Random(name)
+    for _ in range(60):
+        data = bytearray(SAMPLES[name].data)
+        for _ in range(draw.choice((1, 1, 3))):
+            data[draw.randrange(min(len(data), draw.choice((32, 200))))] = draw.choice((0, 1, 255, draw.randrange(256)))
+        if draw.random() < 0.2:
+            del data[draw.randrange(len(data)) :]
+        try:
+            size = read_size(bytes(data))
+        except InvalidPicture:
+            continue
+        assert size[0] > 0
+        assert size[1] > 0
+        if (theirs := _pillow_size(bytes(data))) is not None:
+            assert sorted(theirs) == sorted(size)
+
+
+def _pillow_size(data: bytes) -> tuple[int, int] | None:
+    try:
+        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
+            return image.size
+    except Exception:  # noqa: BLE001 - Pillow's decoders raise nearly anything on broken bytes
+        return None
+
+
+def _tiff(num_tags: int) -> bytes:
+    tags = b"".join(struct.pack("<HHII", 1000 + index, 4, 1, 0) for index in range(num_tags))
+    size = struct.pack("<HHIIHHII", 256, 4, 1, 9, 257, 4, 1, 9)
+    return b"II*\0" + struct.pack("<IH", 8, num_tags + 2) + tags + size
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda count: b"\xff\xd8" + b"\xff\xfe\0\x02" * count + b"\xff\xc0\0\x0b\x08\0\x09\0\x09\x01\x01\x11\0",
+        lambda count: b"\xff\xd8" + b"\xff" * count + b"\xff\xc0\0\x0b\x08\0\x09\0\x09\x01\x01\x11\0",
+        lambda count: b"GIF89a\x09\0\x09\0\0\0\0!\xfe" + b"\x01a" * count + b"\0,\0\0\0\0\x09\0\x09\0\0",
+        lambda count: b"GIF89a\x09\0\x09\0\0\0\0" + b"\0" * count + b",\0\0\0\0\x09\0\x09\0\0",
+        _tiff,
+    ],
+    ids=["jpeg segments", "jpeg fill bytes", "gif comments", "gif padding", "tiff tags"],
+)
+def test_metadata_is_walked_past_for_a_bounded_time_only(make: Any) -> None:
+    """A few hundred segments, blocks or tags lead to the size; a flood of them is refused, however many there are."""
+    assert read_size(make(500)) == (9, 9)
+    for count in (MAX_STEPS, 3_000_000 if make is not _tiff else 60_000):
+        with pytest.raises(InvalidPicture):
+            read_size(make(count))
+
+
+def test_compressed_metadata_is_not_unpacked() -> None:
+    """A PNG that carries gigabytes of compressed profiles is read without a look at them."""
+    profile = b"x\0\0" + zlib.compress(bytes(1 << 20), 9)
+    chunk = struct.pack(">I", len(profile)) + b"iCCP" + profile + struct.pack(">I", zlib.crc32(b"iCCP" + profile))
+    data = png(9, 9)
+    assert read_size(data[:33] + chunk * 4000 + data[33:]) == (9, 9)
+
+
+def test_a_bmp_may_be_stored_from_the_top_or_with_the_oldest_header() -> None:
+    """Negative heights and the 16-bit header of OS/2 are sizes too."""
+    bmp = encoded(scene(), "BMP")
+    assert read_size(bmp[:22] + struct.pack("<i", -34) + bmp[26:]) == (46, 34)
+    assert read_size(bmp[:14] + struct.pack("<IHH", 12, 46, 34) + bmp[22:]) == (46, 34)
+
+
+def test_a_jpegs_tables_are_not_taken_for_its_frame() -> None:
+    """Huffman and arithmetic tables share the number range of frames, and may come first."""
+    jpeg = encoded(scene(), "JPEG")
+    for marker in (b"\xff\xc4", b"\xff\xcc"):
+        assert read_size(jpeg[:2] + marker + b"\0\x09" + bytes(7) + jpeg[2:]) == (46, 34)
+
+
+def test_a_tiff_may_point_beyond_anything() -> None:
+    """A directory past the file's end, or past what an address can be, is a broken header and no crash."""
+    for offset in (10**6, 2**63, 2**64 - 1):
+        with pytest.raises(InvalidPicture, match="cut short"):
+            read_size(b"II+\0\x08\0\0\0" + struct.pack("<Q", offset) + bytes(64))

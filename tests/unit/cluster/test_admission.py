@@ -1,0 +1,94 @@
+"""What one Router replica takes on at a time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from cluster.admission import Admission, Slot
+from cluster.errors import BodyTooLarge, Overloaded
+
+
+def test_places_and_bytes_come_back() -> None:
+    """What a request holds is free again once it leaves, and leaving twice frees nothing of others."""
+    admission = Admission(2, 100)
+    first, second = admission.enter(), admission.enter()
+    with pytest.raises(Overloaded, match="2 requests"):
+        admission.enter()
+    first.hold(60)
+    with pytest.raises(Overloaded, match="60 bytes"):
+        second.hold(41)
+    first.leave()
+    first.leave()
+    assert (admission.num_requests, admission.num_bytes) == (1, 0)
+    admission.enter().hold(100)
+
+
+def test_of_requests_that_do_not_fit_together_the_last_is_served() -> None:
+    """A refused request's bytes are free at once, before it has left, and it takes no more: somebody always gets on."""
+    admission = Admission(3, 100)
+    slots = [admission.enter() for _ in range(3)]
+    for slot in slots:
+        slot.hold(33)
+    for slot in slots[:2]:
+        for num_bytes in (40, 1):
+            with pytest.raises(Overloaded):
+                slot.hold(num_bytes)
+    slots[2].hold(60)
+    assert admission.num_bytes == 93
+
+
+def test_a_refusal_says_the_limit() -> None:
+    """The error carries what is held and how much may be."""
+    admission = Admission(2, 10)
+    admission.enter().hold(5)
+    with pytest.raises(Overloaded) as caught:
+        admission.enter().hold(6)
+    assert caught.value.figures == {"held_bytes": 5, "limit_bytes": 10}
+    assert caught.value.status == 429
+
+
+def test_what_can_never_fit_is_not_put_off() -> None:
+    """A request that alone needs more than all there is gets 413, for to send it again would not help."""
+    slot = Admission(1, 10).enter()
+    slot.hold(6)
+    with pytest.raises(BodyTooLarge) as caught:
+        slot.hold(5)
+    assert caught.value.figures == {"asked_bytes": 11, "limit_bytes": 10}
+
+
+def test_any_order_of_events_keeps_the_books() -> None:
+    """Over random comings and goings the sums are those of the slots that are taken."""
+    draw = random.Random(0)
+    admission = Admission(8, 1000)
+    slots: dict[Slot, int] = {}
+    refused: set[Slot] = set()
+    for _ in range(5000):
+        match draw.randrange(4):
+            case 0 if len(slots) < 8:
+                slots[admission.enter()] = 0
+            case 1 if slots:
+                slot, num_bytes = draw.choice([*slots]), draw.randrange(200)
+                if slot not in refused and sum(slots.values()) + num_bytes <= 1000:
+                    slot.hold(num_bytes)
+                    slots[slot] += num_bytes
+                elif slot not in refused and slots[slot] + num_bytes > 1000:
+                    with pytest.raises(BodyTooLarge):
+                        slot.hold(num_bytes)
+                    refused.add(slot)
+                    slots[slot] = 0
+                else:
+                    with pytest.raises(Overloaded):
+                        slot.hold(num_bytes)
+                    refused.add(slot)
+                    slots[slot] = 0
+            case 2 if slots:
+                slot = draw.choice([*slots])
+                slot.drop_bytes()
+                slots[slot] = 0
+            case 3 if slots:
+                slot = draw.choice([*slots])
+                slot.leave()
+                del slots[slot]
+        assert (admission.num_requests, admission.num_bytes) == (len(slots), sum(slots.values()))

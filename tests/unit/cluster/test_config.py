@@ -1,0 +1,112 @@
+"""The configuration tree, and the application files that come with Prism."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+from ray._raylet import node_labels_match_selector
+
+from cluster.config import DecoderConfig, PrismConfig
+from deployments.app import build, decoder_options, pool_options, resources_of
+from deployments.local.app_file import ApplicationFile
+from loadtest.servers import ROOT
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        ({"modle": {}}, "modle"),
+        ({"model": {"chekpoint": "demo"}}, "model.chekpoint"),
+        ({"decoder": {"resources": {"gpus": 1}}}, "decoder.resources.gpus"),
+        ({"router": {"num_replicas": 0}}, "router.num_replicas"),
+        ({"encoder": {"device": "tpu"}}, "encoder.device"),
+        ({"encode": "auto"}, "encode"),
+        ({"model": {"dtype": "float16"}}, "model.dtype"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(args: dict[str, object], named: str) -> None:
+    """An unknown key or a bad value is refused, and the error says where it stands."""
+    with pytest.raises(ValidationError) as caught:
+        PrismConfig.model_validate(args)
+    assert ".".join(str(step) for step in caught.value.errors()[0]["loc"]) == named
+
+
+def test_tensor_parallel_on_cpu_says_what_it_needs() -> None:
+    """Two workers on CPU without cores bound to them are refused, with the value that would be right."""
+    with pytest.raises(ValidationError, match=r"0\|1"):
+        PrismConfig.model_validate({"decoder": {"tensor_parallel_size": 2}})
+    with pytest.raises(ValidationError, match=r"0\|1"):
+        PrismConfig.model_validate({"decoder": {"tensor_parallel_size": 2, "bind_cores": "0-3"}})
+
+
+def test_cores_are_written_as_vllm_does() -> None:
+    """Spans and single cores, an entry for each worker; what is not like that is refused."""
+    assert DecoderConfig(bind_cores="0-2,6").cores == {0, 1, 2, 6}
+    assert DecoderConfig(bind_cores="0-1|4", tensor_parallel_size=2).cores == {0, 1, 4}
+    for wrong in ("all", "0|", "1-", "0 1", ""):
+        with pytest.raises(ValidationError, match="bind_cores"):
+            DecoderConfig(bind_cores=wrong)
+
+
+def test_who_shares_cores() -> None:
+    """Engines on CPU cores that nothing reserves for them do; those with ``bind_cores``, or on a GPU, do not."""
+    assert DecoderConfig().shares_cores
+    assert not DecoderConfig(bind_cores="0").shares_cores
+    assert not DecoderConfig(device="cuda").shares_cores
+
+
+def test_the_tree_is_frozen() -> None:
+    """No value can be changed after the file was read."""
+    with pytest.raises(ValidationError, match="frozen"):
+        PrismConfig().model.__setattr__("served_name", "other")
+
+
+@pytest.mark.parametrize("name", ["app.yaml", "qwen2_5_vl_32b.yaml"])
+def test_application_files_build(name: str) -> None:
+    """Each application file that comes with Prism is valid for Serve and for Prism, and builds."""
+    file = ApplicationFile.read(ROOT / "deployments" / name)
+    assert build(file.config) is not None
+    assert file.serve.applications[0].import_path == "deployments.app:build"
+
+
+def test_the_32b_decoders_take_four_gpus_of_one_node() -> None:
+    """A TP=4 decoder asks for one bundle per worker, each with a GPU, all on one node of the decoder pool."""
+    config = ApplicationFile.read(ROOT / "deployments" / "qwen2_5_vl_32b.yaml").config
+    options = decoder_options(config.decoder, config.pool_labels)
+    assert [bundle["GPU"] for bundle in options["placement_group_bundles"]] == [1, 1, 1, 1]
+    assert options["placement_group_strategy"] == "STRICT_PACK"
+    assert options["placement_group_bundle_label_selector"] == [{"pool": "decoder"}]
+
+
+def test_what_one_machine_is_asked_for() -> None:
+    """On a single machine the 32B file wants no labelled nodes, and all its replicas together want ten GPUs."""
+    config = ApplicationFile.read(ROOT / "deployments" / "qwen2_5_vl_32b.yaml").config.without_pool_labels()
+    assert config.pool_labels == []
+    assert "label_selector" not in pool_options(config.encoder, [])["ray_actor_options"]
+    assert "placement_group_bundle_label_selector" not in decoder_options(config.decoder, [])
+    # 2 routers of 2 CPUs, 16 preprocessors of 1, 2 encoders of 4, and 2 decoders of 2 with a CPU more for each other
+    # worker
+    assert resources_of(config) == {"CPU": 4 + 16 + 8 + 2 * (2 + 3), "GPU": 2 + 2 * 4}
+
+
+@pytest.mark.parametrize("resources", [{"num_gpus": 4}, {"memory_bytes": 2**30}])
+def test_what_a_decoder_over_several_gpus_cannot_reserve_is_refused(resources: dict[str, int]) -> None:
+    """Its GPUs follow from tensor_parallel_size, and Ray's bundles carry no memory."""
+    with pytest.raises(ValidationError, match=f"leave out resources.{next(iter(resources))}"):
+        PrismConfig.model_validate({"decoder": {"device": "cuda", "tensor_parallel_size": 4, "resources": resources}})
+
+
+def test_a_pool_label_is_a_preference_unless_required() -> None:
+    """A pool prefers its own nodes and then takes nodes of no pool, or takes no others when the label is required."""
+    resources = {pool: {"resources": {"pool_label": pool}} for pool in ("encoder", "decoder")}
+    config = PrismConfig.model_validate(resources)
+    actor = pool_options(config.encoder, config.pool_labels)["ray_actor_options"]
+    assert actor["label_selector"] == {"pool": "encoder"}
+    [fallback] = actor["fallback_strategy"]
+    assert node_labels_match_selector({}, fallback["label_selector"])
+    assert not node_labels_match_selector({"pool": "encoder"}, fallback["label_selector"])
+    assert not node_labels_match_selector({"pool": "decoder"}, fallback["label_selector"])
+    required = PrismConfig.model_validate(
+        {"encoder": {"resources": {"pool_label": "encoder", "pool_label_required": True}}}
+    ).encoder
+    assert "fallback_strategy" not in pool_options(required, ["encoder"])["ray_actor_options"]

@@ -1,0 +1,66 @@
+"""The error tree."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cluster import errors
+from cluster.errors import PrismError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def leaves(kind: type[PrismError] = PrismError) -> Iterator[type[PrismError]]:
+    """Every error below ``kind`` that has none below it."""
+    children = kind.__subclasses__()
+    for child in children:
+        yield from leaves(child)
+    if not children:
+        yield kind
+
+
+@pytest.mark.parametrize("kind", list(leaves()), ids=lambda kind: kind.__name__)
+def test_every_error_crosses_processes_whole(kind: type[PrismError]) -> None:
+    """An error keeps its message, parameter, status and body when it is pickled."""
+    error = kind("What is wrong; what would be right.", param="messages[0]")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is kind
+    assert (copy.to_openai(), copy.status, str(copy)) == (error.to_openai(), error.status, str(error))
+
+
+def test_figures_and_status_are_kept() -> None:
+    """An error's figures stand in its body, and a status taken over from vLLM survives."""
+    error = errors.TooManyPictures("Too many.", param="messages", asked=9, limit=8)
+    assert pickle.loads(pickle.dumps(error)).to_openai()["error"]["figures"] == {"asked": 9, "limit": 8}
+    assert pickle.loads(pickle.dumps(errors.EngineRefused("No.", status=422))).status == 422
+
+
+def test_codes_are_unique_and_statuses_are_errors() -> None:
+    """No two leaves share a code unless one wraps vLLM's words, and every status is a 4xx or 5xx."""
+    kinds = [kind for kind in leaves() if kind is not errors.EngineRefused]
+    assert len({kind.code for kind in kinds}) == len(kinds)
+    assert all(400 <= kind.status < 600 for kind in leaves())
+
+
+def test_the_drawn_tree_is_the_real_one() -> None:
+    """Every error and its status stand in the tree that the module's docstring draws, and nothing else does."""
+    branches = [line.partition("── ")[2].split() for line in (errors.__doc__ or "").splitlines() if "── " in line]
+    drawn = {name: status for name, status, *_ in branches}
+    real = {kind.__name__ for kind in leaves()} | {"InvalidRequest", "ServingError"}
+    assert set(drawn) == real
+    for kind in leaves():
+        if kind is not errors.EngineRefused:
+            assert str(kind.status) == drawn[kind.__name__]
+
+
+def test_an_error_can_be_about_another_field() -> None:
+    """What two requests met together names the field of each; an error that is about no field stays so."""
+    error = errors.TooManyPictures("Too many.", param="messages", asked=9, limit=8)
+    twin = error.at("prompt")
+    assert (type(twin), twin.param, twin.message, twin.figures) == (type(error), "prompt", error.message, error.figures)
+    assert error.param == "messages"
+    assert errors.PoolUnavailable("Gone.").at("prompt").param is None

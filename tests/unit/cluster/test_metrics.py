@@ -1,0 +1,33 @@
+"""Joining the metrics of many processes."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.metrics import merge
+
+
+def process(count: int) -> bytes:
+    """One process's metrics."""
+    registry = CollectorRegistry()
+    Counter("jobs", "Jobs.", ["kind"], registry=registry).labels("a").inc(count)
+    Histogram("wait_seconds", "Waits.", registry=registry).observe(count)
+    return generate_latest(registry)
+
+
+def test_samples_keep_their_values_and_say_where_they_come_from() -> None:
+    """Every process's samples are there once, under one header per family, with its labels added."""
+    merged = merge(
+        [({"pool": "encoder", "replica": "0"}, process(2)), ({"pool": "encoder", "replica": "1"}, process(5))]
+    )
+    families = {family.name: family for family in text_string_to_metric_families(merged.decode())}
+    jobs = {
+        sample.labels["replica"]: sample.value for sample in families["jobs"].samples if sample.name == "jobs_total"
+    }
+    assert jobs == {"0": 2, "1": 5}
+    sums = {
+        sample.labels["replica"]: sample.value for sample in families["wait_seconds"].samples if "sum" in sample.name
+    }
+    assert sums == {"0": 2, "1": 5}
+    assert merged.count(b"# TYPE jobs_total counter") == 1

@@ -1,0 +1,390 @@
+"""The request stage: finding pictures, putting digests in their places, and refusing what Prism reads wrong."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cluster.errors import (
+    BodyTooLarge,
+    EmbeddingRefused,
+    InvalidField,
+    InvalidJson,
+    ModelNotFound,
+    PrismError,
+    TooManyPictures,
+    UnknownField,
+    UnsupportedPart,
+    UuidWithoutPicture,
+)
+from cluster.messages import PICTURE_PART, is_picture, picture_part
+from cluster.request import (
+    DETAILS,
+    EMBEDDING_PARTS,
+    MAX_CONTAINERS,
+    MAX_TEXT_BYTES,
+    OPERATOR_FIELDS,
+    TEXT_PARTS,
+    ClientRequest,
+    read_request,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+NAME = "prism-demo"
+PART = "messages[0].content[0]"
+
+
+def read(body: Any, max_pictures: int = 4) -> ClientRequest:
+    """Reads a body, given as JSON's values or as bytes."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return read_request(raw, served_name=NAME, max_pictures=max_pictures)
+
+
+def picture(url: str, **more: Any) -> dict[str, Any]:
+    """A picture part."""
+    return {"type": "image_url", "image_url": {"url": url}, **more}
+
+
+def text(words: str) -> dict[str, Any]:
+    """A text part."""
+    return {"type": "text", "text": words}
+
+
+def turn(*parts: Any, role: str = "user") -> dict[str, Any]:
+    """A message of parts."""
+    return {"role": role, "content": list(parts)}
+
+
+def ask(*parts: Any, **fields: Any) -> dict[str, Any]:
+    """A body with one turn."""
+    return {"messages": [turn(*parts)], **fields}
+
+
+def refusal(kind: type[PrismError], body: Any, param: str | None) -> PrismError:
+    """The error that a body ends in, once it is known to be well made."""
+    with pytest.raises(PrismError) as caught:
+        read(body)
+    error = caught.value
+    assert (type(error), error.param) == (kind, param)
+    assert error.message.endswith(".")
+    return error
+
+
+def test_pictures_are_found_in_order_across_roles() -> None:
+    """Pictures come in the order of the conversation, whoever sent them, each with the field that its URL stands in."""
+    body = {
+        "messages": [
+            turn(text("Look."), picture("a"), role="system"),
+            {"role": "user", "content": "no parts"},
+            turn(picture("b"), text("and"), picture("c", uuid="mine")),
+            {"role": "assistant", "content": None},
+            turn({"type": "image_url", "image_url": "d"}, role="tool"),
+        ]
+    }
+    assert [(slot.url, slot.param) for slot in read(body).slots] == [
+        ("a", "messages[0].content[1].image_url.url"),
+        ("b", "messages[2].content[0].image_url.url"),
+        ("c", "messages[2].content[2].image_url.url"),
+        ("d", "messages[4].content[0].image_url.url"),
+    ]
+
+
+def test_digests_take_the_places_of_pictures() -> None:
+    """Every picture becomes its digest, a uuid goes, and all else stays as the client wrote it."""
+    body = ask(
+        text("first"), picture("a", uuid="mine"), picture("b"), text("last"), temperature=0.5, tools=[{"x": [1, None]}]
+    )
+    request = read(body)
+    digests = {slot.param: f"digest of {slot.url}" for slot in request.slots}
+    parts = [text("first"), picture_part("digest of a"), picture_part("digest of b"), text("last")]
+    request.put_pictures(digests)
+    assert request.body == {**body, "messages": [turn(*parts)]}
+    assert [is_picture(part) for part in parts] == [False, True, True, False]
+
+
+def test_text_alone_needs_no_pictures() -> None:
+    """Bodies without messages, or with plain strings, have no slots and stay as they are."""
+    for body in ({"prompt": "hello"}, {"tokens": [1, 2]}, {"messages": [{"role": "user", "content": "hello"}]}):
+        request = read(body)
+        assert request.slots == ()
+        request.put_pictures({})
+        assert request.body == body
+
+
+@pytest.mark.parametrize("kind", TEXT_PARTS)
+def test_text_comes_in_all_its_parts(kind: str) -> None:
+    """Each type of text holds its words in a field of its own, and needs it to be a string."""
+    field = TEXT_PARTS[kind]
+    part = {"type": kind, field: "hello", "cache_control": {"type": "ephemeral"}}
+    assert read(ask(part)).slots == ()
+    wrongs: tuple[Any, ...] = (None, 5, ["hello"], {})
+    for wrong in wrongs:
+        refusal(InvalidField, ask({**part, field: wrong}), f"{PART}.{field}")
+    for smuggled in ("uuid", "image", "image_url", "image_pil", *EMBEDDING_PARTS):
+        refusal(UnknownField, ask({**part, smuggled: None}), f"{PART}.{smuggled}")
+
+
+@pytest.mark.parametrize("detail", [None, *DETAILS])
+def test_a_picture_may_have_a_detail(detail: str | None) -> None:
+    """``detail`` is taken as OpenAI defines it."""
+    assert len(read(ask({"type": "image_url", "image_url": {"url": "a", "detail": detail}})).slots) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "part"),
+    [
+        (InvalidField, "", 5),
+        (InvalidField, "", "hello"),
+        (InvalidField, ".type", {}),
+        (InvalidField, ".type", {"type": ["text"]}),
+        (InvalidField, ".type", {"type": {}}),
+        (InvalidField, ".image_url", {"type": "image_url"}),
+        (InvalidField, ".image_url", {"type": "image_url", "image_url": ["a"]}),
+        (InvalidField, ".image_url.url", {"type": "image_url", "image_url": {"url": 5}}),
+        (InvalidField, ".image_url.detail", {"type": "image_url", "image_url": {"url": "a", "detail": "max"}}),
+        (InvalidField, ".uuid", picture("a", uuid=5)),
+        (UnknownField, ".image_url.size", {"type": "image_url", "image_url": {"url": "a", "size": 5}}),
+        (UnknownField, ".digest", picture("a", digest="b", uuid="c")),
+        (UuidWithoutPicture, ".uuid", {"type": "image_url", "uuid": "a"}),
+        (UuidWithoutPicture, ".uuid", {"type": "image_url", "image_url": {"url": None}, "uuid": "a"}),
+        (UnsupportedPart, ".type", picture_part("0" * 64)),
+        (UnsupportedPart, ".type", {"type": "video_url", "video_url": {"url": "a"}}),
+        (EmbeddingRefused, ".type", {"type": "image_embeds", "image_embeds": {}}),
+        (EmbeddingRefused, ".type", {"type": "video_url", "image_embeds": None, "uuid": "a"}),
+        (EmbeddingRefused, ".type", {"prompt_embeds": "a"}),
+    ],
+)
+def test_a_bad_part_is_named(kind: type[PrismError], suffix: str, part: Any) -> None:
+    """A part that cannot be used is refused by the field at fault."""
+    refusal(kind, ask(part), PART + suffix)
+
+
+def test_the_same_fault_has_one_name() -> None:
+    """Of several unknown fields the first in the alphabet is named, whatever order they come in."""
+    for names in (["b", "a", "c"], ["c", "b", "a"]):
+        refusal(UnknownField, ask({**text("hello"), **dict.fromkeys(names, 1)}), f"{PART}.a")
+        refusal(UnknownField, {"prompt": "hello", "prism": dict.fromkeys(names, 1)}, "prism.a")
+
+
+@pytest.mark.parametrize(
+    ("param", "messages"),
+    [
+        ("messages", None),
+        ("messages", []),
+        ("messages", "hello"),
+        ("messages[0]", [None]),
+        ("messages[0].role", [{"content": "hello"}]),
+        ("messages[1].role", [turn(), {"role": 5, "content": "hello"}]),
+        ("messages[0].content", [{"role": "user", "content": text("hello")}]),
+        ("messages[0].content", [{"role": "user", "content": False}]),
+    ],
+)
+def test_bad_messages_are_named(param: str, messages: Any) -> None:
+    """A conversation of the wrong shape is refused by the message at fault."""
+    refusal(InvalidField, {"messages": messages}, param)
+
+
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [
+        ("model", {"model": 5}),
+        ("stream", {"stream": "true"}),
+        ("stream", {"stream": 1}),
+        ("prompt", {"prompt": "hello"}),
+        ("truncate_prompt_tokens", {"truncate_prompt_tokens": 5}),
+        ("prism", {"prism": 5}),
+        ("prism.timeout_s", {"prism": {"timeout_s": 0}}),
+        ("prism.waterfall", {"prism": {"waterfall": "yes"}}),
+        ("prism.waterfall", {"prism": {"waterfall": None}}),
+        ("prism.timeout_s", {"prism": {"timeout_s": True}}),
+        ("prism.timeout_s", {"prism": {"timeout_s": "5"}}),
+        ("prism.timeout_s", {"prism": {"timeout_s": 10**400}}),
+    ],
+)
+def test_a_bad_field_is_named(param: str, fields: dict[str, Any]) -> None:
+    """A field that Prism reads is refused by name where its value cannot be used."""
+    refusal(InvalidField, ask(picture("a"), **fields), param)
+
+
+@pytest.mark.parametrize("name", OPERATOR_FIELDS)
+def test_what_only_an_operator_may_set_is_refused(name: str) -> None:
+    """Fields that reach behind the Router are refused whatever they hold."""
+    values: tuple[Any, ...] = (None, {}, "a")
+    for value in values:
+        refusal(UnknownField, {"prompt": "hello", name: value}, name)
+
+
+def test_other_models_and_embeddings_are_refused() -> None:
+    """Only the served model is there, by its name or by none; a prompt's embeddings are as unwelcome as a picture's."""
+    for fits in (None, NAME):
+        assert read({"model": fits, "prompt": "hello"}).slots == ()
+    assert repr(NAME) in refusal(ModelNotFound, {"model": "other", "prompt": "hello"}, "model").message
+    refusal(EmbeddingRefused, {"prompt_embeds": "a"}, "prompt_embeds")
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"[]", b"null", b'{"a": NaN}', b"{'a': 1}", b'{"a": 1}x', b"[" * 9**6, b'{"a": "\xff"}']
+)
+def test_what_is_not_a_json_object_is_refused(raw: bytes) -> None:
+    """The body is one JSON object, to the letter."""
+    refusal(InvalidJson, raw, None)
+
+
+def test_pictures_are_counted_over_the_whole_request() -> None:
+    """As many pictures as allowed are taken, and one more is refused with both figures."""
+    assert len(read(ask(*[picture("a")] * 4)).slots) == 4
+    error = refusal(TooManyPictures, {"messages": [turn(picture("a"), picture("b"))] * 3}, "messages")
+    assert error.figures == {"asked": 6, "limit": 4}
+
+
+def test_text_is_bounded_and_pictures_are_not_counted_as_text() -> None:
+    """The bytes beside the pictures have a limit of their own; those of pictures are bounded where they are read."""
+    url = "data:" + "a" * (2 * MAX_TEXT_BYTES)
+    assert read(ask(picture(url), text("hello"))).slots[0].url == url
+    room = MAX_TEXT_BYTES - len(json.dumps({"prompt": ""}))
+    assert read({"prompt": "a" * room}).slots == ()
+    error = refusal(BodyTooLarge, {"prompt": "a" * (room + 1)}, None)
+    assert error.figures == {"asked_bytes": MAX_TEXT_BYTES + 1, "limit_bytes": MAX_TEXT_BYTES}
+
+
+def test_objects_are_bounded() -> None:
+    """A body may hold a fixed number of objects and arrays, at whatever depth; numbers in them are free."""
+    room = MAX_CONTAINERS - 2  # the body and the array are two
+    assert read({"prompt": "a", "tools": [{}] * room}).slots == ()
+    assert read({"tokens": [5] * 10 * MAX_CONTAINERS}).slots == ()
+    refusal(BodyTooLarge, {"prompt": "a", "tools": [{}] * (room + 1)}, None)
+    refusal(BodyTooLarge, {"prompt": "a", "tools": [[[]]] * room}, None)
+
+
+def test_prism_options_are_read_and_go_no_further() -> None:
+    """``prism.timeout_s`` comes out as seconds, and the decoder never sees the object."""
+    for options, timeout_s in ((None, None), ({}, None), ({"timeout_s": None}, None), ({"timeout_s": 2}, 2.0)):
+        request = read({"prompt": "hello", "prism": options})
+        assert request.timeout_s == timeout_s
+        assert request.body == {"prompt": "hello"}
+
+
+def test_a_stream_is_asked_for_by_true_alone() -> None:
+    """``stream`` is what it says, and absent means no."""
+    for fields, stream in (
+        ({}, False),
+        ({"stream": None}, False),
+        ({"stream": False}, False),
+        ({"stream": True}, True),
+    ):
+        assert read({"prompt": "hello", **fields}).stream is stream
+
+
+WORDS = (
+    *(
+        "messages",
+        "content",
+        "role",
+        "type",
+        "text",
+        "image_url",
+        "url",
+        "detail",
+        "uuid",
+        "model",
+        "prism",
+        "timeout_s",
+        "n",
+    ),
+    *(
+        "prompt",
+        "stream",
+        "image_embeds",
+        "digest",
+        PICTURE_PART,
+        NAME,
+        "user",
+        "auto",
+        "logit_bias",
+        "tools",
+        "cache_control",
+    ),
+)
+LEAVES: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0,
+    -1,
+    5,
+    2**63,
+    10**400,
+    0.5,
+    1e308,
+    "",
+    "\0",
+    "data:image/png;base64,AA==",
+)
+
+
+def anything(draw: random.Random, depth: int = 0) -> Any:
+    """A random JSON value, made of words that mean something to Prism."""
+    kind = draw.random()
+    if depth > 5 or kind < 0.3:
+        return draw.choice(LEAVES) if draw.random() < 0.5 else draw.choice(WORDS)
+    if kind < 0.6:
+        return [anything(draw, depth + 1) for _ in range(draw.randint(0, 3))]
+    return {draw.choice(WORDS): anything(draw, depth + 1) for _ in range(draw.randint(0, 4))}
+
+
+def spoiled(draw: random.Random, value: Any) -> Any:
+    """A good body in which a value here and there is replaced by any other, or gone."""
+    if draw.random() < 0.06:
+        return anything(draw, 3)
+    if isinstance(value, dict):
+        return {key: spoiled(draw, inner) for key, inner in value.items() if draw.random() > 0.03}
+    if isinstance(value, list):
+        return [spoiled(draw, inner) for inner in value]
+    return value
+
+
+def good_bodies() -> Iterable[dict[str, Any]]:
+    """What a client that means well sends."""
+    parts = (text("hello"), picture("a", uuid="b"), {"type": "image_url", "image_url": {"url": "c", "detail": "low"}})
+    yield {
+        "model": NAME,
+        "messages": [turn(*parts), turn(*parts, role="system")],
+        "prism": {"timeout_s": 5},
+        "stream": True,
+    }
+    yield {
+        "prompt": ["hello", "you"],
+        "n": 3,
+        "logit_bias": {"5": 0.5},
+        "tools": [{"type": "function", "function": {}}],
+    }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_body_does_worse_than_a_typed_error(seed: int) -> None:
+    """Whatever JSON comes in, it is read or refused with one of Prism's own errors, and what is read can be sent on."""
+    draw = random.Random(seed)
+    outcomes: set[type] = set()
+    for _ in range(400):
+        body = anything(draw) if draw.random() < 0.3 else spoiled(draw, draw.choice([*good_bodies()]))
+        try:
+            request = read(body)
+        except PrismError as error:
+            assert error.status < 500  # noqa: PT017 - any of Prism's errors may come; this is what they share
+            outcomes.add(type(error))
+        else:
+            outcomes.add(ClientRequest)
+            request.put_pictures({slot.param: "0" * 64 for slot in request.slots})
+            assert "image_url" not in {part.get("type") for part in parts_of(request.body)}
+    assert len(outcomes) > 5
+
+
+def parts_of(body: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """Every content part of a body that has been read."""
+    for message in body.get("messages", ()):
+        yield from message["content"] if isinstance(message.get("content"), list) else ()

@@ -1,0 +1,43 @@
+"""What Prism changes in Ray's configuration for HAProxy."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+
+from deployments.ray_serve.haproxy import mended
+
+PORTS = {"metrics": 9101, "frontend": 8000, "stats": 8404}
+FOLDER = Path("/folder")
+
+
+def of_ray(host: str) -> str:
+    """The sections that Ray would write for a host, as far as Prism looks at them."""
+    template = HAPROXY_CONFIG_TEMPLATE.replace("{{ config.frontend_host }}", host)
+    for name, port in PORTS.items():
+        template = template.replace(f"{{{{ config.{name}_port }}}}", str(port))
+    return template
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "*"])
+def test_only_the_way_in_is_a_port(host: str) -> None:
+    """Statistics come on sockets in the folder, and clients where Ray said, on every interface too."""
+    binds = re.findall(r"(?m)^ *bind ([^\s{]+)$", mended(of_ray(host), FOLDER))
+    assert sorted(binds) == sorted([f"unix@{FOLDER}/p", f"unix@{FOLDER}/s", f"{host}:8000"])
+
+
+def test_a_request_is_told_when_it_came_and_is_not_spliced() -> None:
+    """The header of the waterfall is set in the frontend of clients; answers alone are spliced."""
+    before, frontend = mended(of_ray("*"), FOLDER).split("frontend http_frontend\n")
+    assert frontend.startswith("    http-request set-header x-request-start t=%[date(0,us)]\n    bind *:8000\n")
+    assert "splice-response" in before
+    assert "splice-request" not in before + frontend
+
+
+def test_a_configuration_that_is_not_known_is_refused() -> None:
+    """Where Ray has changed its own, HAProxy does not start without what Prism needs."""
+    with pytest.raises(AssertionError, match="splice-request"):
+        mended(of_ray("*").replace("splice-request", "splice-auto"), FOLDER)

@@ -1,0 +1,52 @@
+"""What Serve logs when a call ends in one of Prism's errors, and a replica's heap."""
+
+from __future__ import annotations
+
+import gc
+import logging
+
+import pytest
+
+from cluster.errors import InternalError, InvalidPicture, PoolUnavailable
+from deployments.ray_serve.replica import freeze_heap, log_refusals_briefly
+
+
+@pytest.mark.parametrize(
+    ("error", "has_traceback"),
+    [
+        (InvalidPicture("No."), False),
+        (PoolUnavailable("Gone."), True),
+        (InternalError("Oh."), True),
+        (ValueError("?"), True),
+    ],
+)
+def test_refusals_are_one_line(error: Exception, has_traceback: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A client's mistake leaves one line without a traceback; a defect keeps its own."""
+    log = logging.getLogger("ray.serve")
+    before = list(log.filters)
+    log_refusals_briefly()
+    try:
+        with caplog.at_level(logging.INFO, "ray.serve"):
+            try:
+                raise error
+            except type(error):
+                log.exception("Request failed.")
+    finally:
+        log.filters[:] = before
+    [record] = caplog.records
+    assert bool(record.exc_info) is has_traceback
+    assert ("400 invalid_image" in record.getMessage()) is not has_traceback
+
+
+def test_a_heap_is_frozen_and_what_comes_after_it_is_collected() -> None:
+    """What is there at the end of a start is looked through no more, garbage that comes later still is."""
+    try:
+        freeze_heap()
+        assert gc.get_freeze_count() > 10_000
+        assert len(gc.get_objects()) < 10_000
+        circle: list[object] = []
+        circle.append(circle)
+        del circle
+        assert gc.collect() >= 1
+    finally:
+        gc.unfreeze()

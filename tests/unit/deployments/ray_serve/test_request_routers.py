@@ -1,0 +1,218 @@
+"""The request routers inside Serve's own machinery, with replicas that only say how long their queue is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
+from ray.serve.request_router import PendingRequest
+
+from cluster.checkpoint import ProcessorSettings
+from cluster.config import DecoderConfig, EncoderConfig
+from cluster.messages import Call, Picture
+from cluster.routing.pictures import rendezvous
+from deployments.ray_serve.request_routers import (
+    DecoderRequestRouter,
+    EncoderRequestRouter,
+    description,
+    routing_options,
+)
+
+POOL = DeploymentID("pool", "prism")
+DEADLINE_S = 5
+
+
+@dataclass
+class Replica:
+    """A replica that takes so many calls at a time, and has so many."""
+
+    name: str
+    queue_len: int = 0
+    max_ongoing_requests: int = 4
+    routing_stats: dict[str, Any] = field(default_factory=dict)
+    probed: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
+
+    @property
+    def replica_id(self) -> ReplicaID:
+        return ReplicaID(self.name, POOL)
+
+    @property
+    def replica_metadata(self) -> dict[str, Any]:
+        return description(ProcessorSettings(), 1_000_000)
+
+    async def get_queue_len(self, *, deadline_s: float) -> int:  # noqa: ARG002
+        self.probed.set()
+        return self.queue_len
+
+
+async def encoders(*replicas: Replica) -> EncoderRequestRouter:
+    """A request router that has found these replicas."""
+    router = EncoderRequestRouter(
+        deployment_id=POOL, handle_source=DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True
+    )
+    router.initialize_state(routing=EncoderConfig().routing.model_dump())
+    router.update_replicas(list(replicas))
+    for replica in replicas:
+        await replica.probed.wait()
+        router.on_new_queue_len_info(replica.replica_id, replica.queue_len)
+        replica.probed.clear()
+    return router
+
+
+def encode(digest: str) -> PendingRequest:
+    """A call that the one client's request causes."""
+    metadata = RequestMetadata(request_id="request", internal_request_id="request")
+    return PendingRequest(args=[Picture(digest, b"", 448, 448, "")], kwargs={}, metadata=metadata)
+
+
+async def chosen(router: EncoderRequestRouter, *digests: str) -> list[str]:
+    """Where calls that wait together go."""
+    async with asyncio.timeout(DEADLINE_S):
+        replicas = await asyncio.gather(*(router._choose_replica_for_request(encode(digest)) for digest in digests))
+    return [replica.replica_id.unique_id for replica in replicas]
+
+
+async def test_calls_of_one_request_wait_together_and_none_for_ever() -> None:
+    """Forty calls that one client's request causes all get a replica, a picture always the same one, within the bound."""
+    router = await encoders(Replica("a", max_ongoing_requests=100), Replica("b", max_ongoing_requests=100))
+    digests = [str(number) for number in range(20)]
+    where = await chosen(router, *digests, *digests)
+    assert where[:20] == where[20:]
+    assert max(Counter(where[:20]).values()) <= 1.25 * 10 + 1
+
+
+async def test_no_replica_is_asked_for_its_queue_on_the_way() -> None:
+    """With queues known and not full, a choice needs no call to any replica."""
+    replicas = Replica("a"), Replica("b")
+    router = await encoders(*replicas)
+    await chosen(router, *map(str, range(6)))
+    assert not any(replica.probed.is_set() for replica in replicas)
+
+
+async def test_a_full_replica_is_passed_over() -> None:
+    """A picture whose home takes no more calls goes to the other replica; with all full it waits until one is free."""
+    home, other = (
+        Replica(name, queue_len) for name, queue_len in zip(rendezvous("0", ["a", "b"]), [4, 3], strict=True)
+    )
+    router = await encoders(home, other)
+    assert await chosen(router, "0") == [other.name]
+    other.queue_len = 4
+    router.on_new_queue_len_info(other.replica_id, 4)
+    waiting = asyncio.ensure_future(chosen(router, "1"))
+    await asyncio.gather(home.probed.wait(), other.probed.wait())
+    assert not waiting.done()
+    other.queue_len = 3
+    assert await waiting == [other.name]
+
+
+async def test_a_call_that_names_a_replica_goes_there() -> None:
+    """``at`` comes before home and load; with that replica gone the call goes its usual way."""
+    home, other = (Replica(name) for name in rendezvous("0", ["a", "b"]))
+    router = await encoders(home, other)
+    for at, where in [(home.name, home.name), (other.name, other.name), ("gone", home.name)]:
+        pending = encode("0")
+        pending.kwargs["at"] = at
+        assert (await router._choose_replica_for_request(pending)).replica_id.unique_id == where
+
+
+async def test_a_call_that_names_a_full_replica_waits_a_while() -> None:
+    """It gets room there if that comes soon, and goes to another one if not."""
+    named, other = Replica("a", 4), Replica("b")
+    router = await encoders(named, other)
+    for comes_free in (True, False):
+        pending = encode("0")
+        pending.kwargs["at"] = "a"
+        waiting = asyncio.ensure_future(router._choose_replica_for_request(pending))
+        await named.probed.wait()
+        assert not waiting.done()
+        if comes_free:
+            named.queue_len = 3
+        assert (await waiting).replica_id.unique_id == ("a" if comes_free else "b")
+        named.queue_len = 4
+        router.on_new_queue_len_info(named.replica_id, 4)
+        named.probed.clear()
+
+
+async def test_a_replica_is_told_whom_it_stands_in_for() -> None:
+    """A call that passes over a picture's home names it, and one that goes home names nobody, also in a second try."""
+    home, other = (
+        Replica(name, queue_len) for name, queue_len in zip(rendezvous("0", ["a", "b"]), [4, 3], strict=True)
+    )
+    router = await encoders(home, other)
+    pending = encode("0")
+    await router._choose_replica_for_request(pending)
+    assert pending.kwargs == {"home": home.name}
+    router.on_request_completed(other.replica_id, pending.metadata.internal_request_id)
+    router.routes.retain([])
+    home.queue_len = 0
+    router.on_new_queue_len_info(home.replica_id, 0)
+    await router._choose_replica_for_request(pending, is_retry=True)
+    assert pending.kwargs == {}
+
+
+async def test_what_ends_weighs_no_more() -> None:
+    """Calls that ended, were refused, or were left before they had a replica leave no work behind."""
+    router = await encoders(Replica("a"), Replica("b"))
+    for digest in map(str, range(10)):
+        pending = encode(digest)
+        replica = await router._choose_replica_for_request(pending)
+        router.on_request_completed(replica.replica_id, pending.metadata.internal_request_id)
+    left = asyncio.ensure_future(router._choose_replica_for_request(encode("left")))
+    await asyncio.sleep(0)
+    left.cancel()
+    await asyncio.wait({left})
+    assert [router.routes._state(name).work.total(0) for name in "ab"] == [0, 0]
+    assert router._waiting == {}
+
+
+async def test_reports_of_others_work_count() -> None:
+    """A replica that reports work of other Routers is passed over until it reports that it is done."""
+    new, newer = [digest for digest in map(str, range(20)) if rendezvous(digest, ["a", "b"])[0] == "a"][:2]
+    home, other = Replica("a"), Replica("b")
+    router = await encoders(home, other)
+    home.routing_stats = {"patches": 5_000}
+    router.update_replicas([home, other])
+    assert await chosen(router, new) == ["b"]
+    home.routing_stats = {"patches": 0}
+    router.update_replicas([home, other])
+    assert await chosen(router, newer) == ["a"]
+
+
+async def test_calls_without_hints_take_the_shortest_queue() -> None:
+    """A call that names no picture goes where the queue is shortest."""
+    router = await encoders(Replica("a", queue_len=2), Replica("b", queue_len=1))
+    metadata = RequestMetadata(request_id="request", internal_request_id="request")
+    replica = await router._choose_replica_for_request(PendingRequest(args=[], kwargs={}, metadata=metadata))
+    assert replica.replica_id.unique_id == "b"
+
+
+def test_decoders_are_routed_by_what_was_said() -> None:
+    """A decoder's request router reads the conversation, and leaves its embeddings unread."""
+    router = DecoderRequestRouter(deployment_id=POOL, handle_source=DeploymentHandleSource.REPLICA)
+    metadata = RequestMetadata(request_id="request", internal_request_id="request")
+    call = Call("chat", "", {"messages": [{"role": "user", "content": "Hello"}]})
+    item = router.item(
+        PendingRequest(args=[call, object()], kwargs={}, metadata=metadata, future=None), ProcessorSettings()
+    )  # type: ignore[arg-type]
+    assert item is not None
+    assert len(item.links) == 1
+
+
+@pytest.mark.parametrize(
+    ("pool", "kind"), [(EncoderConfig(), EncoderRequestRouter), (DecoderConfig(), DecoderRequestRouter)]
+)
+def test_the_application_names_the_request_routers(pool: EncoderConfig | DecoderConfig, kind: type) -> None:
+    """A pool that is routed by affinity has its request router, by a name that Serve can import, and its period of
+    reports."""
+    [config] = routing_options(pool.routing).values()
+    assert config.get_request_router_class() is kind
+    assert config.request_routing_stats_period_s == pool.routing.report_period_s
+
+
+def test_balanced_pools_keep_serves_own_choice() -> None:
+    """``routing: {policy: balanced}`` leaves the choice to Serve."""
+    assert routing_options(DecoderConfig.model_validate({"routing": {"policy": "balanced"}}).routing) == {}

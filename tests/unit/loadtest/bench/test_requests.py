@@ -1,0 +1,182 @@
+"""What the side-by-side benchmark asks, and its client against a server whose times are known."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import itertools
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from PIL import Image
+
+from loadtest.bench.__main__ import DEMO
+from loadtest.bench.load import Client
+from loadtest.bench.requests import Request, Size, body, bursts, letters, new_picture, steady, windows
+from loadtest.bench.workloads import WORKLOADS, Writer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+FIRST_S, GAP_S = 0.05, 0.02
+
+
+def test_schedules_are_what_they_say() -> None:
+    """Steady arrivals stop before the end; a burst counts from its start."""
+    assert steady(4.0, 1.0) == [0.0, 0.25, 0.5, 0.75]
+    assert steady(2.0, 0.6) == [0.0, 0.5]
+    assert steady(2.0, 0.0) == []
+    assert bursts([1.0, 7.0], 3, 4.0) == [1.0, 1.25, 1.5, 7.0, 7.25, 7.5]
+
+
+def test_windows_slide_by_one() -> None:
+    """Each turn keeps all but the oldest picture and adds a new one."""
+    turns = windows([b"a", b"b", b"c", b"d", b"e"], 3, 3)
+    assert turns == [(b"a", b"b", b"c"), (b"b", b"c", b"d"), (b"c", b"d", b"e")]
+    with pytest.raises(ValueError, match="take 5 pictures, not 4"):
+        windows([b"a", b"b", b"c", b"d"], 3, 3)
+
+
+@pytest.mark.parametrize("size", [(224, 168), (448, 448)])
+def test_new_pictures_are_new_and_the_same_for_a_seed(size: Size) -> None:
+    """Fifty pictures differ, have their size, and come again from the same seed."""
+    rng = random.Random(7)
+    pictures = [new_picture(rng, size) for _ in range(50)]
+    assert len(set(pictures)) == 50
+    assert pictures[0] == new_picture(random.Random(7), size)
+    assert Image.open(io.BytesIO(pictures[0])).size == size
+
+
+def test_letters_are_letters() -> None:
+    """In the demo's vocabulary there are 52 tokens of one letter."""
+    vocabulary = {
+        number: token for token, number in json.loads((DEMO / "tokenizer.json").read_text())["model"]["vocab"].items()
+    }
+    found = [vocabulary[number] for number in letters(DEMO)]
+    assert len(found) == 52
+    assert all(len(token) == 1 and token.isalpha() and token.isascii() for token in found)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+def test_every_system_gets_the_same_bytes(workload: Any) -> None:
+    """Two writers with one seed write the same requests, and no new picture stands in two phases of a latency workload."""
+    if workload.name.startswith("preprocess"):
+        pytest.skip("large pictures take seconds to draw")
+
+    def written_again() -> list[Request]:
+        phases = workload.phases(Writer(random.Random("seed"), [1, 2], quick=True))
+        return [request for phase in phases for queue in (*phase.queues, phase.schedule) for request in queue]
+
+    written = written_again()
+    assert written == written_again()
+    assert written != workload.phases(Writer(random.Random("other"), [1, 2], quick=True))
+    for request in written:
+        assert json.loads(request.body)["min_tokens"] == request.num_tokens
+
+
+def test_four_pictures_of_five_were_in_the_request_before() -> None:
+    """In the sliding window each user's request shares four of five pictures with that user's last, and none with
+    others'."""
+    [workload] = [each for each in WORKLOADS if each.name == "windows"]
+    first, rest = workload.phases(Writer(random.Random(1), [1], quick=True))
+    users = [(*begin, *later) for begin, later in zip(first.queues, rest.queues, strict=True)]
+    seen: set[str] = set()
+    for requests in users:
+        pictures = [pictures_of(request) for request in requests]
+        assert all(len(each) == 5 for each in pictures)
+        assert all(len(set(before) & set(after)) == 4 for before, after in itertools.pairwise(pictures))
+        mine = {picture for each in pictures for picture in each}
+        assert not mine & seen
+        seen |= mine
+
+
+def pictures_of(request: Request) -> list[str]:
+    """The URLs of a request's pictures."""
+    parts = json.loads(request.body)["messages"][0]["content"]
+    return [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+
+
+def test_a_picture_can_stand_after_the_words() -> None:
+    """With the text first, prefix caches cannot hold the picture's tokens."""
+    content = json.loads(body("hello", [b"jpeg"], 1, [5], text_first=True))["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["text", "image_url"]
+    assert content[1]["image_url"]["url"].endswith(base64.b64encode(b"jpeg").decode())
+
+
+async def answer(request: web.Request) -> web.StreamResponse:
+    """Speaks as many letters as asked for, with known gaps; a question about trouble gets it."""
+    body = await request.json()
+    num_tokens = body["max_tokens"]
+    trouble = body["messages"][0]["content"]
+    if trouble == "refuse":
+        return web.json_response({"error": {"code": "overloaded"}}, status=429)
+    stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await stream.prepare(request)
+
+    async def say(event: Any) -> None:
+        await stream.write(b"data: " + (event if isinstance(event, bytes) else json.dumps(event).encode()) + b"\n\n")
+
+    await say({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
+    for number in range(num_tokens - (trouble == "short")):
+        await asyncio.sleep(GAP_S if number else FIRST_S)
+        await say({"choices": [{"delta": {"content": "a"}}]})
+    if trouble == "error":
+        await say({"error": {"code": "gone"}})
+    if trouble != "cut":
+        await say({"choices": [], "usage": {"completion_tokens": num_tokens}})
+        await say(b"[DONE]")
+    return stream
+
+
+@pytest.fixture
+async def url() -> AsyncIterator[str]:
+    """Where ``answer`` listens."""
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+def ask(text: str = "hello", at_s: float = 0.0) -> Request:
+    """A question for ``answer``."""
+    return Request("text", body(text, [], 4, [1]), 4, at_s)
+
+
+async def test_the_client_sees_the_servers_times(url: str) -> None:
+    """TTFT is at least what the server waits, the last text comes no sooner than it can, and the times add up."""
+    async with Client(url) as client:
+        samples = await client.closed_loop([[ask() for _ in range(6)]], users_per_queue=2)
+    assert [each.failure for each in samples] == [""] * 6
+    assert all(each.ttft_s >= FIRST_S and len(each.gaps_s) == 3 for each in samples)
+    assert all(each.ttft_s + sum(each.gaps_s) >= FIRST_S + 3 * GAP_S for each in samples)
+    assert all(each.ttft_s + sum(each.gaps_s) <= each.total_s for each in samples)
+    assert all(each.tpot_s == pytest.approx(sum(each.gaps_s) / 3) for each in samples)
+
+
+async def test_an_open_loop_counts_from_when_a_request_was_due(url: str) -> None:
+    """Requests go out at their times, whether or not earlier ones are done, and each counts from its own time."""
+    async with Client(url) as client:
+        samples = await client.open_loop([ask(at_s=at_s) for at_s in (0.0, 0.01, 0.02)])
+    assert [each.start_s for each in samples] == [0.0, 0.01, 0.02]
+    assert samples[2].texts_s[0] < samples[0].done_s
+    assert all(each.ttft_s >= FIRST_S for each in samples)
+
+
+async def test_an_answer_that_is_not_whole_is_a_failure(url: str) -> None:
+    """A refusal, too few letters, an error event and a missing end each fail with their cause."""
+    async with Client(url) as client:
+        samples = await client.closed_loop([[ask("refuse"), ask("short"), ask("error"), ask("cut")]], users_per_queue=1)
+    refused, short_of, error, cut = (each.failure for each in samples)
+    assert refused.startswith("429")
+    assert short_of == "4 tokens with 3 letters instead of 4"
+    assert "gone" in error
+    assert cut == "no [DONE]"
