@@ -4,7 +4,6 @@ behind."""
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import signal
 import socket
@@ -18,8 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 import yaml
-
-from loadtest.workload import PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -54,16 +51,23 @@ def free_port() -> int:
 
 @contextmanager
 def process(
-    line: Sequence[str], environment: Mapping[str, str], log: Path, port: int, model: str | None = None
+    line: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    port: int,
+    *,
+    ready: str = "/health",
+    hello: bytes | None = None,
 ) -> Iterator[psutil.Process]:
-    """Runs a server inside the block, from when ``/health`` answers 200.
+    """Runs a server inside the block, from when it answers 200 at ``ready``.
 
     Args:
         line: The command line.
         environment: The server's environment variables.
         log: The file for its output.
         port: Where it listens on loopback.
-        model: If given, the server is ready when a chat with this model succeeds; some servers report health too early.
+        ready: The path that says whether it is ready.
+        hello: A JSON body to post there. Some servers report health too early; ask those for a chat.
 
     Raises:
         RuntimeError, TimeoutError: It did not start; the message ends with the end of its log.
@@ -75,18 +79,16 @@ def process(
         root = psutil.Process(server.pid)
         seen: set[psutil.Process] = set()
         try:
-            _wait_until_ready(f"http://{LOOPBACK}:{port}", model, server, log)
+            _wait_until_ready(f"http://{LOOPBACK}:{port}{ready}", hello, server, log)
             seen |= set(root.children(recursive=True))
             yield root
         finally:
             _end(server, seen)
 
 
-def _wait_until_ready(url: str, model: str | None, server: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(url: str, hello: bytes | None, server: subprocess.Popen[bytes], log: Path) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    hello = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}).encode()
-    headers = {"content-type": "application/json"}
-    request = urllib.request.Request(url + PATH, hello, headers) if model else urllib.request.Request(f"{url}/health")  # noqa: S310
+    request = urllib.request.Request(url, hello, {"content-type": "application/json"})  # noqa: S310
     while time.monotonic() < deadline_s:
         if server.poll() is not None:
             raise RuntimeError(f"the server ended with {server.returncode}:\n{log.read_text(errors='replace')[-3000:]}")

@@ -27,6 +27,7 @@ import yaml
 from loadtest.bench.binding import bind
 from loadtest.bench.requests import MODEL
 from loadtest.servers import LOOPBACK, ROOT, free_port, prism_line, process
+from loadtest.workload import PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -198,8 +199,9 @@ def _ray_serve_llm(stack: ExitStack, setup: Setup, site: LaunchSite, log: Path) 
     }
     file = site.folder / "serve.yaml"
     file.write_text(yaml.safe_dump(content))
+    hello = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}).encode()
     line = [str(PEERS_PYTHON), "-c", RAY_SERVE, str(file)]
-    return [stack.enter_context(process(line, site.environment, log, site.port, model=MODEL))]
+    return [stack.enter_context(process(line, site.environment, log, site.port, ready=PATH, hello=hello))]
 
 
 def _vllm_router(policy: str) -> Callable[[ExitStack, Setup, LaunchSite, Path], list[psutil.Process]]:

@@ -84,7 +84,7 @@ def test_a_server_is_gone_after_its_block(tmp_path: Path) -> None:
     """A server is waited for, and neither it nor a child that ignores Ctrl-C is left when the block ends."""
     port = free_port()
     script = f"sleep 300 & exec {sys.executable} -m http.server {port} --bind 127.0.0.1"
-    with process(["bash", "-c", script], dict(os.environ), tmp_path / "log", port) as server:
+    with process(["bash", "-c", script], dict(os.environ), tmp_path / "log", port, ready="/") as server:
         [child] = server.children()
         assert child.is_running()
     assert not server.is_running()
@@ -97,7 +97,7 @@ def test_shared_memory_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     hold = "import time; from multiprocessing.shared_memory import SharedMemory as M"
     child = f"{hold}; m = M(create=True, size=64); print(m.name, flush=True); time.sleep(300)"
     script = f'{sys.executable} -c "{child}" > {tmp_path}/name & exec {sys.executable} -m http.server {port} --bind 127.0.0.1'
-    with process(["bash", "-c", script], dict(os.environ), tmp_path / "log", port):
+    with process(["bash", "-c", script], dict(os.environ), tmp_path / "log", port, ready="/"):
         deadline_s = time.monotonic() + 20
         while not (name := (tmp_path / "name").read_text().strip()) and time.monotonic() < deadline_s:
             time.sleep(0.01)
