@@ -1,34 +1,35 @@
 """Every way a request can fail, drawn once.
 
     PrismError
-    ├── InvalidRequest               400  the client sent something wrong; sending it again cannot help
+    ├── InvalidRequest               400  the client must change the request; the same request fails again
     │   ├── InvalidJson              400  the body is not a JSON object
     │   ├── InvalidField             400  a field has a value that cannot be used
-    │   ├── UnknownField             400  a field that Prism owns and does not know
+    │   ├── UnknownField             400  a field that clients may not set, or that Prism does not know
     │   ├── UnsupportedPart          400  a content part that is neither text nor a picture
     │   ├── EmbeddingRefused         400  a client tried to send embeddings or picture tensors
-    │   ├── UuidWithoutPicture       400  a ``uuid`` in place of the picture it should stand beside
+    │   ├── UuidWithoutPicture       400  a ``uuid`` without the picture that belongs to it
     │   ├── UnsupportedScheme        400  a picture URL that is neither data: nor https:
-    │   ├── ForbiddenUrl             400  a picture URL that leads where Prism will not go
-    │   ├── FetchFailed              400  a picture URL that could not be fetched (a retry may help)
+    │   ├── ForbiddenUrl             400  a picture URL that leads to an address Prism does not fetch from
+    │   ├── FetchFailed              400  a picture URL that could not be fetched; a retry can help
     │   ├── InvalidPicture           400  bytes that do not decode to a picture
     │   ├── TooManyPictures          400  more pictures than one request may carry
     │   ├── ContextTooLong           400  prompt and answer do not fit the model's context
+    │   ├── EngineRefused            4xx  vLLM refused the request, with its own status and message
     │   ├── ModelNotFound            404  a model that is not served here
     │   ├── RouteNotFound            404  a path that is not served here
-    │   ├── MethodNotAllowed         405  a path that is served, by another method
-    │   ├── BodyTooLarge             413  more bytes of request than are read
+    │   ├── MethodNotAllowed         405  a path that is served with another HTTP method
+    │   ├── BodyTooLarge             413  a body with more bytes than are read
     │   └── PictureTooLarge          413  a picture with too many bytes or pixels
-    └── ServingError                      Prism's fault, or nobody's; a retry can help unless it says otherwise
-        ├── Overloaded               429  no room for the request now
-        ├── EngineRefused            4xx  vLLM refused the request; its own status and words
-        ├── InternalError            500  a defect of Prism's: not worth a retry
-        ├── EmbeddingLost            503  an embedding that was gone before the engine came to it
-        ├── PoolUnavailable         503  a pool lost the replica that had the request, or has none
+    └── ServingError                      the request is fine; Prism could not serve it now
+        ├── Overloaded               429  no free slot or bytes for the request; a retry can help
+        ├── InternalError            500  a defect of Prism's
+        ├── EmbeddingLost            503  an embedding was gone before the engine read it; a retry can help
+        ├── PoolUnavailable          503  a pool has no replica that can serve, or lost the one in use; a retry can help
         └── DeadlineExceeded         504  the request's time ran out
 
-Each leaf says its HTTP status, its OpenAI ``type`` and ``code``. Errors cross process borders whole: they pickle with
-their message and parameters.
+Each leaf gives its HTTP ``status``, its OpenAI ``type`` and ``code``, and ``can_retry``: whether the same request can succeed
+later. The HTTP surface sends ``Retry-After`` exactly where ``can_retry`` is true. Errors cross process borders whole: they
+pickle with their message and parameters.
 """
 
 from __future__ import annotations
@@ -38,17 +39,20 @@ from typing import Any, ClassVar, Final, Self
 
 
 class PrismError(Exception):
-    """A request's typed end.
+    """The base of all errors that a client can receive.
 
     Args:
         message: One sentence that says what is wrong and what would be right.
-        param: The field of the request at fault, as a path: ``messages[0].content[1].image_url.url``.
-        **figures: For errors about a limit, the figures: asked for, in use, limit.
+        param: The field of the request at fault, as a path such as ``messages[0].content[1].image_url.url``. It is None
+            for an error that is about no field, and never names anything but a field or a header of the request.
+        **figures: Numbers of an error about a limit: what was asked for, what is in use, and the limit.
     """
 
     status: int = 500
     type: ClassVar[str] = "server_error"
     code: str = "internal_error"
+    can_retry: ClassVar[bool] = False
+    """Whether the same request can succeed when it is sent again later."""
 
     def __init__(self, message: str, *, param: str | None = None, **figures: int | float) -> None:
         super().__init__(message)
@@ -60,7 +64,7 @@ class PrismError(Exception):
         return _rebuild, (type(self), self.message, dict(self.__dict__))
 
     def at(self, param: str) -> Self:
-        """The same error for whoever sent the same at another field; an error that is about no field stays so."""
+        """A copy of the error that names another field. An error that is about no field keeps ``param=None``."""
         twin = copy(self)
         twin.param = param if self.param is not None else None
         return twin
@@ -93,75 +97,109 @@ class InvalidRequest(PrismError):
 
 class InvalidJson(InvalidRequest):
     code = "invalid_json"
+    can_retry = False
 
 
 class InvalidField(InvalidRequest):
     code = "invalid_value"
+    can_retry = False
 
 
 class UnknownField(InvalidRequest):
     code = "unknown_field"
+    can_retry = False
 
 
 class UnsupportedPart(InvalidRequest):
     code = "unsupported_content_part"
+    can_retry = False
 
 
 class EmbeddingRefused(InvalidRequest):
     code = "embeddings_not_accepted"
+    can_retry = False
 
 
 class UuidWithoutPicture(InvalidRequest):
     code = "uuid_without_picture"
+    can_retry = False
 
 
 class UnsupportedScheme(InvalidRequest):
     code = "unsupported_url_scheme"
+    can_retry = False
 
 
 class ForbiddenUrl(InvalidRequest):
     code = "image_url_forbidden"
+    can_retry = False
 
 
 class FetchFailed(InvalidRequest):
     code = "image_fetch_failed"
+    can_retry = True
 
 
 class InvalidPicture(InvalidRequest):
     code = "invalid_image"
+    can_retry = False
 
 
 class TooManyPictures(InvalidRequest):
     code = "too_many_images"
+    can_retry = False
 
 
 class ContextTooLong(InvalidRequest):
     code = "context_length_exceeded"
+    can_retry = False
+
+
+class EngineRefused(InvalidRequest):
+    """vLLM refused the request.
+
+    Args:
+        message: vLLM's own sentence.
+        param: The field that vLLM names, if any.
+        status: vLLM's HTTP status.
+    """
+
+    code = "invalid_request"
+    can_retry = False
+
+    def __init__(self, message: str, *, param: str | None = None, status: int = 400) -> None:
+        super().__init__(message, param=param)
+        self.status = status
 
 
 class ModelNotFound(InvalidRequest):
     status = 404
     code = "model_not_found"
+    can_retry = False
 
 
 class RouteNotFound(InvalidRequest):
     status = 404
     code = "route_not_found"
+    can_retry = False
 
 
 class MethodNotAllowed(InvalidRequest):
     status = 405
     code = "method_not_allowed"
+    can_retry = False
 
 
 class BodyTooLarge(InvalidRequest):
     status = 413
     code = "request_too_large"
+    can_retry = False
 
 
 class PictureTooLarge(InvalidRequest):
     status = 413
     code = "image_too_large"
+    can_retry = False
 
 
 class ServingError(PrismError):
@@ -172,39 +210,27 @@ class Overloaded(ServingError):
     status = 429
     type = "rate_limit_error"
     code = "overloaded"
-
-
-class EngineRefused(ServingError):
-    """vLLM's own refusal, in its words.
-
-    Args:
-        message: vLLM's sentence.
-        param: The field that vLLM names, if any.
-        status: vLLM's HTTP status.
-    """
-
-    type = "invalid_request_error"
-    code = "invalid_request"
-
-    def __init__(self, message: str, *, param: str | None = None, status: int = 400) -> None:
-        super().__init__(message, param=param)
-        self.status = status
+    can_retry = True
 
 
 class InternalError(ServingError):
     status = 500
+    can_retry = False
 
 
 class EmbeddingLost(ServingError):
     code = "embedding_lost"
+    can_retry = True
 
 
 class PoolUnavailable(ServingError):
     status = 503
     code = "stage_unavailable"
+    can_retry = True
 
 
 class DeadlineExceeded(ServingError):
     status = 504
     type = "timeout_error"
     code = "deadline_exceeded"
+    can_retry = False

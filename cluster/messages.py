@@ -1,11 +1,11 @@
-"""What travels along each edge of the path: one frozen message per edge.
+"""The messages between processes: one frozen dataclass per edge of the path.
 
     Router ──Call, Picture──> Decoder ──Picture──> VisionEncoder ──Picture──> Preprocessor
     Router <──FirstPiece, text── Decoder <──Embedding── VisionEncoder <──Pixels── Preprocessor
 
-Encoders ask each other about a ``Digest``, and the answer to that, or to a decoder, may be ``Elsewhere``.
+Encoders ask each other about a ``Digest``. An encoder may answer ``Elsewhere`` instead of an ``Embedding``.
 
-Arrays are numpy: Ray's object store hands them on without a copy, which it cannot do for torch tensors.
+Arrays are numpy arrays: Ray's object store passes them on without a copy, which it cannot do for torch tensors.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Digest = str
-"""Names a picture everywhere: 64 hex digits over its bytes, the processor's settings, the encoder's revision and the
-request's ``cache_salt``."""
+"""The name of a picture everywhere in Prism: 64 hex digits. It covers the picture's bytes, the processor's settings,
+the encoder's revision and the request's ``cache_salt``."""
 
 Replica = str
-"""Names one replica of a pool, everywhere."""
+"""The name of one replica of a pool: Serve's unique id."""
 
 Grid = tuple[int, int, int]
-"""A picture's patches as (time, height, width); time is 1 for pictures."""
+"""The shape of a picture's patches as (time, height, width). Time is always 1, because pictures have one frame."""
 
 Spent = dict[str, float]
 """Seconds by stage of ``cluster.waterfall``."""
@@ -35,18 +35,19 @@ Spent = dict[str, float]
 Endpoint = Literal["chat", "completions", "tokenize", "detokenize"]
 
 PICTURE_FORMATS: Final = "PNG, JPEG, WebP, GIF, BMP or TIFF"
-"""What a picture may be, in words for a client."""
+"""The accepted picture formats, in words for a client."""
 
 MAX_ASPECT_RATIO: Final = 200
-"""Longer side by shorter: Qwen's processor refuses pictures that are more elongated."""
+"""The most that the longer side of a picture may be, in multiples of the shorter. Qwen's processor refuses more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture as the client sent it: bounded bytes, its header read, nothing decoded.
+    """A picture as the client sent it. Its size in bytes is bounded and its header has been read; nothing is decoded
+    yet.
 
-    ``width`` and ``height`` are pixels as stored, before EXIF orientation. ``param`` is the field of the request that
-    it came from, so that an error found later still names it.
+    ``width`` and ``height`` are in pixels as stored, before EXIF orientation. ``param`` is the path of the request's
+    field that held the picture, so that an error found later can name it.
     """
 
     digest: Digest
@@ -62,10 +63,10 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """A picture ready for the vision tower: ``patches`` is [num_patches, 3 · 14 · 14] uint8, not normalised: one of its
-    equal frames.
+    """A picture that is ready for the vision tower.
 
-    ``ran_s`` is how long it was worked on.
+    ``patches`` is [num_patches, 3 · 14 · 14] uint8, not normalised. Qwen's processor repeats a picture as two equal
+    frames; here it stands once. ``ran_s`` is the time in seconds that the preprocessor worked on it.
     """
 
     digest: Digest
@@ -80,11 +81,11 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """What the vision tower made of a picture.
+    """The output of the vision tower for one picture.
 
-    ``rows`` holds [num_tokens, hidden_size · itemsize] uint8: the raw bytes of the tensor, because numpy has no
-    bfloat16; ``dtype`` is the torch name of the numbers within. ``spent`` is where the time went of the call that it
-    answers.
+    ``rows`` is [num_tokens, hidden_size · itemsize] uint8. It holds the raw bytes of the tensor, because numpy has no
+    bfloat16; ``dtype`` is the torch name of the numbers. ``spent`` says where the time of the call went that this
+    embedding answers.
     """
 
     digest: Digest
@@ -96,7 +97,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """An encoder's word that another, by its replica's name, makes a picture's embedding: it is to be had there."""
+    """An encoder's answer that another replica makes the embedding of this picture; the caller must ask that one."""
 
     replica: Replica
 
@@ -105,8 +106,9 @@ class Elsewhere:
 class Call:
     """One request to a decoder.
 
-    ``body`` is the client's JSON with every picture part replaced by ``picture_part(digest)``; all else is as the
-    client wrote it. ``request_id`` is ours, never the client's. ``num_pixels`` gives each picture's, as stored.
+    ``body`` is the client's JSON with ``picture_part(digest)`` in place of every picture; all other fields are as the
+    client wrote them. ``request_id`` is Prism's own, never the client's. ``num_pixels`` gives the stored size of each
+    picture.
     """
 
     endpoint: Endpoint
@@ -117,7 +119,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class FirstPiece:
-    """The beginning of an answer, with the time that its pictures and its decoder took up to there."""
+    """The beginning of an answer, with the time that its pictures and its decoder took until then."""
 
     text: str
     spent: Spent
@@ -127,7 +129,7 @@ PICTURE_PART: Final = "prism_picture"
 
 
 def picture_part(digest: Digest) -> dict[str, str]:
-    """The content part that stands for a picture between Router and Decoder."""
+    """The content part that stands for a picture on its way from the Router to a decoder."""
     return {"type": PICTURE_PART, "digest": digest}
 
 
@@ -137,9 +139,10 @@ def is_picture(part: object) -> bool:
 
 
 def cache_salt(body: Mapping[str, Any]) -> bytes:
-    """vLLM's field in a body: requests with different ones share nothing that is kept, neither KV cache nor embeddings.
+    """The request's ``cache_salt``, a field of vLLM, as bytes. Requests with different salts share no cached data,
+    neither KV cache nor embeddings.
 
-    Not validated: what is no text counts as none here, and vLLM refuses it.
+    A value that is not a string counts as no salt here; vLLM refuses it later.
     """
     salt = body.get("cache_salt")
     return salt.encode("utf-8", "surrogatepass") if isinstance(salt, str) else b""

@@ -1,8 +1,8 @@
 """Request stage: reads a client's JSON as far as Prism must, and leaves the rest to vLLM.
 
-In: the raw body. Out: a ``ClientRequest`` whose pictures are found, counted and lifted out. What a field of the OpenAI
-    API means is vLLM's business; this stage knows the content parts that carry pictures, the fields that only an
-    engine's operator may set, and Prism's own object ``prism``.
+In: the raw body of a request. Out: a ``ClientRequest``, in which every picture's URL has been found and counted. vLLM
+    checks the fields of the OpenAI API. This stage checks three kinds of fields: content parts that carry pictures,
+    fields that only an operator may set, and Prism's own object ``prism``.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from cluster.errors import (
 from cluster.messages import picture_part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, MutableSequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cluster.messages import Digest
 
 MAX_TEXT_BYTES: Final = 2 * 2**20
-"""Of a body beside its pictures. vLLM renders and tokenizes one request at a time; 40 MB keep all others waiting for
-100 s."""
+"""The most bytes of a body without its pictures. vLLM renders and tokenizes one request at a time: a body of 40 MB
+would delay all other requests by 100 s."""
 BASE64_ALPHABET: Final = string.ascii_letters.encode() + string.digits.encode() + b"+/="
 MAX_CONTAINERS: Final = 32_768
-"""Objects and arrays in a body. vLLM validates them in its event loop; a million parts stop every stream for 20 s."""
+"""The most objects and arrays in a body. vLLM validates them in its event loop: a million parts would stop every stream
+for 20 s."""
 
 TEXT_PARTS: Final = {
     "text": "text",
@@ -47,11 +48,11 @@ TEXT_PARTS: Final = {
     "thinking": "thinking",
     "tool_reference": "name",
 }
-"""Types of parts that are text, and the field that holds it."""
+"""The content parts that are text: each type, and the field that holds the text."""
 
 TEXT_EXTRAS: Final = frozenset({"annotations", "cache_control", "closed", "prompt_cache_breakpoint"})
-"""What else text may carry. vLLM shows fields that it does not know to the chat template, and to many a template any
-part with a field ``image`` is a picture."""
+"""Fields that a text part may have as well. All others are refused: vLLM passes unknown fields to the chat template,
+and many templates take any part with a field ``image`` for a picture."""
 
 PICTURE_FIELDS: Final = frozenset({"image_url", "uuid"})
 URL_FIELDS: Final = frozenset({"url", "detail"})
@@ -70,56 +71,72 @@ OPERATOR_FIELDS: Final = {
     "ec_transfer_params": "It is set between replicas only; leave it out.",
     "request_id": "Prism names each request itself; send the header X-Request-Id to find yours in the logs.",
 }
-"""Fields of vLLM's that would reach behind the Router, each with what to do instead."""
+"""Fields of vLLM that clients may not set, because they change what happens behind the Router. Each has advice for the
+client."""
 
 PRISM_FIELDS: Final = frozenset({"timeout_s", "waterfall"})
 MAX_FLOAT: Final = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
-class PictureSlot:
-    """A place in the body where a picture stands: its URL, the field's name, and the list and index to replace it at."""
+class PictureField:
+    """One picture of a body: its URL, the path of the field that holds the URL, and the indices of its message and
+    content part."""
 
     url: str = field(repr=False)
     param: str
-    parts: MutableSequence[Any] = field(repr=False)
-    index: int
+    message: int
+    part: int
 
 
 @dataclass(frozen=True, slots=True)
 class ClientRequest:
-    """A request as far as the Router reads it."""
+    """A request as far as the Router reads it. ``body`` is the client's JSON without the field ``prism``."""
 
     body: dict[str, Any] = field(repr=False)
-    slots: tuple[PictureSlot, ...]
+    pictures: tuple[PictureField, ...]
     timeout_s: float | None = None
     wants_waterfall: bool = False
 
     @property
     def num_url_chars(self) -> int:
-        """Of the pictures' URLs, which hold them or say where they are."""
-        return sum(len(slot.url) for slot in self.slots)
+        """The characters of all picture URLs, which hold the pictures themselves or only an address."""
+        return sum(len(picture.url) for picture in self.pictures)
 
     @property
     def stream(self) -> bool:
         return self.body.get("stream") is True
 
-    def put_pictures(self, digests: Mapping[str, Digest]) -> None:
-        """Replaces each picture part in the body by its digest, given by the slot's ``param``."""
-        for slot in self.slots:
-            slot.parts[slot.index] = picture_part(digests[slot.param])
+    def body_with(self, digests: Sequence[Digest]) -> dict[str, Any]:
+        """The body with a digest in place of each picture's content part; nothing else differs.
+
+        Args:
+            digests: One for each of ``pictures``, in their order.
+        """
+        if not self.pictures:
+            return self.body
+        messages = list(self.body["messages"])
+        for number in {picture.message for picture in self.pictures}:
+            messages[number] = {**messages[number], "content": list(messages[number]["content"])}
+        for picture, digest in zip(self.pictures, digests, strict=True):
+            messages[picture.message]["content"][picture.part] = picture_part(digest)
+        return {**self.body, "messages": messages}
 
 
 def read_request(raw: bytes, *, served_name: str, max_pictures: int) -> ClientRequest:
-    """Parses and checks a body.
+    """Parses a body and checks the fields that concern Prism.
+
+    Args:
+        raw: The body as it came over HTTP.
+        served_name: The name of the served model.
+        max_pictures: The most pictures that one request may carry.
 
     Raises:
-        InvalidJson: It is not a JSON object.
-        BodyTooLarge: It has too much beside its pictures.
-        InvalidField, UnknownField, UnsupportedPart, EmbeddingRefused, UuidWithoutPicture: A field that Prism reads is
-            wrong.
-        ModelNotFound: It asks for another model.
-        TooManyPictures: It carries more than ``max_pictures``.
+        InvalidJson: The body is not a JSON object.
+        BodyTooLarge: The body without its pictures is too large.
+        InvalidField, UnknownField, UnsupportedPart, EmbeddingRefused, UuidWithoutPicture: A field has a wrong value.
+        ModelNotFound: The body names another model.
+        TooManyPictures: The body carries more than ``max_pictures``.
     """
     body = _parse(raw)
     _check_model(body.get("model"), served_name)
@@ -131,20 +148,19 @@ def read_request(raw: bytes, *, served_name: str, max_pictures: int) -> ClientRe
             "prompt_embeds is not accepted from clients; send text and pictures.", param="prompt_embeds"
         )
     _check_fields(body)
-    slots = tuple(_find_pictures(body))
-    if len(slots) > max_pictures:
-        message = f"The request carries {len(slots)} pictures; at most {max_pictures} are accepted."
-        raise TooManyPictures(message, param="messages", asked=len(slots), limit=max_pictures)
-    if slots and body.get("truncate_prompt_tokens") is not None:
+    pictures = tuple(_find_pictures(body))
+    if len(pictures) > max_pictures:
+        message = f"The request carries {len(pictures)} pictures; at most {max_pictures} are accepted."
+        raise TooManyPictures(message, param="messages", asked=len(pictures), limit=max_pictures)
+    if pictures and body.get("truncate_prompt_tokens") is not None:
         message = "truncate_prompt_tokens would cut pictures; leave it out, or send text alone."
         raise InvalidField(message, param="truncate_prompt_tokens")
-    _check_size(len(raw) - sum(len(slot.url) for slot in slots), body)
-    return ClientRequest(body, slots, *_read_prism(body.pop("prism", None)))
+    _check_size(len(raw) - sum(len(picture.url) for picture in pictures), body)
+    return ClientRequest(body, pictures, *_read_prism(body.pop("prism", None)))
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
-    # Only what base64 is made of may be long: a body of brackets would take seconds to parse, and all streams wait for
-    # it.
+    # Base64 is the only thing that may be long. A long body of brackets would take seconds to parse, in the event loop.
     if len(raw) > MAX_TEXT_BYTES and len(raw.translate(None, BASE64_ALPHABET)) > MAX_TEXT_BYTES:
         message = f"Beside its pictures the request has more than the {MAX_TEXT_BYTES} bytes that are read."
         raise BodyTooLarge(message, asked_bytes=len(raw), limit_bytes=MAX_TEXT_BYTES)
@@ -165,13 +181,12 @@ def _check_model(model: object, served_name: str) -> None:
 
 
 def _check_size(num_bytes: int, body: dict[str, Any]) -> None:
-    """Refuses what would keep a decoder from its other requests for seconds; ``num_bytes`` are those beside the
-    pictures."""
+    """Refuses a body that would occupy a decoder for seconds. ``num_bytes`` counts the body without its pictures."""
     if num_bytes > MAX_TEXT_BYTES:
         message = f"Beside its pictures the request has {num_bytes} bytes; at most {MAX_TEXT_BYTES} are read."
         raise BodyTooLarge(message, asked_bytes=num_bytes, limit_bytes=MAX_TEXT_BYTES)
     waiting: list[Any] = [body]
-    for container in waiting:  # which grows as it is read
+    for container in waiting:  # the list grows while it is read
         values = container.values() if isinstance(container, dict) else container
         waiting.extend(value for value in values if isinstance(value, dict | list))
         if len(waiting) > MAX_CONTAINERS:
@@ -180,7 +195,7 @@ def _check_size(num_bytes: int, body: dict[str, Any]) -> None:
 
 
 def _check_fields(body: dict[str, Any]) -> None:
-    """Refuses what vLLM takes and should not."""
+    """Refuses values that vLLM accepts although they make no sense."""
     if not isinstance(body.get("stream"), bool | None):
         raise InvalidField(f"stream must be true or false, not {_kind(body['stream'])}.", param="stream")
     if body.get("prompt") is not None and "messages" in body:
@@ -190,7 +205,7 @@ def _check_fields(body: dict[str, Any]) -> None:
 
 
 def _read_prism(options: object) -> tuple[float | None, bool]:
-    """The timeout in seconds, and whether the waterfall is wanted."""
+    """The timeout in seconds, if one was given, and whether the client wants the waterfall."""
     if options is None:
         return None, False
     if not isinstance(options, dict):
@@ -207,7 +222,7 @@ def _read_prism(options: object) -> tuple[float | None, bool]:
     return float(timeout_s), waterfall
 
 
-def _find_pictures(body: dict[str, Any]) -> Iterator[PictureSlot]:
+def _find_pictures(body: dict[str, Any]) -> Iterator[PictureField]:
     if "messages" not in body:
         return
     messages = body["messages"]
@@ -227,11 +242,11 @@ def _find_pictures(body: dict[str, Any]) -> Iterator[PictureSlot]:
         for j, part in enumerate(parts):
             url = _picture_url(part, f"{field}[{j}]")
             if url is not None:
-                yield PictureSlot(url, f"{field}[{j}].image_url.url", parts, j)
+                yield PictureField(url, f"{field}[{j}].image_url.url", i, j)
 
 
 def _picture_url(part: object, param: str) -> str | None:
-    """The picture's URL, or None for a part that is text."""
+    """The URL of a picture part, or None for a part that is text."""
     if not isinstance(part, dict):
         raise InvalidField(f"{param} must be an object, not {_kind(part)}.", param=param)
     kind = part.get("type")

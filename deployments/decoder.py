@@ -11,7 +11,7 @@ from cluster.embeddings.cache import EmbeddingCache
 from cluster.errors import EmbeddingLost
 from cluster.messages import Elsewhere, Embedding
 from cluster.metrics import ENGINE_REQUESTS
-from deployments.ray_serve.calls import BySize, all_or_first_error, calling, cancelled_if_left
+from deployments.ray_serve.calls import BySize, all_or_first_error, answering, calling, cancelled_if_left
 from deployments.ray_serve.replica import ProcessMetrics, freeze_heap, log_refusals_briefly
 from deployments.ray_serve.request_routers import description
 
@@ -37,11 +37,6 @@ class Decoder:
         self._encode = BySize(encoder.encode)
         self._pulls = EmbeddingCache(0)  # to keep them is the engine's: here one call serves all who want one meanwhile
         self._engine = await start_engine(config)
-        from cluster.decode.answer import (
-            generate,  # imports vLLM, which reads the environment that ``start_engine`` sets
-        )
-
-        self._answer = generate
         self._settings = Checkpoint(config.model).processor
         self._description = description(self._settings, self._engine.kv_tokens)
         freeze_heap()
@@ -51,20 +46,23 @@ class Decoder:
 
         An embedding that is lost on its way to the engine is pulled once more, unless something is sent already.
         """
+        from cluster.decode.answer import generate  # imports vLLM: not before the engine has started
+
         has_begun, lost_before = False, False
-        while True:
-            embeddings, spent = await self._pull(pictures)
-            try:
-                async with aclosing(self._answer(self._engine, call, embeddings, spent)) as pieces:
-                    del embeddings
-                    async for piece in pieces:
-                        has_begun, pictures = True, ()  # nobody needs their bytes while tokens are made
-                        yield piece
-                return
-            except EmbeddingLost:
-                if has_begun or lost_before:
-                    raise
-                lost_before = True
+        with answering("decoder"):
+            while True:
+                embeddings, spent = await self._pull(pictures)
+                try:
+                    async with aclosing(generate(self._engine, call, embeddings, spent)) as pieces:
+                        del embeddings
+                        async for piece in pieces:
+                            has_begun, pictures = True, ()  # their bytes are not needed while tokens are made
+                            yield piece
+                    return
+                except EmbeddingLost:
+                    if has_begun or lost_before:
+                        raise
+                    lost_before = True
 
     async def _pull(self, pictures: Sequence[Picture]) -> tuple[dict[Digest, Embedding], Spent]:
         """Embeddings that are kept here or else come from the encoders, and where the time until the last of them went."""

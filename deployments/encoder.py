@@ -17,7 +17,7 @@ from cluster.checkpoint import Checkpoint
 from cluster.embeddings.cache import EmbeddingCache
 from cluster.embeddings.single_flight import SingleFlight
 from cluster.metrics import PICTURES
-from deployments.ray_serve.calls import BySize, calling, cancelled_if_left
+from deployments.ray_serve.calls import BySize, answering, calling, cancelled_if_left
 from deployments.ray_serve.replica import ProcessMetrics, freeze_heap, log_refusals_briefly
 from deployments.ray_serve.replicas import GONE, actors_of, call, own_pool
 from deployments.ray_serve.request_routers import description
@@ -77,7 +77,8 @@ class VisionEncoder:
             home: The picture's home, which the request router fills in where it passed that over.
             at: Whom another replica named, and the request router found.
         """
-        return await self._flight.embedding_for(picture, self._encode, home=home, is_sent_on=at is not None)
+        with answering("encoder"):
+            return await self._flight.embedding_for(picture, self._encode, home=home, is_sent_on=at is not None)
 
     def claim(self, digest: Digest, asker: Replica) -> Embedding | Elsewhere | None:
         """Called by another encoder: who has a picture or makes it, by what this one knows; if nobody, the asker makes

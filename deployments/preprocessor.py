@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cluster import priority
 from cluster.checkpoint import Checkpoint
 from cluster.metrics import PICTURES
+from deployments.ray_serve.calls import answering
 from deployments.ray_serve.replica import ProcessMetrics, freeze_heap, log_refusals_briefly
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Preprocessor:
 
     async def preprocess(self, picture: Picture) -> Pixels:
         """Decodes, resizes and patchifies one picture, off the event loop."""
-        pixels = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, picture)
+        with answering("preprocessor"):
+            pixels = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, picture)
         PICTURES.labels("preprocess").inc()
         return pixels
 

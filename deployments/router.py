@@ -1,15 +1,15 @@
-"""The ingress: takes one request from its body to its last byte.
+"""The ingress pool: each replica takes requests from their bodies to their last bytes.
 
-The path, in the words of the stages: **request** reads the body, **media** makes bounded bytes of each picture,
-**decode** makes the answer, and **stream** carries it. What a stage lacks it pulls: **decode** pulls embeddings from
-**encode**, and that pulls pixels from **preprocess**.
+The stages **request**, **media** and **stream** run here. A decoder makes the answer: it pulls the embeddings that it
+lacks from the encoders, and these pull pixels from the preprocessors. The Router itself routes nothing: which replica
+of a pool takes a call is decided by that pool's request router (``deployments/ray_serve/request_routers.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
@@ -40,10 +40,11 @@ if TYPE_CHECKING:
     from cluster.waterfall import Waterfall
 
 STATUS_TIMEOUT_S = 5.0
+"""How long ``/health`` and ``/metrics`` wait for the replicas of a pool."""
 
 
 class Router(AsgiIngress):
-    """Reads requests, fetches their pictures, and has decoders answer. Holds no model."""
+    """Reads requests, fetches their pictures, and calls decoders for the answers. It holds no model."""
 
     def __init__(self, config: PrismConfig, **pools: DeploymentHandle[Any]) -> None:
         self.config = config
@@ -58,65 +59,80 @@ class Router(AsgiIngress):
         return build_api(self)
 
     async def serve(self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], waterfall: Waterfall) -> Answer:
-        """Serves one request up to its first piece; the rest follows as the decoder makes it.
+        """Serves one request up to its first piece. The answer's ``rest`` gives the other pieces as the decoder makes
+        them.
 
         Args:
-            endpoint: Which of vLLM's endpoints it is for.
-            raw: The body.
-            hold: Called before so many more bytes are held for it; may refuse.
-            waterfall: Told what its time went to.
+            endpoint: The endpoint of vLLM's API that was called.
+            raw: The request's body.
+            hold: Called with a number of bytes before the request holds that many more; it may refuse by raising.
+            waterfall: Takes down which stage the time was spent in.
 
         Raises:
-            PrismError: Before the first piece, so that the client gets a proper status.
+            PrismError: The request failed before its first piece, so the client gets a proper HTTP status.
         """
         config = self.config
         waterfall.reach("receive")
         request = read_request(raw, served_name=config.model.served_name, max_pictures=config.media.max_pictures)
         timeout_s = min(request.timeout_s or config.router.request_timeout_s, config.router.request_timeout_s)
-        deadline = asyncio.get_running_loop().time() + timeout_s
+        deadline = _Deadline(asyncio.get_running_loop().time() + timeout_s, timeout_s)
         waterfall.reach("parse")
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline.at_s):
                 pictures = await self._read_pictures(request, hold)
-                waterfall.reach("fetch")
-                num_pixels = {picture.digest: picture.num_pixels for picture in pictures}
-                call = Call(endpoint, uuid4().hex, request.body, num_pixels)
-                # Parsed and packed again, a text may take three times what it had.
-                num_bytes = 3 * (len(raw) - request.num_url_chars) + sum(len(picture.data) for picture in pictures)
-                pieces = self._decode(call, pictures, num_bytes)
-                first = cast(FirstPiece, await anext(pieces))
         except TimeoutError:
-            raise _too_late(timeout_s) from None
+            raise deadline.exceeded() from None
+        waterfall.reach("fetch")
+        call = Call(
+            endpoint,
+            request_id=uuid4().hex,
+            body=request.body_with([picture.digest for picture in pictures]),
+            num_pixels={picture.digest: picture.num_pixels for picture in pictures},
+        )
+        distinct = list({picture.digest: picture for picture in pictures}.values())
+        # A text that is parsed and packed again may take three times its bytes.
+        num_bytes = 3 * (len(raw) - request.num_url_chars) + sum(len(picture.data) for picture in distinct)
+        pieces = self._decode(call, distinct, num_bytes, deadline)
+        first = cast(FirstPiece, await anext(pieces))
         waterfall.reach_first_piece(first.spent)
-        rest = _until(cast(AsyncGenerator[str], pieces), deadline, timeout_s)
+        rest = cast(AsyncGenerator[str], pieces)
         return Answer(first.text, rest, stream=request.stream, wants_waterfall=request.wants_waterfall)
 
     async def _read_pictures(self, request: ClientRequest, hold: Callable[[int], None]) -> list[Picture]:
-        """Reads the request's pictures together; gives each distinct one once, and puts their digests into the body."""
+        """Reads all pictures of a request concurrently; gives one for each of its picture fields, in their order."""
         salt = cache_salt(request.body)
-        pictures: list[Picture] = await all_or_first_error(
-            self._media.read(slot.url, slot.param, hold, salt=salt) for slot in request.slots
+        return await all_or_first_error(
+            self._media.read(found.url, found.param, hold, salt=salt) for found in request.pictures
         )
-        request.put_pictures(
-            {slot.param: picture.digest for slot, picture in zip(request.slots, pictures, strict=True)}
-        )
-        return list({picture.digest: picture for picture in pictures}.values())
 
     async def _decode(
-        self, call: Call, pictures: Sequence[Picture], num_bytes: int
+        self, call: Call, pictures: Sequence[Picture], num_bytes: int, deadline: _Deadline
     ) -> AsyncGenerator[FirstPiece | str]:
-        """Has a decoder answer: first a ``FirstPiece``, then text. It pulls the embeddings that it lacks from the
-        encoders."""
+        """Calls a decoder and yields its answer piece by piece: first a ``FirstPiece``, then text.
+
+        Raises:
+            DeadlineExceeded: A piece did not come in time; the call is cancelled.
+            PrismError: The decoder's own error.
+        """
         generate = self._generate.for_size(num_bytes)
-        with cancelled_if_left(generate.remote(call, *pictures)) as response:
-            del pictures  # nobody needs their bytes while tokens are made
-            with calling("decoder"):
-                async for piece in cast(AsyncIterator[FirstPiece | str], response):
-                    yield piece
+        with cancelled_if_left(generate.remote(call, *pictures)) as response, calling("decoder"):
+            del pictures  # their bytes are not needed while tokens are made
+            pieces = cast(AsyncIterator[FirstPiece | str], response)
+            while True:
+                try:
+                    async with asyncio.timeout_at(deadline.at_s):
+                        piece = await anext(pieces, None)
+                except TimeoutError:
+                    raise deadline.exceeded() from None
+                if piece is None:
+                    return
+                yield piece
 
     async def check_ready(self) -> None:
-        """Raises:
-        PoolUnavailable: A pool cannot serve now; it is named.
+        """Checks that every pool has a replica that can serve.
+
+        Raises:
+            PoolUnavailable: A pool has none; the message names it.
         """
         replies = await asyncio.gather(
             *(ask_all(pool, check_health, timeout_s=STATUS_TIMEOUT_S) for pool in self._pools.values())
@@ -126,11 +142,11 @@ class Router(AsgiIngress):
                 raise PoolUnavailable(f"No replica of the {name} pool can serve now.")
 
     async def pool_states(self) -> dict[str, Any]:
-        """Each pool with the states of its replicas as the controller knows them."""
+        """Each pool with the states of its replicas, as Serve's controller knows them."""
         return await asyncio.to_thread(read_pool_states)
 
     async def cluster_metrics(self) -> bytes:
-        """Metrics of every process of the application, vLLM's own among them, as one Prometheus text."""
+        """The metrics of every replica, vLLM's own included, as one Prometheus text."""
         pools = {"router": self._own_pool, **self._pools}
         ask = partial(call, method="metrics")
         replies = await asyncio.gather(*(ask_all(pool, ask, timeout_s=STATUS_TIMEOUT_S) for pool in pools.values()))
@@ -146,21 +162,16 @@ class Router(AsgiIngress):
         return ProcessMetrics.of_this_replica()
 
 
-async def _until(pieces: AsyncGenerator[str], deadline: float, timeout_s: float) -> AsyncIterator[str]:
-    async with aclosing(pieces):
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    piece = await anext(pieces)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise _too_late(timeout_s) from None
-            yield piece
+@dataclass(frozen=True, slots=True)
+class _Deadline:
+    """When a request must have ended, on the event loop's clock, and the time that it was given."""
 
+    at_s: float
+    timeout_s: float
 
-def _too_late(timeout_s: float) -> DeadlineExceeded:
-    message = (
-        f"The request did not finish within {timeout_s:g} s; ask for fewer tokens or allow more with prism.timeout_s."
-    )
-    return DeadlineExceeded(message, timeout_s=timeout_s)
+    def exceeded(self) -> DeadlineExceeded:
+        message = (
+            f"The request did not finish within {self.timeout_s:g} s; "
+            "ask for fewer tokens or allow more with prism.timeout_s."
+        )
+        return DeadlineExceeded(message, timeout_s=self.timeout_s)

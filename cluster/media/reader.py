@@ -1,7 +1,8 @@
-"""Media stage: turns a picture's URL into bounded bytes with a size and a name.
+"""Media stage: turns the URL of a picture into bounded bytes with a size and a digest.
 
-In: the ``data:`` or ``https:`` URL of one picture, and the field of the request that it stands in. Out: ``Picture``. It
-    runs in the Router's event loop and never holds it up: what grows with the picture is done in threads, in pieces.
+In: the ``data:`` or ``https:`` URL of one picture, and the path of the request's field that holds it. Out: a
+    ``Picture``. This stage runs in the Router's event loop and never blocks it: work that grows with the picture runs
+    in threads, in short steps.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from cluster.messages import Digest
 
 INLINE_BYTES: Final = 256 * 1024
-"""Up to here, work is done at once: the way to a thread and back costs more."""
+"""Work on at most this many bytes runs in the event loop, because a thread switch would cost more."""
 BASE64_CHUNK_CHARS: Final = 256 * 1024
-"""Decoded at a time, a multiple of 4: Python's decoder keeps all other threads out meanwhile."""
+"""The characters that are decoded at a time, a multiple of 4. Python's decoder holds the GIL while it works on them."""
 MAX_DATA_HEADER_CHARS: Final = 1024
 
 Args = ParamSpec("Args")
@@ -37,17 +38,17 @@ Result = TypeVar("Result")
 
 
 def _unbounded(_: int) -> None:
-    """Lets any number of bytes be held."""
+    """Accepts any number of bytes."""
 
 
 class MediaReader:
     """Reads the pictures of requests.
 
     Args:
-        config: What a picture may be, and where it may come from.
-        revision: Fingerprint of the encoder and its processor's settings; part of every digest.
-        resolver: Stands in for the system's resolver of host names.
-        network: What opens connections for https, once their address has been checked.
+        config: Limits on pictures, and the hosts that they may come from.
+        revision: The fingerprint of the encoder and of its processor's settings; it is part of every digest.
+        resolver: Replaces the system's resolver of host names; for tests.
+        network: Opens the connections for https: URLs, after their address has been checked; for tests.
     """
 
     def __init__(
@@ -65,20 +66,20 @@ class MediaReader:
     async def read(
         self, url: str, param: str, hold: Callable[[int], None] = _unbounded, *, salt: bytes = b""
     ) -> Picture:
-        """Fetches or decodes one picture, reads its header, and names it.
+        """Fetches or decodes one picture, reads its header, and computes its digest.
 
         Args:
             url: ``data:image/…;base64,…`` or ``https://…``.
-            param: The field of the request that the URL stands in; every error names it.
-            hold: Called with the number of bytes before so many more are held; may refuse by raising.
-            salt: Part of the picture's name, so that nobody with another finds what is kept of it.
+            param: The path of the request's field that holds the URL; every error names it.
+            hold: Called with a number of bytes before that many more are held; it may refuse by raising.
+            salt: Part of the digest, so that requests with another salt never find what is cached of this picture.
 
         Raises:
             UnsupportedScheme: The URL is neither data: nor https:.
-            ForbiddenUrl: It leads where Prism will not go.
-            FetchFailed: It could not be fetched.
-            InvalidPicture: The bytes are no picture, or one too elongated.
-            PictureTooLarge: It has more bytes or pixels than are allowed.
+            ForbiddenUrl: The URL leads to an address that Prism does not fetch from.
+            FetchFailed: The picture could not be fetched.
+            InvalidPicture: The bytes are not a picture, or the picture is too elongated.
+            PictureTooLarge: The picture has too many bytes or pixels.
         """
         try:
             data = await self._bytes(url, hold)
@@ -117,13 +118,16 @@ class MediaReader:
             message = f"The picture is {width} x {height} = {width * height} pixels; {limit_pixels} are allowed."
             raise PictureTooLarge(message, asked_pixels=width * height, limit_pixels=limit_pixels)
         if max(size) > MAX_ASPECT_RATIO * min(size):
-            message = f"The picture is {width} x {height} pixels; its sides may differ by a factor of at most {MAX_ASPECT_RATIO}."
+            message = (
+                f"The picture is {width} x {height} pixels; "
+                f"its sides may differ by a factor of at most {MAX_ASPECT_RATIO}."
+            )
             raise InvalidPicture(message)
         return size
 
 
 def _payload_start(url: str) -> int:
-    """Where the base64 of a data: URL begins, once what stands before it is right (RFC 2397)."""
+    """The index at which the base64 of a data: URL begins, after its header has been checked (RFC 2397)."""
     comma = url.find(",", 0, MAX_DATA_HEADER_CHARS)
     media_type, *parameters = url[len("data:") : max(comma, 0)].lower().split(";")
     if comma < 0 or parameters[-1:] != ["base64"]:
@@ -139,7 +143,7 @@ def _payload_start(url: str) -> int:
 
 
 def _num_bytes(url: str, start: int) -> int:
-    """What the base64 in a URL comes to, by its length alone."""
+    """The number of bytes that the base64 of a URL decodes to, computed from its length."""
     return (len(url) - start) * 3 // 4 - url.endswith("=") - url.endswith("==")
 
 
@@ -148,7 +152,7 @@ def _from_base64(url: str, start: int) -> bytes:
     try:
         data = b"".join(binascii.a2b_base64(url[at : at + BASE64_CHUNK_CHARS], strict_mode=True) for at in starts)
         if len(data) != _num_bytes(url, start):
-            raise ValueError  # padding where none belongs, which even strict_mode lets pass
+            raise ValueError  # padding in the wrong place, which strict_mode accepts
     except ValueError:
         message = (
             "The data: URL is not valid base64; send the standard alphabet (A-Z a-z 0-9 + /) padded with =, "
@@ -159,7 +163,8 @@ def _from_base64(url: str, start: int) -> bytes:
 
 
 def _digest(data: bytes, revision: str, salt: bytes) -> Digest:
-    salted = hashlib.sha256(salt).digest()  # of one length, or it could be taken for bytes
+    # hashed, so that its length is fixed and no salt can be mistaken for the first bytes of a picture
+    salted = hashlib.sha256(salt).digest()
     digest = hashlib.sha256(revision.encode() + b"\0" + salted)
     digest.update(data)
     return digest.hexdigest()

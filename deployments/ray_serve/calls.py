@@ -1,4 +1,4 @@
-"""Calls between pools: whatever Ray raises on the way becomes one of Prism's errors."""
+"""Calls between pools: by value or by reference, cancelled with their caller, and every failure a ``PrismError``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from grpc.aio import AioRpcError
+from grpc import RpcError
+from grpc.aio import BaseError
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import RayServeException
 
@@ -24,29 +25,36 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("ray.serve")
 
+TRANSPORT_ERRORS: Final = (RayError, RayServeException, RpcError, BaseError)
+"""What Ray, Serve and gRPC raise when a call does not come to its end: the base classes of all their exceptions."""
+
 
 class BySize:
-    """One method of a pool, called by value or by reference.
+    """One method of a pool, called by value when little data travels and by reference otherwise.
 
-    By value is gRPC from process to process: a third of the time per piece of a stream, but it copies every byte.
-    By reference, what is large goes through Ray's object store, once.
+    A call by value is gRPC from process to process. It needs a third of the time per piece of a stream, but copies
+    every byte. A call by reference puts large arguments and results into Ray's object store, once.
     """
 
     MAX_VALUE_BYTES: Final = 2**20
-    """gRPC refuses what is above 4 MiB."""
+    """gRPC refuses messages above 4 MiB."""
 
     def __init__(self, method: DeploymentHandle[Any]) -> None:
-        opened(method)  # or each of the two would route by what it alone has seen
+        opened(method)  # so that both handles share one request router, which sees all calls
         self._by_value: Final = method.options(_by_reference=False)
         self._by_reference: Final = method.options(_by_reference=True)
 
     def for_size(self, num_bytes: int) -> DeploymentHandle[Any]:
-        """The method to call, where so many bytes go there or come back."""
+        """The handle to call when ``num_bytes`` are sent or come back."""
         return self._by_value if num_bytes <= self.MAX_VALUE_BYTES else self._by_reference
 
 
 async def all_or_first_error(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Runs coroutines together; on the first error the others are cancelled, and that error is raised."""
+    """Runs coroutines concurrently and gives their results in order.
+
+    Raises:
+        Exception: The first error of any of them; the others are cancelled.
+    """
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return await asyncio.gather(*tasks)
@@ -57,37 +65,62 @@ async def all_or_first_error(coroutines: Iterable[Coroutine[Any, Any, Result]]) 
 
 @contextmanager
 def calling(pool: str) -> Iterator[None]:
-    """Around a call to another pool.
+    """Wraps a call to another pool; no exception of Ray, Serve or gRPC leaves the block.
 
     Args:
-        pool: Whom it goes to.
+        pool: The pool's name, for messages.
 
     Raises:
-        PrismError: The one that the pool raised, or ``PoolUnavailable`` or ``InternalError`` for what
-            became of the call on the way.
+        PrismError: The error that the pool raised; ``PoolUnavailable`` if the call was lost on its way;
+            ``InternalError`` for
+            anything else.
     """
     try:
         yield
-    except RayTaskError as error:
+    except RayTaskError as error:  # a call by reference: the exception of the replica is its cause
         if isinstance(error.cause, PrismError):
             raise error.cause from None
-        if isinstance(error.cause, RayError | RayServeException):
+        if isinstance(error.cause, TRANSPORT_ERRORS):
             raise _unavailable(pool, error) from error
-        log.exception("the %s failed", pool)
-        raise InternalError(f"The {pool} failed on this request.") from error
-    except TaskCancelledError:  # Ray's word for it: the client left
+        raise _failed(pool, error) from error
+    except TaskCancelledError:  # the client left
         raise asyncio.CancelledError from None
-    except (RayError, RayServeException, AioRpcError) as error:
+    except PrismError:  # a call by value: the exception of the replica itself
+        raise
+    except TRANSPORT_ERRORS as error:
         raise _unavailable(pool, error) from error
+    except Exception as error:
+        raise _failed(pool, error) from error
+
+
+@contextmanager
+def answering(pool: str) -> Iterator[None]:
+    """Wraps a replica's work on a call from another pool; no exception but a ``PrismError`` leaves the block.
+
+    Serve pickles exceptions to the caller. Unpickling a foreign one, such as torch's, would import its library there.
+
+    Args:
+        pool: The pool of the replica, for messages.
+
+    Raises:
+        PrismError: The error that the work raised, or ``InternalError`` for any other exception, which Serve logs as
+            its cause.
+    """
+    try:
+        yield
+    except PrismError:
+        raise
+    except Exception as error:
+        raise InternalError(f"The {pool} failed on this request.") from error
 
 
 @contextmanager
 def cancelled_if_left(response: Response) -> Iterator[Response]:
-    """When a call is left before its end, its replica stops working on it: Ray does not do that by itself."""
+    """Cancels a call whose caller leaves the block with an exception. Ray does not do this by itself."""
     try:
         yield response
     except BaseException:  # a cancelled task and a closed generator among them
-        with suppress(RayError, RayServeException):  # it has failed by itself, and says so once more
+        with suppress(RayError, RayServeException):  # the call may have failed already, and raises again
             response.cancel()  # type: ignore[no-untyped-call]
         raise
 
@@ -95,3 +128,8 @@ def cancelled_if_left(response: Response) -> Iterator[Response]:
 def _unavailable(pool: str, cause: Exception) -> PoolUnavailable:
     log.warning("the %s went away: %r", pool, cause)
     return PoolUnavailable(f"The {pool} went away while it had the request; send the request again.")
+
+
+def _failed(pool: str, cause: Exception) -> InternalError:
+    log.error("the %s failed", pool, exc_info=cause)
+    return InternalError(f"The {pool} failed on this request.")

@@ -46,6 +46,20 @@ def test_codes_are_unique_and_statuses_are_errors() -> None:
     assert all(400 <= kind.status < 600 for kind in leaves())
 
 
+@pytest.mark.parametrize("kind", list(leaves()), ids=lambda kind: kind.__name__)
+def test_every_leaf_says_whether_a_retry_can_help(kind: type[PrismError]) -> None:
+    """``can_retry`` stands on each leaf itself, and the drawn tree says so where it is true."""
+    assert isinstance(vars(kind)["can_retry"], bool)
+    [line] = [line for line in (errors.__doc__ or "").splitlines() if f"── {kind.__name__} " in line]
+    assert ("a retry can help" in line) is kind.can_retry
+
+
+def test_a_clients_mistake_hangs_under_the_clients_branch() -> None:
+    """The two branches are told apart by the status: what the client must change is a 4xx, 429 excepted."""
+    for kind in leaves():
+        assert issubclass(kind, errors.InvalidRequest) is (kind.status < 500 and kind.status != 429)
+
+
 def test_the_drawn_tree_is_the_real_one() -> None:
     """Every error and its status stand in the tree that the module's docstring draws, and nothing else does."""
     branches = [line.partition("── ")[2].split() for line in (errors.__doc__ or "").splitlines() if "── " in line]

@@ -86,7 +86,7 @@ def test_pictures_are_found_in_order_across_roles() -> None:
             turn({"type": "image_url", "image_url": "d"}, role="tool"),
         ]
     }
-    assert [(slot.url, slot.param) for slot in read(body).slots] == [
+    assert [(found.url, found.param) for found in read(body).pictures] == [
         ("a", "messages[0].content[1].image_url.url"),
         ("b", "messages[2].content[0].image_url.url"),
         ("c", "messages[2].content[2].image_url.url"),
@@ -100,20 +100,19 @@ def test_digests_take_the_places_of_pictures() -> None:
         text("first"), picture("a", uuid="mine"), picture("b"), text("last"), temperature=0.5, tools=[{"x": [1, None]}]
     )
     request = read(body)
-    digests = {slot.param: f"digest of {slot.url}" for slot in request.slots}
+    digests = [f"digest of {found.url}" for found in request.pictures]
     parts = [text("first"), picture_part("digest of a"), picture_part("digest of b"), text("last")]
-    request.put_pictures(digests)
-    assert request.body == {**body, "messages": [turn(*parts)]}
+    assert request.body_with(digests) == {**body, "messages": [turn(*parts)]}
+    assert request.body == body
     assert [is_picture(part) for part in parts] == [False, True, True, False]
 
 
 def test_text_alone_needs_no_pictures() -> None:
-    """Bodies without messages, or with plain strings, have no slots and stay as they are."""
+    """Bodies without messages, or with plain strings, have no pictures and stay as they are."""
     for body in ({"prompt": "hello"}, {"tokens": [1, 2]}, {"messages": [{"role": "user", "content": "hello"}]}):
         request = read(body)
-        assert request.slots == ()
-        request.put_pictures({})
-        assert request.body == body
+        assert request.pictures == ()
+        assert request.body_with([]) == body
 
 
 @pytest.mark.parametrize("kind", TEXT_PARTS)
@@ -121,7 +120,7 @@ def test_text_comes_in_all_its_parts(kind: str) -> None:
     """Each type of text holds its words in a field of its own, and needs it to be a string."""
     field = TEXT_PARTS[kind]
     part = {"type": kind, field: "hello", "cache_control": {"type": "ephemeral"}}
-    assert read(ask(part)).slots == ()
+    assert read(ask(part)).pictures == ()
     wrongs: tuple[Any, ...] = (None, 5, ["hello"], {})
     for wrong in wrongs:
         refusal(InvalidField, ask({**part, field: wrong}), f"{PART}.{field}")
@@ -132,7 +131,7 @@ def test_text_comes_in_all_its_parts(kind: str) -> None:
 @pytest.mark.parametrize("detail", [None, *DETAILS])
 def test_a_picture_may_have_a_detail(detail: str | None) -> None:
     """``detail`` is taken as OpenAI defines it."""
-    assert len(read(ask({"type": "image_url", "image_url": {"url": "a", "detail": detail}})).slots) == 1
+    assert len(read(ask({"type": "image_url", "image_url": {"url": "a", "detail": detail}})).pictures) == 1
 
 
 @pytest.mark.parametrize(
@@ -222,7 +221,7 @@ def test_what_only_an_operator_may_set_is_refused(name: str) -> None:
 def test_other_models_and_embeddings_are_refused() -> None:
     """Only the served model is there, by its name or by none; a prompt's embeddings are as unwelcome as a picture's."""
     for fits in (None, NAME):
-        assert read({"model": fits, "prompt": "hello"}).slots == ()
+        assert read({"model": fits, "prompt": "hello"}).pictures == ()
     assert repr(NAME) in refusal(ModelNotFound, {"model": "other", "prompt": "hello"}, "model").message
     refusal(EmbeddingRefused, {"prompt_embeds": "a"}, "prompt_embeds")
 
@@ -237,7 +236,7 @@ def test_what_is_not_a_json_object_is_refused(raw: bytes) -> None:
 
 def test_pictures_are_counted_over_the_whole_request() -> None:
     """As many pictures as allowed are taken, and one more is refused with both figures."""
-    assert len(read(ask(*[picture("a")] * 4)).slots) == 4
+    assert len(read(ask(*[picture("a")] * 4)).pictures) == 4
     error = refusal(TooManyPictures, {"messages": [turn(picture("a"), picture("b"))] * 3}, "messages")
     assert error.figures == {"asked": 6, "limit": 4}
 
@@ -245,9 +244,9 @@ def test_pictures_are_counted_over_the_whole_request() -> None:
 def test_text_is_bounded_and_pictures_are_not_counted_as_text() -> None:
     """The bytes beside the pictures have a limit of their own; those of pictures are bounded where they are read."""
     url = "data:" + "a" * (2 * MAX_TEXT_BYTES)
-    assert read(ask(picture(url), text("hello"))).slots[0].url == url
+    assert read(ask(picture(url), text("hello"))).pictures[0].url == url
     room = MAX_TEXT_BYTES - len(json.dumps({"prompt": ""}))
-    assert read({"prompt": "a" * room}).slots == ()
+    assert read({"prompt": "a" * room}).pictures == ()
     error = refusal(BodyTooLarge, {"prompt": "a" * (room + 1)}, None)
     assert error.figures == {"asked_bytes": MAX_TEXT_BYTES + 1, "limit_bytes": MAX_TEXT_BYTES}
 
@@ -255,8 +254,8 @@ def test_text_is_bounded_and_pictures_are_not_counted_as_text() -> None:
 def test_objects_are_bounded() -> None:
     """A body may hold a fixed number of objects and arrays, at whatever depth; numbers in them are free."""
     room = MAX_CONTAINERS - 2  # the body and the array are two
-    assert read({"prompt": "a", "tools": [{}] * room}).slots == ()
-    assert read({"tokens": [5] * 10 * MAX_CONTAINERS}).slots == ()
+    assert read({"prompt": "a", "tools": [{}] * room}).pictures == ()
+    assert read({"tokens": [5] * 10 * MAX_CONTAINERS}).pictures == ()
     refusal(BodyTooLarge, {"prompt": "a", "tools": [{}] * (room + 1)}, None)
     refusal(BodyTooLarge, {"prompt": "a", "tools": [[[]]] * room}, None)
 
@@ -379,8 +378,8 @@ def test_no_body_does_worse_than_a_typed_error(seed: int) -> None:
             outcomes.add(type(error))
         else:
             outcomes.add(ClientRequest)
-            request.put_pictures({slot.param: "0" * 64 for slot in request.slots})
-            assert "image_url" not in {part.get("type") for part in parts_of(request.body)}
+            sent = request.body_with(["0" * 64 for _ in request.pictures])
+            assert "image_url" not in {part.get("type") for part in parts_of(sent)}
     assert len(outcomes) > 5
 
 
