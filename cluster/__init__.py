@@ -1,20 +1,35 @@
-"""The logic of Prism, told along the path of a request. Nothing here knows Ray; ``deployments`` says where it runs.
+"""The logic of Prism, in the order of a request's path. Nothing here imports Ray; ``deployments`` says where each part
+runs.
 
-    1. request     request.py      reads the client's JSON as far as Prism must            in the Router
-    2. media       media/          makes bounded bytes of each picture, and names them     in the Router
-    3. preprocess  preprocess.py   decodes, orients, resizes, cuts into patches            CPU pool
-    4. encode      encode/         runs the vision tower                                   encoder pool
-    5. decode      decode/         runs vLLM without a vision tower, in vLLM's own words   decoder pool
-    6. stream      stream.py       carries the answer to the client                        in the Router
+The stages, none of which imports another:
 
-What a stage lacks it pulls: the decoder pulls embeddings from the encoders, unless it still has them, and these pull
-pixels from the preprocessors. Text-only requests take 1, 5 and 6, and touch a Router and a decoder alone.
+    1. request     request.py      reads the client's JSON as far as Prism must               in the Router
+    2. media       media/          turns picture URLs into bounded bytes with a digest        in the Router
+    3. preprocess  preprocess.py   decodes, orients and resizes a picture, cuts it into patches   Preprocessor pool
+    4. encode      encode/         runs the vision tower                                      VisionEncoder pool
+    5. decode      decode/         runs vLLM without a vision tower, with its own OpenAI API  Decoder pool
+    6. stream      stream.py       sends the answer to the client                             in the Router
 
-Stages never import each other; they share ``config`` (what is set), ``errors`` (how a request can fail), ``messages``
-(what travels between them), ``metrics``, and the ``waterfall`` (where the time went). Beside them, ``admission`` says
-what a Router takes on at a time, ``route`` which replica of a pool a call goes to, by the picture or by the
-``conversation``, ``cache`` what an encoder keeps, ``single_flight`` who makes a picture that several encoders were
-given, ``hub`` which files of a checkpoint a pool fetches, ``priority`` who comes first on shared CPU cores, and
-``segments`` clears away what killed engines leave in shared memory. ``demo`` holds the small trained checkpoint and
-everything that made it.
+Each stage pulls what it lacks: a decoder pulls embeddings from the encoders, unless it still has them, and an encoder
+pulls patches from the preprocessors. Requests without pictures take stages 1, 5 and 6, and reach a Router and a decoder
+alone.
+
+What the stages share:
+
+    config.py      the configuration, one typed tree
+    checkpoint.py  the files, settings and revision of a checkpoint; the only module that downloads
+    errors.py      every way a request can fail, as one tree
+    messages.py    the messages between processes
+    metrics.py     Prism's metrics, and how the metrics of all processes are merged
+    waterfall.py   where the time of a request went, stage by stage
+
+What the pools share or need besides the stages:
+
+    admission.py      how many requests and bytes one Router takes on at a time
+    routing/          which replica of a pool takes a call
+    embeddings/       what a process keeps of embeddings, and which replica makes one that several were asked for
+    priority.py       the niceness of processes and threads that share CPU cores
+    shared_memory.py  removes the shared memory that killed processes leave
+
+    demo/          the small trained checkpoint, sample pictures, and the trainer that made it
 """

@@ -1,0 +1,115 @@
+"""Writes ``docs/configuration.md`` from the configuration tree and the docstrings of its fields (``make docs``)."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from typing import TYPE_CHECKING, Any, Final, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from cluster import config
+from cluster.config import PrismConfig
+from loadtest.servers import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic.fields import FieldInfo
+
+PAGE: Final = ROOT / "docs" / "configuration.md"
+
+INTRODUCTION: Final = """\
+# Configuration
+
+Every key of `args:` in an application file such as `deployments/app.yaml`. Unknown keys are refused by name, and a
+wrong value is refused with a sentence that says what would be right. Sizes are in bytes, times in seconds.
+
+This page is made from `cluster/config.py` by `make docs`; a test fails when it is out of date.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    sections = [_section(path, model) for path, model in _models("", PrismConfig)]
+    return "\n".join([INTRODUCTION, *sections])
+
+
+def _models(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Each model of the tree with its path; the root comes first."""
+    yield path, model
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _models(f"{path}.{name}".lstrip("."), field.annotation)
+
+
+def _section(path: str, model: type[BaseModel]) -> str:
+    docs = _field_docs(model)
+    lines = [f"## `{path}`" if path else "## Top level", "", inspect.cleandoc(model.__doc__ or "").replace("``", "`")]
+    rows = [
+        f"| `{name}` | {_kind(field.annotation)}{_bounds(field)} | {_default(field)} | {docs.get(name, '')} |"
+        for name, field in model.model_fields.items()
+    ]
+    return "\n".join([*lines, "", "| key | value | default | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+def _field_docs(model: type[BaseModel]) -> dict[str, str]:
+    """The docstring under each field of a model, or else under the field that it overrides."""
+    found: dict[str, str] = {}
+    for kind in reversed([kind for kind in model.__mro__ if kind.__module__ == config.__name__]):
+        [tree] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, after in zip(tree.body, tree.body[1:], strict=False):
+            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+                continue
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                text = " ".join(str(after.value.value).split())
+                found[field.target.id] = text.replace("``", "`").replace("|", "\\|")
+    return {**dict.fromkeys(model.model_fields, ""), **found}
+
+
+def _kind(annotation: Any) -> str:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "a section of its own"
+    options = [option for option in get_args(annotation) if option is not type(None)]
+    if options and all(isinstance(option, str) for option in options):
+        return " or ".join(f"`{option}`" for option in options)
+    if get_origin(annotation) is frozenset:
+        return "a list of strings"
+    if options:
+        return " or ".join(map(_kind, options))
+    names = {str: "a string", int: "an integer", float: "a number", bool: "`true` or `false`"}
+    return names[annotation]
+
+
+def _bounds(field: FieldInfo) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(rule, name):,}"
+        for rule in field.metadata
+        for name, sign in signs.items()
+        if getattr(rule, name, None) is not None
+    ]
+    return f", {', '.join(bounds)}" if bounds else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    if isinstance(field.default, BaseModel):
+        return ""
+    if field.default is None:
+        return "not set"
+    if isinstance(field.default, frozenset):
+        return "empty"
+    if isinstance(field.default, bool):
+        return f"`{str(field.default).lower()}`"
+    if isinstance(field.default, int | float):
+        return f"{field.default:,}"
+    return f"`{field.default}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
