@@ -1,5 +1,7 @@
-"""Admission: what one Router replica takes on at a time, in requests and in bytes. What does not fit is refused at
-once."""
+"""Admission: the requests and bytes that one Router replica takes on at a time.
+
+In: a request that arrives, and the bytes that it needs. Out: a ``Slot``, or an error at once if it does not fit.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from cluster.errors import BodyTooLarge, Overloaded
 
 
 class Admission:
-    """The slots and the bytes of one Router replica.
+    """The limits of one Router replica, and what is in use.
 
     Args:
-        max_requests: Requests in flight.
-        max_bytes: Bytes of bodies and pictures that are held for requests which have not yet begun to answer.
+        max_requests: The most requests in flight.
+        max_bytes: The most bytes of bodies and pictures, over all requests that have not begun to answer.
     """
 
     def __init__(self, max_requests: int, max_bytes: int) -> None:
@@ -23,10 +25,10 @@ class Admission:
         self.num_bytes = 0
 
     def enter(self) -> Slot:
-        """Takes a slot.
+        """Takes a slot for a request.
 
         Raises:
-            Overloaded: All are taken.
+            Overloaded: No slot is free.
         """
         if self.num_requests >= self._max_requests:
             message = (
@@ -41,19 +43,26 @@ class Admission:
         self.num_requests -= 1
 
     def release_bytes(self, num_bytes: int) -> None:
-        """Gives bytes back that ``take_bytes`` gave."""
+        """Gives back bytes that ``take_bytes`` has given out."""
         self.num_bytes -= num_bytes
 
-    def take_bytes(self, num_bytes: int, *, beside: int) -> None:
-        """Takes so many bytes for a request that has some already.
+    def take_bytes(self, num_bytes: int, *, held: int) -> None:
+        """Takes bytes for a request.
+
+        Args:
+            num_bytes: The bytes to take.
+            held: The bytes that the request has already.
 
         Raises:
-            BodyTooLarge: The request alone needs more than there are.
-            Overloaded: They do not fit beside those of the other requests.
+            BodyTooLarge: The request alone needs more than ``max_bytes``.
+            Overloaded: The bytes do not fit while other requests hold theirs.
         """
-        if beside + num_bytes > self._max_bytes:
-            message = f"The request and its pictures need more than the {self._max_bytes} bytes that are held; send fewer pictures."
-            raise BodyTooLarge(message, asked_bytes=beside + num_bytes, limit_bytes=self._max_bytes)
+        if held + num_bytes > self._max_bytes:
+            message = (
+                f"The request and its pictures need more than the {self._max_bytes} bytes that are held; "
+                "send fewer pictures."
+            )
+            raise BodyTooLarge(message, asked_bytes=held + num_bytes, limit_bytes=self._max_bytes)
         if self.num_bytes + num_bytes > self._max_bytes:
             message = (
                 f"{self.num_bytes} bytes of requests and pictures are held here, near the limit; send it again shortly."
@@ -63,10 +72,10 @@ class Admission:
 
 
 class Slot:
-    """One request's slot and its bytes; giving either back twice counts once.
+    """One request's slot and its bytes. Both are given back once, however often that is asked for.
 
-    A request that is refused bytes gives back at once those that it has: two that do not fit together would else both
-    be refused, each for what the other still holds.
+    When a request cannot reserve more bytes, it releases the ones it holds immediately. Otherwise two requests that do
+    not fit together could each be rejected because of the other.
     """
 
     def __init__(self, admission: Admission) -> None:
@@ -76,17 +85,17 @@ class Slot:
         self.is_left = False
 
     def hold(self, num_bytes: int) -> None:
-        """Holds so many bytes more.
+        """Reserves more bytes for the request.
 
         Raises:
-            BodyTooLarge: The request alone needs more than there are.
-            Overloaded: They do not fit beside those of the other requests.
+            BodyTooLarge: The request alone needs more than the limit.
+            Overloaded: The bytes do not fit while other requests hold theirs.
         """
         assert not self.is_left, "a request that has ended holds nothing"
         if self._is_refused:
             raise Overloaded("Another part of the request did not fit; send it again shortly.")
         try:
-            self._admission.take_bytes(num_bytes, beside=self._num_bytes)
+            self._admission.take_bytes(num_bytes, held=self._num_bytes)
         except (BodyTooLarge, Overloaded):
             self._is_refused = True
             self.drop_bytes()
@@ -99,7 +108,7 @@ class Slot:
         self._num_bytes = 0
 
     def leave(self) -> None:
-        """Gives everything back."""
+        """Gives the bytes and the slot back."""
         self.drop_bytes()
         if not self.is_left:
             self.is_left = True

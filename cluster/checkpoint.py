@@ -1,7 +1,6 @@
-"""Checkpoints: where the files of one are on this machine, what its settings say, and which revision it is.
+"""Checkpoints: where their files are on this machine, what their settings say, and which revision they are.
 
-This is the only module that reads a checkpoint's settings, and the only one that downloads: no more of a checkpoint
-than the calling pool needs, from the Hugging Face Hub.
+No other module reads a checkpoint's settings or downloads anything. A pool downloads only the files that it needs.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ DEMO_CHECKPOINT: Final = Path(__file__).parent / "demo" / "checkpoint"
 MEBIBYTE: Final = 2**20
 
 SETTINGS: Final = ("*.json", "*.jinja", "*.txt")
-"""All but the weights: configurations, tokenizer, chat template. A few megabytes."""
+"""The files of a checkpoint that are not weights: configurations, tokenizer and chat template. They take a few
+megabytes."""
 
 INDEX: Final = "model.safetensors.index.json"
 ONE_FILE: Final = "model.safetensors"
@@ -41,17 +41,18 @@ class ProcessorSettings(Frozen):
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of the largest picture."""
+        """The tokens of the largest picture."""
         return self.num_tokens(self.max_pixels)
 
     @property
     def patch_bytes(self) -> int:
-        """Of one patch as the preprocessor gives it: three colours, a byte each."""
+        """The bytes of one patch as the preprocessor gives it: three colours, one byte each."""
         return 3 * self.patch_size**2
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Path) -> ProcessorSettings:
-        """Reads ``preprocessor_config.json``; both the older ``min_pixels`` and the newer ``size`` spellings count."""
+        """Reads ``preprocessor_config.json``, in the older spelling with ``min_pixels`` and in the newer one with
+        ``size``."""
         raw: dict[str, Any] = json.loads((checkpoint / "preprocessor_config.json").read_text())
         size = raw.get("size") or {}
         raw.setdefault("min_pixels", size.get("shortest_edge") or size.get("min_pixels"))
@@ -59,12 +60,12 @@ class ProcessorSettings(Frozen):
         return cls(**{key: raw[key] for key in cls.model_fields if raw.get(key) is not None})
 
     def num_patches(self, num_pixels: int) -> int:
-        """About how many patches a picture of so many pixels comes to; its rounded sides may make it a little more or
-        less."""
+        """The approximate number of patches of a picture with this many pixels. Rounding of its sides may change it
+        a little."""
         return max(self.min_pixels, min(num_pixels, self.max_pixels)) // self.patch_size**2
 
     def num_tokens(self, num_pixels: int) -> int:
-        """About how many tokens the language model reads of it."""
+        """The approximate number of tokens that the language model reads for such a picture."""
         return self.num_patches(num_pixels) // self.merge_size**2
 
 
@@ -80,28 +81,28 @@ class Checkpoint:
 
     @cached_property
     def settings_path(self) -> Path:
-        """A directory with the checkpoint's settings on this machine, its weights there or not."""
+        """The directory of the checkpoint's settings on this machine. Weights may be missing there."""
         return self._local_path or fetch(self._model.checkpoint, self._model.hub_revision)
 
     @cached_property
     def path(self) -> Path:
-        """The whole checkpoint's directory on this machine."""
+        """The directory of the whole checkpoint on this machine."""
         return self.path_with(("",))
 
     def path_with(self, prefixes: tuple[str, ...]) -> Path:
-        """A directory with the settings and at least those weights whose names start with one of the prefixes."""
+        """A directory with the settings and with all weights whose names start with one of the prefixes."""
         return self._local_path or fetch(self._model.checkpoint, self._model.hub_revision, prefixes)
 
     @cached_property
     def processor(self) -> ProcessorSettings:
+        """How this checkpoint wants its pictures prepared."""
         return ProcessorSettings.from_checkpoint(self.settings_path)
 
     @cached_property
     def revision(self) -> str:
-        """A fingerprint of the encoder as 16 hex digits: the checkpoint's settings, the dtype, and the commit on the
-        Hub.
+        """A fingerprint of the encoder as 16 hex digits. It covers the settings, the dtype, and the commit on the Hub.
 
-        For a directory the ends of each weight file stand in for the commit: names, shapes and some of the numbers.
+        For a directory it covers the first and last mebibyte of each weight file instead of a commit.
         """
         fingerprint = hashlib.sha256(self._model.dtype.encode())
         for name in ("config.json", "preprocessor_config.json"):
@@ -122,16 +123,19 @@ class Checkpoint:
 
 
 def fetch(name: str, revision: str | None, prefixes: tuple[str, ...] = ()) -> Path:
-    """A checkpoint's directory in the Hub's cache, fetched on first use.
+    """Downloads a checkpoint from the Hub on first use.
 
     Args:
-        name: Such as ``Qwen/Qwen2.5-VL-32B-Instruct``.
-        revision: A commit, tag or branch; the main branch, if none.
-        prefixes: Weight files are fetched if they hold a weight whose name starts with one of these; ``""`` fetches
-            all.
+        name: A name such as ``Qwen/Qwen2.5-VL-32B-Instruct``.
+        revision: A commit, tag or branch. None means the main branch.
+        prefixes: Weight files are downloaded if they hold a weight whose name starts with one of these. ``("",)``
+            downloads all of them, and ``()`` none.
+
+    Returns:
+        The checkpoint's directory in the Hub's cache.
 
     Raises:
-        HfHubHTTPError, LocalEntryNotFoundError: The Hub does not have it, or cannot be reached.
+        HfHubHTTPError, LocalEntryNotFoundError: The Hub does not have the checkpoint, or cannot be reached.
     """
     from huggingface_hub import snapshot_download  # slow to import, and the demo checkpoint does without
 
@@ -142,8 +146,10 @@ def fetch(name: str, revision: str | None, prefixes: tuple[str, ...] = ()) -> Pa
 
 
 def weight_files(folder: Path, prefixes: tuple[str, ...]) -> list[str]:
-    """The files of a checkpoint that hold weights with such names, by its index; a small checkpoint is one file without
-    one."""
+    """The names of the files that hold weights with one of the prefixes, by the checkpoint's index.
+
+    A small checkpoint has no index, and all its weights are in one file.
+    """
     index = folder / INDEX
     if not index.exists():
         return [ONE_FILE]
@@ -152,7 +158,7 @@ def weight_files(folder: Path, prefixes: tuple[str, ...]) -> list[str]:
 
 
 def _ends(file: Path) -> bytes:
-    """The size, first and last mebibyte of a file."""
+    """The size of a file, and its first and last mebibyte."""
     with file.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - MEBIBYTE))

@@ -12,7 +12,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 CORES = r"\d+(-\d+)?(,\d+(-\d+)?)*"
-"""CPU cores of one worker, such as ``0-3,6``."""
+"""A pattern for the CPU cores of one worker, such as ``0-3,6``."""
 
 POOLS = ("router", "preprocessor", "encoder", "decoder")
 
@@ -20,76 +20,94 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class Frozen(BaseModel):
-    """A node of the tree: immutable, and strict about its keys."""
+    """A node of the tree. It cannot be changed, and it refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelConfig(Frozen):
-    """Which model is served, and as what.
-
-    ``checkpoint`` is ``demo`` (the small one that comes with Prism), a directory, or a name on the Hugging Face Hub.
-    """
+    """The model that is served."""
 
     checkpoint: str = "demo"
+    """``demo`` for the small checkpoint that comes with Prism, a directory, or a name on the Hugging Face Hub such
+    as ``Qwen/Qwen2.5-VL-32B-Instruct``."""
     hub_revision: str | None = None
-    """A commit, tag or branch on the Hub. Name a commit, so that replicas which start later serve the same weights."""
+    """A commit, tag or branch on the Hub. Name a commit: with a branch, replicas that start later may serve other
+    weights."""
     served_name: str = "prism-demo"
+    """The name that clients give in the field ``model``."""
     max_model_len: int = Field(default=4096, ge=1)
+    """The most tokens of prompt and answer together."""
     dtype: Dtype = "bfloat16"
+    """The type of the weights and activations, in the encoders and in the decoders."""
 
 
 class MediaConfig(Frozen):
-    """What a picture may be, and where it may be fetched from."""
+    """Limits on pictures, and the places that they may be fetched from."""
 
     max_pictures: int = Field(default=16, ge=0)
+    """The most pictures that one request may carry."""
     max_picture_bytes: int = Field(default=20 * 2**20, ge=1)
+    """The most bytes of one picture file."""
     max_picture_pixels: int = Field(default=50_000_000, ge=1, le=178_956_970)
-    """Pixels of the stored picture; Pillow decodes no more than the upper bound, whatever is configured."""
+    """The most pixels of one picture as stored. Pillow never decodes more than the upper bound."""
     fetch_timeout_s: float = Field(default=10.0, gt=0)
+    """The longest time for fetching one ``https:`` picture, from name lookup to last byte."""
     max_redirects: int = Field(default=3, ge=0)
+    """The most redirects that are followed for one picture."""
     trusted_hosts: frozenset[str] = frozenset()
     """Host names that may resolve to private addresses, such as an object store inside the cluster."""
     ca_file: str | None = None
-    """A PEM file of certificate authorities to trust besides the system's."""
+    """A PEM file with certificate authorities that are trusted in addition to the system's."""
 
 
 class Resources(Frozen):
-    """What Ray reserves for one replica, and on which nodes."""
+    """The resources that Ray reserves for each replica of a pool, and the nodes that it may use."""
 
     num_cpus: float = Field(default=1.0, ge=0)
+    """CPU cores that Ray reserves for one replica. Nothing binds a replica to them."""
     num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs that Ray reserves for one replica. Decoders leave it out: they have one GPU per tensor-parallel worker."""
     memory_bytes: int | None = Field(default=None, ge=1)
+    """Memory that Ray reserves for one replica."""
     pool_label: str | None = None
-    """Prefer nodes whose Ray label ``pool`` has this value, then nodes that have no such label; with
-    ``pool_label_required``, and for decoders over several GPUs, use no others. A node of another pool is never used."""
+    """The value of the Ray label ``pool`` on nodes that this pool prefers. If they are full, nodes without such a
+    label are used, but never those of another pool."""
     pool_label_required: bool = False
+    """``true`` allows no other nodes than those with ``pool_label``. Decoders over several GPUs always behave so."""
 
 
 class PoolConfig(Frozen):
-    """What every pool has."""
+    """The settings that every pool has."""
 
     num_replicas: int = Field(default=1, ge=1)
+    """The number of replicas."""
     max_ongoing_requests: int = Field(default=64, ge=1)
-    """Calls that one replica works on at a time; others wait in line for it, until their request's time is up."""
+    """The calls that one replica works on at a time. Further calls wait until a replica has room or their request
+    runs out of time."""
     resources: Resources = Resources()
 
     def without_label(self) -> Self:
-        """The same on any node."""
+        """The same pool without preferences about nodes."""
         anywhere = {"pool_label": None, "pool_label_required": False}
         return self.model_copy(update={"resources": self.resources.model_copy(update=anywhere)})
 
 
 class RouterConfig(PoolConfig):
+    """The Router pool: the HTTP surface of Prism."""
+
     max_ongoing_requests: int = Field(default=1024, ge=1)
+    """The HTTP requests of every kind that one Router replica takes on at a time."""
     max_in_flight: int = Field(default=256, ge=1)
-    """Requests that one Router replica works on at a time; more are refused with 429."""
+    """The requests for answers that one Router replica works on at a time. Further ones are refused with 429."""
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
+    """The most bytes of a request body."""
     max_held_bytes: int = Field(default=2**30, ge=1)
-    """Bytes of bodies and pictures that one Router replica holds for requests which have not begun to answer; what does
-    not fit is refused with 429. The process uses up to three times as much: raw, parsed and decoded."""
+    """The bytes of bodies and pictures that one Router replica holds for requests that have not begun to answer. A
+    request that does not fit is refused with 429. The process needs up to three times as much memory: raw, parsed
+    and decoded."""
     request_timeout_s: float = Field(default=600.0, gt=0)
-    """The longest that a request may take; a client may ask for less with ``prism.timeout_s``."""
+    """The longest time that a request may take. A client may ask for less with ``prism.timeout_s``."""
 
     @model_validator(mode="after")
     def _a_body_can_be_held(self) -> Self:
@@ -99,64 +117,77 @@ class RouterConfig(PoolConfig):
 
 
 class PreprocessorConfig(PoolConfig):
-    """The CPU pool: each replica is one process that works on one picture at a time."""
+    """The preprocessor pool. Each replica is one process that works on one picture at a time, on a CPU."""
 
 
 class RoutingConfig(Frozen):
-    """How calls are spread over a pool's replicas.
-
-    ``affinity`` sends them to where something of them is kept, and weighs that against the work that waits there;
-    ``balanced`` is Serve's own choice, the shorter queue of two: it knows no picture's home, and several encoders may
-    each run one that comes to them together.
-    """
+    """How calls are spread over the replicas of a pool."""
 
     policy: Literal["affinity", "balanced"] = "affinity"
+    """``affinity`` sends a call to the replica that already holds what it needs, unless too much work waits there.
+    ``balanced`` is Serve's own choice: the shorter of two queues. With ``balanced`` several encoders may encode the
+    same picture."""
     report_period_s: float = Field(default=1.0, gt=0)
-    """How often replicas report what they have to do, which tells each Router of the others' calls."""
+    """How often each replica reports its work. A Router learns from the reports about calls that other Routers have
+    sent."""
 
 
 class EncoderRoutingConfig(RoutingConfig):
+    """How pictures are spread over the encoders."""
+
     load_factor: float = Field(default=1.25, ge=1)
-    """How many times the mean work a replica may have, and still be given the new pictures at home there."""
+    """A replica with more than this many times the mean work gets no new pictures, even if it is their home."""
 
 
 class EncoderConfig(PoolConfig):
+    """The encoder pool: each replica holds one vision tower."""
+
     device: Literal["cpu", "cuda"] = "cpu"
+    """Where the vision tower runs."""
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
-    """What each replica keeps of the embeddings that it made, in its memory. One token takes hidden size × bytes per
+    """Memory for finished embeddings that one replica keeps for reuse. One token takes hidden size × bytes per
     number."""
     batch_patches: int = Field(default=768, ge=1)
-    """Patches of 14 x 14 pixels that the vision tower takes in one run, of however many pictures; a larger one runs
-    alone. The default suits a CPU core, on which sharing pays for small pictures; a GPU wants ten times as many."""
+    """The most patches of 14 × 14 pixels in one run of the vision tower, over all its pictures. A larger picture
+    runs alone. The default suits a CPU core; a GPU wants about ten times as many."""
     num_threads: int = Field(default=1, ge=1)
-    """CPU threads that the vision tower computes with; of no effect on a GPU."""
+    """CPU threads of the vision tower. It has no effect on a GPU."""
     routing: EncoderRoutingConfig = EncoderRoutingConfig()
+    """How pictures are spread over the encoders."""
 
 
 class DecoderConfig(PoolConfig):
+    """The decoder pool: each replica holds one vLLM engine without a vision tower."""
+
     tensor_parallel_size: int = Field(default=1, ge=1)
+    """Workers that share the weights of one engine; on GPUs, one GPU for each."""
     device: Literal["cpu", "cuda"] = "cpu"
+    """Where the language model runs."""
     max_num_seqs: int = Field(default=64, ge=1)
+    """The most sequences that the engine computes in one step."""
     kv_cache_gib: int = Field(default=1, ge=1)
-    """KV cache per worker on CPU; vLLM takes whole GiB there. On a GPU, ``gpu_memory_utilization`` decides."""
+    """KV cache of each worker on a CPU, in whole GiB because vLLM takes no fractions. On a GPU,
+    ``gpu_memory_utilization`` decides."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """The share of the GPU memory that vLLM may use. It has no effect on a CPU."""
     prefill_chunk_tokens: int | None = Field(default=None, ge=1)
-    """The most tokens of one prompt in a step of the engine while other requests run. Fewer let streams flow more
-    evenly while long prompts come, whose own first tokens come later; without it vLLM's limit for all of a step holds.
-    """
+    """Maximum prompt tokens prefilled per engine step while other requests run. Lower values keep other streams
+    smooth and delay the first token of long prompts. Unset: vLLM's per-step limit."""
     enforce_eager: bool = False
+    """``true`` turns off compilation and CUDA graphs: a faster start, and slower steps on a GPU."""
     bind_cores: str | None = Field(default=None, pattern=rf"^{CORES}(\|{CORES})*$")
-    """CPU cores of the engine's workers as vLLM writes them: ``0|1`` gives each of two workers a core, ``0-3,6`` one
-    worker five. For cores that nothing else needs much: an engine without its own gives way to what it shares cores
-    with."""
+    """CPU cores that are reserved for the engine's workers, in vLLM's notation: ``0|1`` gives each of two workers
+    one core, ``0-3,6`` gives one worker five. An engine without reserved cores runs at low priority on shared ones."""
     transport: Literal["shared", "inline"] = "shared"
     """How embeddings reach the engine's workers: by shared memory, or within the request."""
     shared_bytes: int = Field(default=2**30, ge=1)
-    """What each replica holds of embeddings in shared memory, in use or kept for reuse; it counts as the machine's
-    memory. A request waits until there is room for its own."""
+    """Memory for embeddings in shared memory that each replica holds, in use or kept for reuse. It counts as the
+    machine's memory. A request waits until its own embeddings fit."""
     tool_call_parser: str | None = None
-    """vLLM's parser for tools that the model calls by itself (``tool_choice: auto``), such as ``hermes``."""
+    """vLLM's parser for tool calls that the model makes by itself (``tool_choice: auto``), such as ``hermes``.
+    Unset: such requests are refused."""
     routing: RoutingConfig = RoutingConfig()
+    """How conversations are spread over the decoders."""
 
     @model_validator(mode="after")
     def _devices_follow_from_tensor_parallel_size(self) -> Self:
@@ -180,7 +211,7 @@ class DecoderConfig(PoolConfig):
 
     @property
     def shares_cores(self) -> bool:
-        """Whether the engine computes on CPU cores that nothing reserves for it."""
+        """Whether the engine computes on CPU cores that are not reserved for it."""
         return self.device == "cpu" and self.bind_cores is None
 
     @property
@@ -191,19 +222,22 @@ class DecoderConfig(PoolConfig):
 
 
 class PrismConfig(Frozen):
-    """The root: one model, the rules for its pictures, and the four pools.
-
-    ``encode`` says where pictures are encoded. Today every model runs ``split``; ``colocated`` and ``auto`` are named
-    in the design for models whose vLLM class takes no outside embeddings, and are refused until they exist.
-    """
+    """The root of the tree: one model, the limits on its pictures, and the four pools."""
 
     model: ModelConfig = ModelConfig()
+    """The model that is served."""
     encode: Literal["split"] = "split"
+    """Where pictures are encoded. ``split``, in a pool of their own, is the only value so far."""
     media: MediaConfig = MediaConfig()
+    """Limits on pictures."""
     router: RouterConfig = RouterConfig()
+    """The Router pool: HTTP surface."""
     preprocessor: PreprocessorConfig = PreprocessorConfig()
+    """The preprocessor pool: CPU processes that prepare pictures."""
     encoder: EncoderConfig = EncoderConfig()
+    """The encoder pool: vision towers."""
     decoder: DecoderConfig = DecoderConfig()
+    """The decoder pool: vLLM engines."""
 
     @property
     def pools(self) -> tuple[PoolConfig, ...]:
@@ -211,9 +245,9 @@ class PrismConfig(Frozen):
 
     @property
     def pool_labels(self) -> list[str]:
-        """The Ray labels of all pools, each once."""
+        """The Ray labels of all pools, sorted and without duplicates."""
         return sorted({pool.resources.pool_label for pool in self.pools if pool.resources.pool_label is not None})
 
     def without_pool_labels(self) -> Self:
-        """The same on whatever nodes there are."""
+        """The same configuration without preferences about nodes."""
         return self.model_copy(update={name: getattr(self, name).without_label() for name in POOLS})

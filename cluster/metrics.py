@@ -1,4 +1,4 @@
-"""Prism's own metrics, and the joining of every process's metrics into one Prometheus text."""
+"""Prism's own metrics, and a function that merges the metrics of several processes into one Prometheus text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 REQUESTS: Final = Counter("prism_requests", "Requests that ended, by endpoint and HTTP status.", ["endpoint", "status"])
-IN_FLIGHT: Final = Gauge("prism_requests_in_flight", "Requests that this Router replica works on now.")
+IN_FLIGHT: Final = Gauge("prism_requests_in_flight", "Requests that hold a slot of this Router replica now.")
 ENGINE_REQUESTS: Final = Gauge(
     "prism_engine_requests",
-    "Requests that the decoder's engine holds now; vLLM's own gauge stands still while it is idle.",
+    "Requests that the decoder's engine holds now. vLLM's own gauge is not updated while the engine is idle.",
 )
 PICTURES: Final = Counter("prism_pictures", "Pictures that a stage has worked on.", ["stage"])
 CACHE_LOOKUPS: Final = Counter(
@@ -25,27 +25,29 @@ CACHE_LOOKUPS: Final = Counter(
     "kept by another encoder (lent), or new (miss).",
     ["outcome"],
 )
-CACHE_BYTES: Final = Gauge("prism_embedding_cache_bytes", "What the embeddings take that this replica keeps.")
+CACHE_BYTES: Final = Gauge("prism_embedding_cache_bytes", "Bytes of the embeddings that this replica keeps.")
 STAGE_S: Final = Histogram(
     "prism_stage_seconds",
-    "Where the time of answers went; the stages up to first_token add up to the time to the first token.",
+    "Seconds that answered requests spent in each stage. "
+    "The stages up to first_token add up to the time to the first token.",
     ["stage"],
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 20, 60),
 )
-SHARED_BYTES: Final = Gauge("prism_shared_bytes", "What this decoder holds of embeddings in shared memory.")
+SHARED_BYTES: Final = Gauge("prism_shared_bytes", "Bytes of embeddings that this decoder holds in shared memory.")
 FIRST_PIECE_S: Final = Histogram(
     "prism_time_to_first_token_seconds",
-    "From when the Router has a streamed request to its first SSE event, the body's way in included.",
+    "Seconds from the arrival of a streamed request at the Router to its first SSE event, reading the body included.",
     ["endpoint"],
     buckets=(0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 20, 60),
 )
 
 
 def merge(texts: Iterable[tuple[Mapping[str, str], bytes]]) -> bytes:
-    """Joins Prometheus texts into one, each text's samples labelled with where they come from.
+    """Merges the Prometheus texts of several processes into one.
 
     Args:
-        texts: Pairs of the labels to add (``pool``, ``replica``) and a process's own text.
+        texts: Pairs of labels (``pool`` and ``replica``) and the text of one process. The labels are added to each of
+            its samples.
     """
     families: dict[str, Metric] = {}
     for labels, text in texts:

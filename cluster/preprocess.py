@@ -1,6 +1,7 @@
-"""Preprocess stage: turns a picture's bytes into patches for the vision tower.
+"""Preprocess stage: turns the bytes of a picture into patches for the vision tower.
 
-In: ``Picture`` (bytes). Out: ``Pixels`` (uint8 patches). Pure computation on one core; runs in a pool of processes.
+In: a ``Picture`` (bytes). Out: ``Pixels`` (uint8 patches). The work is pure computation on one core; each process of
+    the preprocessor pool does it for one picture at a time.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ if TYPE_CHECKING:
     from cluster.checkpoint import ProcessorSettings
 
 PILLOW_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""The formats that are read; all other decoders of Pillow's stay closed. JPEG covers MPO, which many phones write as
-.jpg."""
+"""The formats that Pillow may decode. All its other decoders stay unused. JPEG includes MPO, which many phones write
+as .jpg."""
 
 
 def preprocess(picture: Picture, settings: ProcessorSettings) -> Pixels:
-    """Decodes, orients, resizes and patchifies one picture.
+    """Decodes, orients, resizes and cuts up one picture.
 
     Raises:
-        InvalidPicture: The bytes do not decode, or the picture is too elongated.
+        InvalidPicture: The bytes do not decode, or the picture is too elongated. The error names the request's field.
     """
     try:
-        image = decode(picture.data, (picture.width, picture.height))
+        image = decode_image(picture.data, (picture.width, picture.height))
         patches, grid = patchify(image, settings)
     except InvalidPicture as error:
         error.param = picture.param
@@ -42,23 +43,23 @@ def preprocess(picture: Picture, settings: ProcessorSettings) -> Pixels:
     return Pixels(picture.digest, patches, grid)
 
 
-def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
-    """Decodes a picture's first frame to upright RGB, with transparency on white and 16-bit greys scaled to 8.
+def decode_image(data: bytes, size: tuple[int, int]) -> Image.Image:
+    """Decodes the first frame of a picture file to upright RGB. Transparent parts become white, and 16-bit greys 8-bit.
 
     Args:
         data: The file.
-        size: Its (width, height) as the media stage read and bounded them. A file in which Pillow finds another size is
-            refused before anything is allocated for it; which side is which does not count, for Pillow turns TIFFs at
-            once.
+        size: The (width, height) that the media stage has read from the header and checked. If Pillow finds another
+            size, the file is refused before memory is allocated for it. The order of the two sides does not matter,
+            because Pillow applies the orientation of TIFF files itself.
 
     Raises:
-        InvalidPicture: The bytes are not a whole picture in one of ``PILLOW_FORMATS``, or in a mode without a known
+        InvalidPicture: The bytes are not a whole picture in one of ``PILLOW_FORMATS``, or have a mode without a known
             white.
     """
     try:
         with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
             if sorted(image.size) != sorted(size):
-                raise InvalidPicture("The picture's header contradicts itself; save the picture anew.")
+                raise InvalidPicture("The picture's header contradicts itself; save the picture again.")
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
     except InvalidPicture:
@@ -76,30 +77,36 @@ def patchify(image: Image.Image, settings: ProcessorSettings) -> tuple[NDArray[n
     """Resizes an RGB picture as Qwen's processor does and cuts it into patches.
 
     Returns:
-        [num_patches, 3 · patch · patch] uint8 in Qwen's order (merge blocks together), and the grid that they form.
-        Qwen's processor repeats a still frame along time; here it stands once.
+        [num_patches, 3 · patch · patch] uint8 in Qwen's order (the patches of a merge block are neighbours), and the
+        grid of the patches. Qwen's processor repeats a picture as two equal frames; here it stands once.
 
     Raises:
-        InvalidPicture: One side is over 200 times as long as the other.
+        InvalidPicture: One side is more than 200 times as long as the other.
 
-    Source: ``Qwen2VLImageProcessor`` of transformers 5.19. Its resize on uint8 is torch's antialiased bicubic, which
-    differs from Pillow's own by up to five levels, so the same call is made here.
+    Source: ``Qwen2VLImageProcessor`` of transformers 5.19. It resizes uint8 with torch's antialiased bicubic filter,
+        which differs from Pillow's by up to five levels, so this function calls torch too.
     """
     height, width = smart_resize(image.height, image.width, settings)
-    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # [3, height, width]
     if (height, width) != (image.height, image.width):
         tensor = interpolate(tensor[None], size=(height, width), mode="bicubic", antialias=True)[0]
     patch, merge = settings.patch_size, settings.merge_size
     rows, columns = height // patch, width // patch
+    # [3, block_rows, merge_y, patch_y, block_columns, merge_x, patch_x]
     blocks = tensor.reshape(3, rows // merge, merge, patch, columns // merge, merge, patch)
-    return blocks.permute(1, 4, 2, 5, 0, 3, 6).reshape(rows * columns, -1).numpy(), (1, rows, columns)
+    # [block_rows, block_columns, merge_y, merge_x, 3, patch_y, patch_x], flattened to [num_patches, 3 · patch · patch]
+    patches = blocks.permute(1, 4, 2, 5, 0, 3, 6).reshape(rows * columns, -1)
+    return patches.numpy(), (1, rows, columns)
 
 
 def smart_resize(height: int, width: int, settings: ProcessorSettings) -> tuple[int, int]:
-    """The size to bring a picture to: sides divisible by patch · merge, area within the settings, aspect kept.
+    """The height and width to resize a picture to, in pixels.
+
+    Both are multiples of patch · merge, the area is within the settings, and the aspect ratio is kept as far as
+    possible.
 
     Raises:
-        InvalidPicture: One side is over 200 times as long as the other.
+        InvalidPicture: One side is more than 200 times as long as the other.
 
     Source: ``smart_resize`` of Qwen2-VL (arXiv 2409.12191, section 2.1), as in transformers 5.19.
     """

@@ -1,8 +1,9 @@
-"""Who comes first on CPU cores that pools share: who carries tokens, and an engine that has no cores of its own comes
+"""The niceness of processes and threads that share CPU cores: token-carrying ones first, an engine on shared cores
 last.
 
-Linux's niceness, on top of what a process starts with: a step is a quarter more or less of a core, as far as others
-want it. What is not named here talks to clients or engines. It needs little, and somebody waits for it.
+The values are Linux's niceness, added to the niceness of the process. Each step means about a quarter more or less CPU
+time, as long as others want the core. Everything that is not named here talks to clients or engines; it needs little
+CPU time, and somebody waits for it, so it stays at 0.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ if TYPE_CHECKING:
     from cluster.config import DecoderConfig
 
 SHARING_ENGINE: Final = 15
-"""Of an engine that no core is reserved for: a thirtieth of what pictures get. It computes all the time; a new picture
-would have a third of a core. Encoded first, it joins steps that are made anyway. With eight users of windows of
-pictures on two cores, a tenth took the mean time to the first token from 0.70 to 0.42 s, and the gaps between tokens
-stayed what they were."""
+"""Niceness of an engine without reserved cores; it gets about a thirtieth of the CPU time of the vision tower. The
+engine always has work, while a new picture would otherwise get only a third of a core. A picture that is encoded
+early joins engine steps that are made anyway. Measured (eight users with windows of pictures, two cores): mean time
+to first token 0.70 s at niceness 0 → 0.42 s at a tenth of the CPU time; the gaps between tokens did not change."""
 
 PICTURES_BESIDE_ENGINE: Final = 5
-"""Of the threads that preprocess and encode, where engines compute on cores or GPUs of their own: a third of what a
-thread at 0 gets. Else pictures would push those who carry tokens onto the engines' cores: beside text streams on two
-cores, one for the decoder and one for the encoder, the longest gap while pictures came was 16 ms with them at 0, 11 ms
-so (median of five)."""
+"""Niceness of preprocessing and encoding threads when engines have dedicated cores or GPUs; about a third of a
+niceness-0 thread's CPU share. Without it they push token-carrying processes onto the engines' cores. Measured (text
+streams, two cores, one for the decoder and one for the encoder): longest gap while pictures arrive 16 ms at 0 → 11
+ms at 5, median of five."""
 
 
 def of_pictures(decoder: DecoderConfig) -> int:
-    """Of the threads that preprocess and encode.
+    """Niceness of the threads that preprocess and encode.
 
-    Where engines give way already, pictures need not: with them at 0, mean times to the first token were 0.31 s for
-    those eight users, 0.35 s at 5 (four starts of both, in alternation).
+    It is 0 when engines run at low priority on shared cores. Measured (eight users with windows of pictures, two cores,
+    four starts of each in alternation): mean time to first token 0.35 s at 5 → 0.31 s at 0.
     """
     return 0 if decoder.shares_cores else PICTURES_BESIDE_ENGINE

@@ -1,4 +1,4 @@
-"""Segments of shared memory (``/dev/shm``) that processes leave behind when they are killed."""
+"""Finds and removes segments of shared memory (files in ``/dev/shm``) that killed processes leave behind."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ FOLDER: Final = "/dev/shm/"  # noqa: S108 - nothing is created there
 
 
 def held_by(processes: Iterable[psutil.Process]) -> set[Path]:
-    """The segments that processes have mapped now and that still have a name, and the semaphores named after them by
-    loky."""
+    """The named segments that processes have mapped now, and the semaphores that loky has named after the processes."""
     found: set[Path] = set()
     for process in processes:
         found.update(Path(FOLDER).glob(f"sem.loky-{process.pid}-*"))
@@ -28,7 +27,7 @@ def held_by(processes: Iterable[psutil.Process]) -> set[Path]:
 
 
 def unlink(segments: set[Path]) -> None:
-    """Removes those of the segments that nobody holds any more."""
+    """Removes those of the segments that no process has mapped any more."""
     if segments:
         for segment in segments - held_by(psutil.process_iter()):
             segment.unlink(missing_ok=True)

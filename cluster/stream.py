@@ -1,7 +1,8 @@
-"""Stream stage: carries SSE text from a decoder to the client, and ends it properly whatever happens.
+"""Stream stage: carries SSE text from a decoder to the client, and always ends the stream properly.
 
-In: SSE text as the decoder makes it. Out: the same bytes. Once a stream has begun, an error can no longer be a status:
-    it becomes an ``error`` event followed by ``[DONE]``, so that a client never takes a broken answer for a whole one.
+In: SSE text as the decoder makes it. Out: the same bytes. An error in the middle of a stream can no longer become an
+    HTTP status. It becomes an ``error`` event followed by ``[DONE]``, so that no client takes a broken answer for a
+    whole one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ DONE: Final = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A request's first piece, and what follows it: SSE text for a stream, JSON otherwise."""
+    """An answer from its first piece on.
+
+    ``first`` and ``rest`` are SSE text if ``stream`` is true, and parts of one JSON text otherwise. ``wants_waterfall``
+    says that the client asked for the header ``Server-Timing``.
+    """
 
     first: str
     rest: AsyncGenerator[str]
@@ -33,14 +38,13 @@ class Answer:
 
 
 async def relay(first: str, rest: AsyncGenerator[str], ended: Callable[[int], None]) -> AsyncGenerator[bytes]:
-    """Passes a stream on; an error in mid-stream becomes its last events.
+    """Yields a stream as bytes. An error becomes the stream's last events.
 
     Args:
-        first: The stream's first piece.
-        rest: What follows.
-        ended: Told the status that the stream would have had, once its last piece has been taken or its error is known.
-            Not
-            called where the client leaves.
+        first: The first piece.
+        rest: The other pieces. It is closed when this generator is.
+        ended: Called with an HTTP status when the last piece was taken or an error is known: the status that the stream
+            would have had. It is not called when the client leaves.
     """
     yield first.encode()
     try:
@@ -50,7 +54,7 @@ async def relay(first: str, rest: AsyncGenerator[str], ended: Callable[[int], No
     except PrismError as error:
         ended(error.status)
         yield error_event(error) + DONE
-    except Exception:  # the edge of the process: a client must never take a broken answer for a whole one
+    except Exception:  # the edge of the process
         log.exception("a stream broke")
         ended(InternalError.status)
         yield error_event(InternalError("Prism failed in the middle of this answer; its log says why.")) + DONE
@@ -59,5 +63,5 @@ async def relay(first: str, rest: AsyncGenerator[str], ended: Callable[[int], No
 
 
 def error_event(error: PrismError) -> bytes:
-    """An error as one SSE event, in the OpenAI API's shape."""
+    """An error as one SSE event, in the shape of the OpenAI API."""
     return f"data: {json.dumps(error.to_openai())}\n\n".encode()

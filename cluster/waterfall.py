@@ -1,8 +1,9 @@
-"""The waterfall of a request: where the time to its first token went, stage by stage.
+"""The waterfall of a request: how long each stage took, up to the first token and to the end.
 
-Each process measures its own stretches on its own clock and hands them on with what it made; no two clocks are
-compared. What lies between the processes is what is left: ``transfer``. So the stages up to ``first_token`` add up to
-the Router's time from the first byte of a request to the first piece of its answer, whatever happens in between.
+Each process measures its own stages on its own clock and sends the times along with its result. Clocks of different
+processes are never compared. The Router knows how long it waited in all; the part that no stage explains is
+``transfer``. So the stages up to ``first_token`` always add up to the Router's time from the first byte of a request to
+the first piece of its answer.
 """
 
 from __future__ import annotations
@@ -18,24 +19,25 @@ if TYPE_CHECKING:
     from cluster.messages import Spent
 
 STAGES: Final = {
-    "ingress": "the proxies in front of the Router, where one sets X-Request-Start",
-    "receive": "the body's bytes on their way in",
-    "parse": "reading the body",
-    "fetch": "pictures from their URLs to bounded bytes",
-    "preprocess_queue": "the way to a preprocessor, and its earlier pictures",
+    "ingress": "the time in proxies before the Router, if one of them sets X-Request-Start",
+    "receive": "receiving the body",
+    "parse": "parsing and checking the body",
+    "fetch": "turning picture URLs into bounded bytes",
+    "preprocess_queue": "the call to a preprocessor, and waiting for its earlier pictures",
     "preprocess": "decoding, resizing and cutting up the picture",
-    "encode_queue": "the encoder's earlier pictures, and the wait for a batch",
+    "encode_queue": "waiting for the encoder's earlier pictures, and for a batch",
     "encode": "the vision tower",
-    "cache_hit": "instead of these four: the decoder, which takes no time for it, or an encoder still had the embedding",
-    "join": "instead of these four: it was being encoded for another request",
-    "transfer": "calls between processes and the embedding's way to the decoder: what no other stage explains",
-    "render": "chat template, tokens and embeddings for the engine",
-    "decode_queue": "the engine's earlier requests",
+    "cache_hit": "instead of these four: the embedding was still kept by an encoder, or by the decoder in no time",
+    "join": "instead of these four: the embedding was already being made for another request",
+    "transfer": "calls between processes and the embedding's way to the decoder: the rest that no stage explains",
+    "render": "applying the chat template, tokenizing, and preparing embeddings for the engine",
+    "decode_queue": "waiting for the engine's earlier requests",
     "prefill": "the engine's pass over the prompt, up to the first token",
-    "first_token": "from the engine to text",
+    "first_token": "the first token's way from the engine to text",
     "stream": "from the first piece of the answer to the last",
 }
-"""In a request's order. Of several pictures, the one counts that was ready last."""
+"""The stages in a request's order. When a request has several pictures, the times are those of the picture that was
+ready last."""
 
 INGRESS: Final = "ingress"
 LAST: Final = "stream"
@@ -44,9 +46,10 @@ MAX_DIGITS: Final = 20
 
 
 def ingress_s(request_start: str | None, now_s: float) -> float | None:
-    """How long a request has been on its way, by the header ``X-Request-Start: t=<microseconds since 1970>``.
+    """Seconds since the header ``X-Request-Start: t=<microseconds since 1970>`` was set.
 
-    None where it is missing, is not like this, or cannot be true: it may be the client's, or of a clock that is wrong.
+    The result is None if the header is missing, malformed, or gives an impossible time: a client may have sent it, or
+    the proxy's clock may be wrong.
     """
     digits = (request_start or "").removeprefix("t=")
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= MAX_DIGITS):
@@ -56,11 +59,11 @@ def ingress_s(request_start: str | None, now_s: float) -> float | None:
 
 
 class Waterfall:
-    """One request's stages, filled as it passes through the Router.
+    """The stages of one request, filled in while it passes through the Router.
 
     Args:
-        ingress_s: How long the request was on its way here, if that is known.
-        clock: Gives seconds.
+        ingress_s: Seconds that the request spent on its way to the Router, if known.
+        clock: A monotonic clock in seconds.
     """
 
     def __init__(self, ingress_s: float | None = None, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -69,20 +72,22 @@ class Waterfall:
         self.spent: Final[Spent] = {} if ingress_s is None else {INGRESS: ingress_s}
 
     def reach(self, stage: str) -> None:
-        """Books the time since the last mark under a stage that has just ended."""
+        """Adds the time since the last call to a stage that has just ended."""
         now = self._clock()
         self.spent[stage] = self.spent.get(stage, 0.0) + now - self._mark
         self._mark = now
 
     def reach_first_piece(self, elsewhere: Spent) -> None:
-        """Books the time since the last mark: what other processes measured of it, and the rest as ``transfer``."""
+        """Adds the time since the last call: first the seconds by stage that other processes measured
+        (``elsewhere``), then the rest as ``transfer``."""
         self.spent.update(elsewhere)
         self.reach("transfer")
         self.spent["transfer"] -= sum(elsewhere.values())
 
     @property
     def ttft_s(self) -> float:
-        """Seconds from when the Router had the request to the first piece of its answer. What proxies say is not in it."""
+        """Seconds from the arrival of the request at the Router to the first piece of its answer; ``ingress`` is not
+        included."""
         return sum(seconds for stage, seconds in self.spent.items() if stage not in (INGRESS, LAST))
 
     def observe(self) -> None:
@@ -91,7 +96,7 @@ class Waterfall:
             STAGE_S.labels(stage).observe(seconds)
 
     def milliseconds(self) -> Spent:
-        """The stages in order, for a log line."""
+        """The stages in order, in milliseconds, for a log line."""
         return {stage: round(self.spent[stage] * 1000, 3) for stage in STAGES if stage in self.spent}
 
     def server_timing(self) -> str:

@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl import image_processing_qwen2_vl as reference
 from cluster.checkpoint import ProcessorSettings
 from cluster.errors import InvalidPicture
 from cluster.messages import Picture
-from cluster.preprocess import decode, patchify, preprocess, smart_resize
+from cluster.preprocess import decode_image, patchify, preprocess, smart_resize
 from tests.helpers.pictures import BROKEN, NO_PICTURES, SAMPLES, encoded, png, scene
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def test_patches_equal_the_hugging_face_processors(size: tuple[int, int], proces
 def test_files_give_the_hugging_face_processors_patches(name: str, processor: Any) -> None:
     """What is decoded from an opaque file of any format gives the library's patches."""
     sample = SAMPLES[name]
-    assert_like_reference(decode(sample.data, sample.size), QWEN, processor)
+    assert_like_reference(decode_image(sample.data, sample.size), QWEN, processor)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_smart_resize_equals_the_librarys() -> None:
 def test_every_format_and_mode_decodes_to_what_a_viewer_shows(name: str) -> None:
     """Greys, palettes, inks, 16 bits and transparency become the RGB that numpy computes, on white."""
     sample = SAMPLES[name]
-    image = decode(sample.data, sample.size)
+    image = decode_image(sample.data, sample.size)
     assert image.mode == "RGB"
     assert image.size == sample.size
     off = np.abs(np.asarray(image).astype(int) - sample.rgb)
@@ -156,7 +156,7 @@ def test_exif_orientation_turns_the_picture_upright(name: str, orientation: int)
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if name == "WEBP" else {"quality": 95} if name == "JPEG" else {}
-    image = decode(encoded(stored, name, exif=exif, **options), (stored.shape[1], stored.shape[0]))
+    image = decode_image(encoded(stored, name, exif=exif, **options), (stored.shape[1], stored.shape[0]))
     upright = TURNS[orientation](stored)
     assert image.size == (upright.shape[1], upright.shape[0])
     off = np.abs(np.asarray(image).astype(int) - upright)
@@ -169,7 +169,7 @@ def test_a_deep_grey_is_turned_too(orientation: int) -> None:
     stored = scene()[..., 0].astype(np.uint16) << 8
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image = decode(encoded(Image.fromarray(stored), "PNG", exif=exif), (stored.shape[1], stored.shape[0]))
+    image = decode_image(encoded(Image.fromarray(stored), "PNG", exif=exif), (stored.shape[1], stored.shape[0]))
     np.testing.assert_array_equal(np.asarray(image)[..., 0], TURNS[orientation]((stored >> 8).astype(np.uint8)))
 
 
@@ -186,7 +186,7 @@ def test_what_is_no_whole_picture_is_refused(data: bytes) -> None:
 def test_pillow_formats_that_are_not_ours_stay_closed() -> None:
     """A format that Pillow could read, but that Prism does not list, is not even tried."""
     with pytest.raises(InvalidPicture, match="PNG, JPEG, WebP, GIF, BMP or TIFF"):
-        decode(NO_PICTURES["ppm"], (46, 34))
+        decode_image(NO_PICTURES["ppm"], (46, 34))
 
 
 def test_a_second_header_is_refused_before_it_is_believed() -> None:
