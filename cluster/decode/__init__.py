@@ -1,16 +1,18 @@
-"""Decode stage: vLLM with no vision tower, and vLLM's own OpenAI layer, in one process.
+"""Decode stage: runs vLLM without a vision tower, and vLLM's own OpenAI layer, in one process.
 
-In: ``Call`` and the embeddings that it names. Out: a JSON answer, or SSE text as it is made. This package is the only
-place that imports vllm, whose internal API moves with every release:
+In: a ``Call`` and the embeddings that it names. Out: a JSON answer, or SSE text piece by piece. No other package
+    imports vllm, because vLLM's internal API changes with every release.
 
-    engine.py      starts and stops the engine                     (vLLM's launcher, without its HTTP server)
-    answer.py      one call → vLLM's serving objects → bytes
-    refusals.py    what vLLM says against a request → our errors
-    placement.py   keeps text from taking the place of a picture
-    worker.py      what each of vLLM's workers gains
-    embeddings.py  what of embeddings may reach the engine
-    transport.py   the two ways in for embeddings, one interface
-    inline.py      the inline way: within the request             (through vLLM's media connector)
-    shared.py      the shared way: by shared memory               (with store.py, who has room, and segment.py, one
-    file) connector.py   the shared way's other end, in vLLM's processes
+start.py      starts the engine and the serving objects, as vLLM's launcher does, without an HTTP server
+engine.py     the running engine: health, statistics, end
+answer.py     runs one call through vLLM's OpenAI layer
+flags.py      the flags and environment variables of vLLM that a configuration comes to
+cores.py      binds the engine to CPU cores, or lowers its priority
+bounds.py     limits on what a request may ask of the engine
+placement.py  refuses text that would take the place of a picture in the prompt
+refusals.py   turns vLLM's refusals into Prism's errors
+coalesce.py   joins pieces of streams while many streams run
+stats.py      reads vLLM's statistics: the times of one request, and how busy the engine is
+worker.py     a method that vLLM's workers gain
+transport/    how embeddings reach the engine: within the request, or by shared memory
 """

@@ -1,4 +1,4 @@
-"""One call through vLLM's OpenAI layer: bytes of JSON, or SSE text as the engine makes it."""
+"""Runs one call through vLLM's OpenAI layer: the result is a JSON text, or SSE text as the engine makes it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger(__name__)
 
 MAX_PIECE_CHARS: Final = 2**20 - 2**10
-"""Four bytes each at most, and gRPC carries 4 MiB at a time."""
+"""A character has at most four bytes, and gRPC carries at most 4 MiB in a message."""
 
 Request = TypeVar("Request", bound=BaseModel)
 
@@ -38,18 +38,25 @@ Request = TypeVar("Request", bound=BaseModel)
 async def generate(
     engine: Engine, call: Call, embeddings: Mapping[Digest, Embedding], spent: Spent
 ) -> AsyncGenerator[FirstPiece | str]:
-    """Runs one call. A stream yields SSE text piece by piece, anything else yields its JSON.
+    """Runs one call. A stream yields SSE text piece by piece; any other call yields its JSON text.
 
-    Closing the iterator, or cancelling its task, frees the engine's slot.
+    The first item is a ``FirstPiece``. Closing the iterator, or cancelling its task, frees the engine's slot.
+
+    Args:
+        engine: The running engine.
+        call: The request.
+        embeddings: The embedding of each picture that the call names.
+        spent: Seconds by stage that the embeddings took; the first piece carries them on.
 
     Raises:
-        EmbeddingLost: An embedding was not there any more when the engine came to it; it has to be offered again.
-        PrismError: For what vLLM refuses, before the first piece is out, so that the client gets a proper status.
+        EmbeddingLost: An embedding was gone before the engine read it; the caller must pull it again.
+        PrismError: vLLM refused the request. This is raised before the first item, so that the client gets a proper
+            status.
     """
     async with engine.transport.offered(call.request_id, embeddings) as handoff:
-        del embeddings  # what the engine needs of them, the handoff has
+        del embeddings  # the handoff holds what the engine needs of them
         try:
-            async with aclosing(_answer(engine, call, handoff, spent)) as pieces:
+            async with aclosing(_run(engine, call, handoff, spent)) as pieces:
                 async for piece in pieces:
                     yield piece
         except InternalError as error:
@@ -61,7 +68,7 @@ async def generate(
 
 
 async def warm_up(engine: Engine) -> None:
-    """Runs one picture through, so that no client waits for what vLLM does on first use."""
+    """Sends one blank picture through the engine, so that no client waits for what vLLM does on first use."""
     shape = engine.embedding_shape
     rows = np.zeros((1, shape.row_bytes), dtype=np.uint8)
     blank = Embedding("0" * 64, rows, shape.dtype, (1, shape.merge_size, shape.merge_size))
@@ -71,21 +78,21 @@ async def warm_up(engine: Engine) -> None:
         pass
 
 
-async def _answer(engine: Engine, call: Call, handoff: Handoff, spent: Spent) -> AsyncGenerator[FirstPiece | str]:
+async def _run(engine: Engine, call: Call, handoff: Handoff, spent: Spent) -> AsyncGenerator[FirstPiece | str]:
     times = watch()
     result = await _begin(engine, call, handoff)
     if isinstance(result, BaseModel):
         first, *rest = _cut(result.model_dump_json())
-        yield FirstPiece(first, {**spent, **times.spent(streams=False)})
+        yield FirstPiece(first, {**spent, **times.spent(is_stream=False)})
         for part in rest:
             yield part
         return
     async with aclosing(_checked(result, engine, call)) as chunks:
         begun = await anext(chunks)
-        if call.endpoint == "chat":  # it only names the role: whoever waits for a token waits for the next
+        if call.endpoint == "chat":  # the first chunk only names the role; the next one has the first token
             begun += await anext(chunks, "")
         first, *rest = _cut(begun)
-        yield FirstPiece(first, {**spent, **times.spent(streams=True)})
+        yield FirstPiece(first, {**spent, **times.spent(is_stream=True)})
         for part in rest:
             yield part
         engine.num_streams += 1
@@ -99,12 +106,12 @@ async def _answer(engine: Engine, call: Call, handoff: Handoff, spent: Spent) ->
 
 
 def _cut(text: str) -> list[str]:
-    """The text in parts that one message between processes can carry; whoever reads it puts them together again."""
+    """The text in parts that one message between processes can carry. The reader joins them again."""
     return [text[start : start + MAX_PIECE_CHARS] for start in range(0, len(text), MAX_PIECE_CHARS)] or [text]
 
 
 async def _checked(chunks: AsyncGenerator[str], engine: Engine, call: Call) -> AsyncGenerator[str]:
-    """The chunks of a stream; one that reports an error is raised."""
+    """Yields the chunks of a stream, and raises the error that a chunk reports."""
     async with aclosing(chunks):
         async for chunk in chunks:
             if reported := chunk_refusal(chunk, call.body):
@@ -113,14 +120,14 @@ async def _checked(chunks: AsyncGenerator[str], engine: Engine, call: Call) -> A
 
 
 async def _begin(engine: Engine, call: Call, handoff: Handoff) -> Any:
-    """Has vLLM render the request and start on it; gives its whole answer, or the iterator of a stream."""
+    """Has vLLM render the request and start on it. The result is vLLM's whole answer, or the iterator of a stream."""
     try:
         result = await _serve(engine, call, _with_parts(call.body, handoff))
     except ValidationError as error:
         raise invalid_field(error, call.body) from None
     except PrismError:
         raise
-    except Exception as error:  # whatever vLLM raises, it says itself which status that is
+    except Exception as error:  # vLLM itself knows the status of its exceptions
         refused = engine_died() if engine.is_dead else refusal(error, call.body)
         if isinstance(refused, InternalError):
             log.exception("request %s failed", call.request_id)
@@ -146,7 +153,7 @@ async def _serve(engine: Engine, call: Call, body: dict[str, Any]) -> Any:
             text = _read(DetokenizeRequest, body)
             tokenization.renderer.validate_token_ids(
                 text.tokens
-            )  # as for a prompt: the tokenizer would skip others in silence
+            )  # as for a prompt: the tokenizer would silently skip unknown ids
             return await tokenization.create_detokenize(text, None)
 
 
@@ -165,7 +172,7 @@ def _num_pictures(body: dict[str, Any]) -> int:
 
 
 def _with_parts(body: dict[str, Any], handoff: Handoff) -> dict[str, Any]:
-    """Puts vLLM's part for an embedding where the Router left a picture's digest; all else stays as it is."""
+    """The body with vLLM's content part for an embedding in place of each digest that the Router put there."""
     if not handoff.parts:
         return body
     messages = [

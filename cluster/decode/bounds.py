@@ -1,4 +1,5 @@
-"""What a request may ask of the engine, judged after vLLM has read its fields: it takes "7" and 7.0 for 7."""
+"""Limits on what a request may ask of the engine, checked after vLLM has parsed the fields: it reads "7" and 7.0 as
+7."""
 
 from __future__ import annotations
 
@@ -13,14 +14,15 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 MAX_ANSWERS: Final = 256
-"""Answers to one request, ``n`` to each prompt. vLLM would take 16384, and serve nobody else for 45 s."""
+"""The most answers to one request: ``n`` for each of its prompts. vLLM would allow 16384, and serve nobody else for
+45 s."""
 
 
 def check_bounds(request: BaseModel) -> None:
-    """Refuses what vLLM takes and should not: numbers that cannot be sent to its engine, and too many answers.
+    """Refuses values that vLLM accepts and should not: numbers that its engine cannot receive, and too many answers.
 
     Raises:
-        InvalidField: Names the field.
+        InvalidField: A value is out of bounds; ``param`` names its field.
     """
     for param, value in _numbers(request):
         if not (math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**63):
@@ -33,7 +35,8 @@ def check_bounds(request: BaseModel) -> None:
 
 
 def _numbers(request: BaseModel) -> Iterator[tuple[str, int | float]]:
-    """The numbers that vLLM sends on to its engine as they are: a field's value, or a value of its object."""
+    """Pairs of a path and a number, for each number that vLLM sends to its engine: fields, and values of their
+    objects."""
     for name, value in request:
         inner = value if isinstance(value, dict) else getattr(value, "__dict__", {})
         fields: dict[str, Any] = {f"{name}.{key}": part for key, part in inner.items()} or {name: value}

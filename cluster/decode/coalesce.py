@@ -1,4 +1,5 @@
-"""Joins pieces of streams when there are many: their way to the client costs per piece, not per token."""
+"""Joins pieces of streams while many streams run: sending a piece to the client costs the same for one token as for
+many."""
 
 from __future__ import annotations
 
@@ -10,25 +11,25 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
 WAIT_PER_STREAM_S: Final = 0.002
-"""So a decoder sends 500 pieces a second at most, over all its streams: chosen, not measured."""
+"""Seconds. It limits a decoder to 500 pieces a second over all its streams. The value is chosen, not measured."""
 MAX_WAIT_S: Final = 0.05
-"""What a reader does not see."""
+"""Seconds: a delay that a reader does not notice."""
 
 
 def wait_s(num_streams: int) -> float:
-    """How long a piece may be held back, in seconds: not at all where one stream runs alone."""
+    """How long a piece may be delayed, in seconds. A single stream is never delayed."""
     return min((num_streams - 1) * WAIT_PER_STREAM_S, MAX_WAIT_S) if num_streams > 1 else 0.0
 
 
 async def coalesced(pieces: AsyncGenerator[str], num_streams: Callable[[], int]) -> AsyncGenerator[str]:
-    """The same text in pieces that are joined under load: the first goes out at once, each later one after a short
-    wait.
+    """Yields the same text in fewer pieces. The first piece is yielded at once, and later ones after a short wait.
 
-    Closing it, or cancelling its task, ends ``pieces``; an error of theirs is raised after what came before it.
+    If this generator is closed or its task is cancelled, ``pieces`` is closed too. An error of ``pieces`` is raised
+    after the text that came before it.
 
     Args:
         pieces: Text as it is made.
-        num_streams: How many streams the process carries now.
+        num_streams: Gives the number of streams that the process carries now.
     """
     ready: list[str] = []
     news = asyncio.Event()

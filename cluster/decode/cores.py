@@ -1,4 +1,4 @@
-"""CPU cores of the engine: those that are reserved for it, or its niceness on cores that it shares."""
+"""The engine's CPU cores: it is bound to cores that are reserved for it, or runs at low priority on shared ones."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MAX_NICENESS: Final = 19
 
 
 def bind_cores(decoder: DecoderConfig) -> None:
-    """Binds an engine of one worker to its reserved cores, or lowers its priority on shared ones. vLLM binds several
-    workers."""
+    """Binds an engine with one worker to its reserved cores, or lowers its priority on shared ones. vLLM itself
+    binds several workers."""
     if decoder.shares_cores:
         _let_others_first()
     elif decoder.device == "cpu" and decoder.tensor_parallel_size == 1:
@@ -26,7 +26,7 @@ def bind_cores(decoder: DecoderConfig) -> None:
 
 
 def _bind(cores: set[int]) -> None:
-    """Binds the engine's threads to the cores that it has for itself; those that it starts later inherit it."""
+    """Binds all threads of the engine to the given cores. Threads that start later inherit this."""
     for process in psutil.Process().children(recursive=True):
         for thread in process.threads():
             with contextlib.suppress(ProcessLookupError):
@@ -34,10 +34,10 @@ def _bind(cores: set[int]) -> None:
 
 
 def _let_others_first() -> None:
-    """Gives the engine's main thread what its cores' other users leave.
+    """Lowers the priority of the engine's main thread.
 
-    It computes, and where a decoder has less than two CPUs no other thread does; those that talk to others stay as they
-    are.
+    This thread computes. Where a decoder has fewer than two CPUs it is the only one that does. The threads that talk to
+    other processes keep their priority.
     """
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -48,7 +48,7 @@ class Engine:
         self._log = log
         self._segments = segments
         self.num_streams = 0
-        """Answers that are sent token by token now."""
+        """Answers that are streamed now."""
 
     def find_embedding(self, digest: Digest) -> Embedding | None:
         """The embedding of a picture, if the transport still holds it from an earlier request."""
@@ -59,7 +59,7 @@ class Engine:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the engine's process is gone."""
+        """Whether the engine's process has ended."""
         return bool(self._llm.errored)
 
     @property
@@ -69,7 +69,7 @@ class Engine:
 
     @property
     def kv_tokens(self) -> int:
-        """How many tokens the KV cache takes."""
+        """The number of tokens that fit into the KV cache."""
         cache = self._llm.vllm_config.cache_config
         return int(cache.block_size * (cache.num_gpu_blocks or 0))
 
@@ -77,7 +77,7 @@ class Engine:
         """How busy the engine is: requests waiting and running, prompt tokens still to prefill, used share of the KV
         cache."""
         for_room = self.transport.num_waiting
-        if not self.num_requests:  # the scheduler's last word may be of a step before the end
+        if not self.num_requests:  # the scheduler's last report may be older than the last end of a request
             return {"waiting": for_room, "running": 0, "queued_tokens": 0, "kv_use": 0.0}
         running = min(self._log.num_running, self.num_requests)
         return {
@@ -88,18 +88,20 @@ class Engine:
         }
 
     async def check_health(self) -> None:
-        """Raises:
-        PoolUnavailable: The engine's process is gone; only a new replica helps.
+        """Checks that the engine's process is alive.
+
+        Raises:
+            PoolUnavailable: The process has ended; the replica must be replaced.
         """
         if self.is_dead:
             raise engine_died()
 
     async def parameter_names(self) -> list[list[str]]:
-        """The name of every weight, worker by worker: none of a vision tower, or the split is not one."""
+        """The names of all weights, worker by worker. Tests use it to see that no worker holds a vision tower."""
         return list(await self._llm.collective_rpc("parameter_names"))
 
     def stop(self) -> None:
-        """Ends the engine's processes, and removes what shared memory they leave when they were killed."""
+        """Ends the engine's processes, and removes shared memory that they leave if they were killed."""
         self._llm.shutdown()
         self.transport.close()
         shared_memory.unlink(self._segments)

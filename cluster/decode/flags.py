@@ -1,4 +1,4 @@
-"""The engine's settings: the flags of ``vllm serve`` and the environment variables that a configuration comes to."""
+"""The flags of ``vllm serve`` and the environment variables of vLLM that a configuration comes to."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ if TYPE_CHECKING:
     from cluster.config import PrismConfig
 
 ONEDNN_PRIMITIVES: Final = 64
-"""What oneDNN keeps of its compiled matrix products, one for each shape. By itself it keeps 1,024: 150 MiB after five
-minutes of the demo's load, and growing after twenty, for no gain in speed."""
+"""The compiled matrix products that oneDNN keeps, one for each shape. Its own default is 1,024. Measured (demo's
+load): that takes 150 MiB after five minutes and still grows after twenty, and is not faster."""
 
 
 def engine_flags(config: PrismConfig) -> list[str]:
-    """The engine's settings as flags of ``vllm serve``, so that a flag's meaning is looked up in one place: vLLM's
-    manual."""
+    """The engine's settings as flags of ``vllm serve``; vLLM's manual explains them."""
     decoder, model = config.decoder, config.model
     flags: dict[str, Any] = {
         "model": Checkpoint(model).path,
@@ -55,7 +54,7 @@ def engine_flags(config: PrismConfig) -> list[str]:
 
 
 def set_environment(config: PrismConfig) -> None:
-    """Sets the environment variables that vLLM reads when it is imported; call it before that."""
+    """Sets the environment variables of vLLM. Call it before vLLM is imported, because vLLM reads them then."""
     os.environ["VLLM_MEDIA_CONNECTOR"] = MEDIA_CONNECTOR
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     if config.decoder.device == "cpu":
@@ -65,7 +64,5 @@ def set_environment(config: PrismConfig) -> None:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.decoder.bind_cores  # read where there are several workers
             if config.decoder.tensor_parallel_size == 1:
                 os.environ["OMP_NUM_THREADS"] = str(len(config.decoder.cores))
-        if (
-            config.decoder.enforce_eager
-        ):  # vLLM compiles its sampler even so, for seconds in the middle of a first request
+        if config.decoder.enforce_eager:  # vLLM would still compile its sampler, for seconds of a first request
             os.environ["TORCHDYNAMO_DISABLE"] = "1"

@@ -1,4 +1,4 @@
-"""What vLLM says against a request, as one of Prism's errors: a status, a field and a sentence."""
+"""Turns vLLM's refusals of a request into Prism's errors, each with a status, a field and a sentence."""
 
 from __future__ import annotations
 
@@ -27,20 +27,25 @@ if TYPE_CHECKING:
 
 SSE_ERROR_PREFIX: Final = 'data: {"error"'
 MAX_MESSAGE_CHARS: Final = 600
-"""vLLM quotes what it refuses, which may be as long as the request."""
+"""vLLM quotes the value that it refuses, which may be as long as the request."""
 
 CONTEXT_WORDS: Final = ("maximum context length", "maximum model length")
 POINTER: Final = re.compile(r" \(parameter=.*\)$", re.DOTALL)
-"""What vLLM adds to a message for its own log."""
+"""A part that vLLM adds to a message for its own log."""
 
 
 def refusal(failure: Exception | ErrorResponse, body: Mapping[str, Any]) -> PrismError:
-    """The error for what vLLM raised or returned; ``body`` is the client's, whose fields an error may name."""
+    """The error for an exception or an error response of vLLM.
+
+    Args:
+        failure: The exception that vLLM raised, or the response that it returned.
+        body: The client's body; ``param`` names one of its fields, or none.
+    """
     if isinstance(failure, TypeError):
         return misread(failure)
     response = failure if isinstance(failure, ErrorResponse) else create_error_response(failure)
     status, message, param = response.error.code, _sentence(response.error.message), response.error.param
-    if status == 501:  # NotImplementedError: options that vLLM does not join
+    if status == 501:  # NotImplementedError: a combination of options that vLLM does not have
         status = 400
     if status >= 500:
         return InternalError(f"The decoder failed: {message}") if status == 500 else PoolUnavailable(message)
@@ -55,24 +60,29 @@ def refusal(failure: Exception | ErrorResponse, body: Mapping[str, Any]) -> Pris
 
 
 def invalid_field(error: ValidationError, body: Mapping[str, Any]) -> InvalidField:
-    """pydantic's refusal of a body. Each branch of a union complains; the complaint that reaches deepest fits best."""
+    """The error for pydantic's refusal of a body.
+
+    Each branch of a union reports its own errors. The one that points deepest into the body fits best.
+    """
     details, path = max(((details, _path(details, body)) for details in error.errors()), key=_aptness)
     field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
     message = details["msg"].removeprefix("Value error, ")
-    if not field and details["loc"]:  # tool calls are read late, and the error does not say where they stand
+    if not field and details["loc"]:  # tool calls are validated late, and the error does not say where they are
         field, message = "messages", f"in a tool call, {details['loc'][-1]}: {message}"
     return InvalidField(_sentence(f"{field}: {message}" if field else message), param=field or None)
 
 
 def misread(error: Exception) -> InvalidField:
-    """vLLM's readers stumble over values of the wrong kind before pydantic gets to say so."""
-    message = f"A field's value is of the wrong kind, such as a string in place of an object ({type(error).__name__}: {error})."
+    """The error for a value of the wrong kind on which vLLM's own parsing fails before pydantic's."""
+    message = (
+        "A field's value is of the wrong kind, such as a string in place of an object "
+        f"({type(error).__name__}: {error})."
+    )
     return InvalidField(_sentence(message))
 
 
 def chunk_refusal(chunk: str, body: Mapping[str, Any]) -> PrismError | None:
-    """The error that a chunk of a stream reports in place of an answer, or None: much is checked only as a stream
-    begins."""
+    """The error that a chunk of a stream reports, or None. vLLM checks many fields only when a stream begins."""
     if not chunk.startswith(SSE_ERROR_PREFIX):
         return None
     event = chunk.partition("\n\n")[0]
@@ -80,12 +90,12 @@ def chunk_refusal(chunk: str, body: Mapping[str, Any]) -> PrismError | None:
 
 
 def engine_died() -> PoolUnavailable:
-    """What becomes of the requests of an engine that is gone."""
+    """The error for the requests of an engine whose process has ended."""
     return PoolUnavailable("The decoder's engine has died and is being replaced; send the request again.")
 
 
 def _path(details: ErrorDetails, body: Any) -> tuple[int | str, ...]:
-    """Where in the body the error lies: pydantic's steps but for those that name a branch of a union."""
+    """The path of an error in the body: pydantic's steps without those that name a branch of a union."""
     path: list[int | str] = []
     value = body
     for step in details["loc"]:
@@ -100,7 +110,8 @@ def _path(details: ErrorDetails, body: Any) -> tuple[int | str, ...]:
 
 
 def _aptness(found: tuple[ErrorDetails, tuple[int | str, ...]]) -> tuple[int, int]:
-    """Deeper is better, then what tells more: a field that is missing tells least, for another branch may not want it."""
+    """How well a report of pydantic's fits: deeper is better, and then the kind of error. A missing field fits
+    worst, because another branch of the union may not need it."""
     details, path = found
     kind = details["type"]
     return len(path), 0 if kind == "missing" else 1 if kind == "literal_error" else 2 if kind.endswith("_type") else 3

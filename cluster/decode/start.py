@@ -24,11 +24,11 @@ async def start_engine(config: PrismConfig) -> Engine:
     """Loads the language model and waits until it can generate.
 
     Raises:
-        ValueError: ``decoder.shared_bytes`` would not hold the largest picture.
+        ValueError: ``decoder.shared_bytes`` is smaller than the embedding of the largest picture.
         RuntimeError: vLLM could not start; its log says why.
     """
     set_environment(config)
-    # Only now: vLLM reads its environment when it is imported.
+    # vLLM reads its environment when it is imported, so these imports come after ``set_environment``.
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -45,9 +45,9 @@ async def start_engine(config: PrismConfig) -> Engine:
     validate_parsed_serve_args(args)
     engine_args = AsyncEngineArgs.from_cli_args(args)
     if config.decoder.device == "cpu" and config.decoder.tensor_parallel_size == 1:
-        # Not by its name, which vLLM takes for "mp" on a CPU to bind threads. Two processes spin for each other's
-        # steps, on cores that others need: 61 core-milliseconds for a picture's request on two cores, against 43 in one
-        # process.
+        # The class instead of the name "uni": on a CPU vLLM turns the name into "mp" in order to bind threads. Two
+        # processes would wait for each other's steps in busy loops, on cores that other pools need. Measured (one
+        # picture's request, two cores): 61 core-milliseconds in two processes → 43 in one.
         engine_args.distributed_executor_backend = UniProcExecutor
     vllm_config = engine_args.create_engine_config()
     shape = EmbeddingShape(
@@ -73,10 +73,10 @@ async def start_engine(config: PrismConfig) -> Engine:
 
 
 def open_transport(config: PrismConfig, shape: EmbeddingShape) -> Transport:
-    """The way in for embeddings that the configuration names.
+    """Opens the transport for embeddings that the configuration names.
 
     Raises:
-        ValueError: ``decoder.shared_bytes`` would not hold the largest picture.
+        ValueError: ``decoder.shared_bytes`` is smaller than the embedding of the largest picture.
     """
     from cluster.decode.transport.inline import InlineTransport
     from cluster.decode.transport.shared import SharedTransport
@@ -86,5 +86,7 @@ def open_transport(config: PrismConfig, shape: EmbeddingShape) -> Transport:
     processor = Checkpoint(config.model).processor
     largest_bytes = min(processor.max_tokens, config.model.max_model_len) * shape.row_bytes
     if config.decoder.shared_bytes < largest_bytes:
-        raise ValueError(f"decoder.shared_bytes must be at least {largest_bytes}: what the largest picture takes")
+        raise ValueError(
+            f"decoder.shared_bytes must be at least {largest_bytes}, the size of the largest picture's embedding"
+        )
     return SharedTransport(shape, config.decoder.shared_bytes)

@@ -1,4 +1,4 @@
-"""vLLM's statistics: the times of one request, read at its first output, and how busy the scheduler was in its last
+"""Reads vLLM's statistics: the times of one request at its first output, and how busy the scheduler was in its last
 step."""
 
 from __future__ import annotations
@@ -23,24 +23,28 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class EngineTimes:
-    """Points in time of one call, in seconds of this machine's monotonic clock, which the engine's process shares."""
+    """The times of one call, in seconds of the machine's monotonic clock. The engine's process uses the same clock."""
 
     started_s: float = field(default_factory=time.monotonic)
     stats: Any = None
-    """vLLM's ``RequestStateStats``, once there is an output; it goes on changing."""
+    """vLLM's ``RequestStateStats``, set at the first output. vLLM goes on changing it."""
 
     def note(self, stats: Any) -> None:
-        """Of several prompts in one call, the one counts that is not done yet."""
+        """Keeps the statistics of an output. If a call has several prompts, those with the newest token count."""
         if self.stats is None or (stats is not None and stats.last_token_ts > self.stats.last_token_ts):
             self.stats = stats
 
-    def spent(self, *, streams: bool) -> Spent:
-        """The stages of the decoder, from its start on the call until now: a stream's first piece, or a whole answer."""
+    def spent(self, *, is_stream: bool) -> Spent:
+        """Seconds by stage, from the decoder's start on the call until now.
+
+        Args:
+            is_stream: True if now is the first piece of a stream, false if now is the end of a whole answer.
+        """
         now_s = time.monotonic()
         stats = self.stats
-        if stats is None or not stats.first_token_ts:  # a call for tokens alone never reaches the engine
+        if stats is None or not stats.first_token_ts:  # /tokenize and /detokenize never reach the engine
             return {"render": now_s - self.started_s}
-        stream_s = 0.0 if streams else stats.last_token_ts - stats.first_token_ts
+        stream_s = 0.0 if is_stream else stats.last_token_ts - stats.first_token_ts
         return {
             "render": stats.queued_ts - self.started_s,
             "decode_queue": stats.scheduled_ts - stats.queued_ts,
@@ -54,14 +58,14 @@ _times: Final[ContextVar[EngineTimes | None]] = ContextVar("prism_engine_times",
 
 
 def watch() -> EngineTimes:
-    """Has the next outputs of the engine in this task noted."""
+    """Starts taking down the times of the engine's outputs in the current task."""
     times = EngineTimes()
     _times.set(times)
     return times
 
 
 class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
-    """vLLM's engine client, which tells ``watch`` about first outputs."""
+    """vLLM's engine client. It reports each output of a task that has called ``watch``."""
 
     def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput]:
         """See ``AsyncLLM.generate``."""
@@ -78,17 +82,17 @@ async def _noted(outputs: AsyncGenerator[RequestOutput], times: EngineTimes) -> 
 
 
 class SchedulerLog(StatLoggerBase):  # type: ignore[misc]  # vLLM's types are not followed
-    """Keeps the last step's figures: requests that run, and the used share of the KV cache. An idle engine reports
-    nothing."""
+    """The last report of vLLM's scheduler: running requests, and the used share of the KV cache. An idle engine
+    reports nothing."""
 
     def __init__(self) -> None:
         self.num_running = 0
         self.kv_use = 0.0
 
     def record(self, scheduler_stats: SchedulerStats | None, *_: Any, **__: Any) -> None:
-        """Called by vLLM after each step."""
+        """vLLM calls this after each step."""
         if scheduler_stats is not None:
             self.num_running, self.kv_use = scheduler_stats.num_running_reqs, scheduler_stats.kv_cache_usage
 
     def log_engine_initialized(self) -> None:
-        """Called by vLLM once; there is nothing to say."""
+        """vLLM requires this method; it has nothing to do here."""

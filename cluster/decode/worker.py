@@ -1,4 +1,4 @@
-"""What Prism adds to each of vLLM's workers; loaded by name in their processes."""
+"""The methods that Prism adds to vLLM's workers. vLLM loads this module by its name in their processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker class (``--worker-extension-cls``); its methods are called through ``collective_rpc``."""
+    """vLLM mixes this into its worker class (``--worker-extension-cls``). ``collective_rpc`` calls its methods."""
 
     model_runner: Any
 

@@ -1,8 +1,9 @@
-"""vLLM's end of the shared way in: an encoder-cache connector that finds segments by the addresses in a request.
+"""vLLM's end of the shared transport: an encoder-cache connector that opens segments by the addresses in a request.
 
 The scheduler opens the segments of a request before it first schedules it, and the workers map them through the
-scheduler. So what was found once is there until the request is over and no step that is on its way can want it, whoever
-lets go of it meanwhile; and what is not found fails one request. vLLM's processes load this module by its name.
+scheduler. An opened segment stays valid until its request has finished and every dispatched step has completed, even if
+its owner closes it earlier. A segment that cannot be opened fails only its own request. vLLM's processes load this
+module by its name.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ Segments = dict[str, Segment]
 
 
 class Load(NamedTuple):
-    """An embedding that workers are to map: its name in vLLM's caches, where it is, and its rows."""
+    """An embedding that workers are to map: its name in vLLM's caches, the path of its segment, and the number of
+    its rows."""
 
     identifier: str
     path: str
@@ -40,18 +42,18 @@ class Load(NamedTuple):
 
 @dataclass
 class Loads(ECConnectorMetadata):  # type: ignore[misc]  # vLLM's types are not followed
-    """What the scheduler tells the workers with a step."""
+    """The message from the scheduler to the workers with each step."""
 
     loads: list[Load]
 
 
 class OpenSegments:
-    """The segments that the scheduler has open, request by request.
+    """The segments that the scheduler has open, by request.
 
     Args:
-        row_bytes: What a row of an embedding has to take.
-        num_steps: How many steps may be on their way to the workers at a time.
-        report_lost: Called with a request's name when a segment of its cannot be opened.
+        row_bytes: The bytes of one row of an embedding.
+        num_steps: The most steps that may be dispatched to the workers at the same time.
+        report_lost: Called with a request's name when one of its segments cannot be opened.
     """
 
     def __init__(self, row_bytes: int, num_steps: int, report_lost: Callable[[str], None]) -> None:
@@ -64,12 +66,15 @@ class OpenSegments:
         self._closing: deque[list[Segment]] = deque()
 
     def open(self, request_id: str, num_rows: Iterable[tuple[str, int]], addresses: dict[str, Any] | None) -> bool:
-        """Opens a request's segments, unless they are; False if one is gone, which is then reported once.
+        """Opens the segments of a request, unless they are open already.
 
         Args:
             request_id: vLLM's name of the request.
-            num_rows: The rows of each of its embeddings, which may stand there more than once.
-            addresses: Where its segments are.
+            num_rows: Pairs of an embedding's name and its number of rows. A name may occur more than once.
+            addresses: The addresses of the segments by the embeddings' names.
+
+        Returns:
+            False if a segment is gone. The request is then reported as lost, once.
         """
         if request_id in self._open:
             return True
@@ -90,20 +95,20 @@ class OpenSegments:
         return True
 
     def take_lost(self) -> set[str]:
-        """The requests that are to fail, each once."""
+        """The requests that vLLM must fail. Each is given once."""
         lost, self._lost = self._lost, set()
         return lost
 
     def path(self, request_id: str, identifier: str) -> str:
-        """Where workers find a segment that is open."""
+        """The path by which workers map an open segment."""
         return self._open[request_id][identifier].path
 
     def end(self, request_id: str) -> None:
-        """A request is over; steps that are on their way may still want its segments."""
+        """Notes that a request is over. Steps that are already dispatched may still need its segments."""
         self._ended.extend(self._open.pop(request_id, {}).values())
 
     def step(self) -> None:
-        """A step begins; what ended so many steps ago is wanted by none."""
+        """Notes that a step begins, and closes the segments that no dispatched step can need any more."""
         self._closing.append(self._ended)
         self._ended = []
         if len(self._closing) > self._num_steps:
@@ -112,7 +117,7 @@ class OpenSegments:
 
 
 class SharedMemoryConnector(ECConnectorBase):  # type: ignore[misc]
-    """Made by vLLM once in its scheduler and once in each worker."""
+    """vLLM makes one of these in its scheduler and one in each worker."""
 
     def __init__(self, vllm_config: VllmConfig, role: ECConnectorRole) -> None:
         super().__init__(vllm_config, role)
@@ -129,53 +134,55 @@ class SharedMemoryConnector(ECConnectorBase):  # type: ignore[misc]
     # In the scheduler.
 
     def ensure_cache_available(self, request: Request, num_computed_tokens: int) -> bool:
-        """Whether all of a request's embeddings are open here; asked before each of its steps."""
-        del num_computed_tokens  # what is in the prefix cache now may have to be computed again after a preemption
+        """vLLM calls this before each step of a request: whether all of the request's embeddings are open here."""
+        del num_computed_tokens  # tokens that are cached now may have to be computed again after a preemption
         num_rows = ((feature.identifier, feature.mm_position.get_num_embeds()) for feature in request.mm_features)
         return self._openings.open(request.request_id, num_rows, request.ec_transfer_params)
 
     def take_unavailable_requests(self) -> set[str]:
-        """The requests that vLLM is to fail."""
+        """The requests that vLLM must fail."""
         return self._openings.take_lost()
 
     def has_cache_item(self, identifier: str) -> bool:
-        """Always: a request whose embeddings are not all there does not get so far, and there is no tower to make them."""
+        """True for every embedding. vLLM asks only about requests whose embeddings are all open, and there is no
+        vision tower that could make one."""
         del identifier
         return True
 
     def update_state_after_alloc(self, request: Request, index: int) -> None:
-        """There is room for an embedding in the workers' caches: they are to load it with this step."""
+        """vLLM calls this when the workers' caches have room for an embedding: they will map it in this step."""
         identifier = request.mm_features[index].identifier
         path = self._openings.path(request.request_id, identifier)
         self._loads.append(Load(identifier, path, request.get_num_encoder_embeds(index)))
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Loads:
-        """What goes to the workers with this step."""
+        """The message to the workers for this step."""
         del scheduler_output
         self._openings.step()
         loads, self._loads = self._loads, []
         return Loads(loads)
 
     def request_finished(self, request: Request) -> tuple[bool, None]:
-        """A request has ended, well or not."""
+        """vLLM calls this when a request has ended, with or without success."""
         self._openings.end(request.request_id)
         return False, None
 
     def _report_lost(self, request_id: str) -> None:
-        with suppress(OSError):  # nobody has read of thousands that were lost before, or there is nobody any more
+        with suppress(OSError):  # the pipe is full or closed: nobody reads it
             os.write(self._losses, f"{request_id}\n".encode())
 
     # In each worker.
 
     def start_load_caches(self, encoder_cache: dict[str, torch.Tensor], **kwargs: Any) -> None:
-        """Maps this step's embeddings. On a CPU the mapping itself is the tensor, [num_rows, width]; a GPU gets a copy."""
+        """Maps the embeddings of this step as [num_rows, width]. On a CPU the mapping itself is the tensor; a GPU
+        gets a copy."""
         del kwargs
         device = current_platform.device_type
         for identifier, path, num_rows in self._get_connector_metadata().loads:
-            # A private mapping: what a worker might write into it stays its own.
+            # A private mapping: nothing that a worker writes can reach another process.  [num_rows · width]
             numbers = torch.from_file(path, shared=False, size=num_rows * self._width, dtype=self._dtype)
             with gpu_sync_allowed():
                 encoder_cache[identifier] = numbers.view(num_rows, self._width).to(device)
 
     def save_caches(self, encoder_cache: dict[str, torch.Tensor], mm_hash: str, **kwargs: Any) -> None:
-        """Nothing is ever saved: embeddings come from the encoder pool."""
+        """Does nothing, because embeddings come from the encoder pool."""

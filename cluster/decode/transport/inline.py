@@ -1,8 +1,7 @@
-"""The inline way in for embeddings: a table in this process, and the media connector through which vLLM reads it.
+"""The inline transport: a table of tensors in this process, and the media connector by which vLLM reads it.
 
-vLLM resolves every media reference of a request through the class named by ``VLLM_MEDIA_CONNECTOR``. Ours knows one
-kind of reference, a key of the table, and refuses everything else, so that no URL can ever be fetched from within the
-engine.
+vLLM resolves every media reference of a request through the class that ``VLLM_MEDIA_CONNECTOR`` names. This one knows
+keys of the table and refuses everything else, so the engine can never fetch a URL.
 """
 
 from __future__ import annotations
@@ -27,14 +26,15 @@ _table: dict[str, Tensor] = {}
 
 
 class InlineTransport:
-    """Embeddings travel within their request; the oracle for the other way, and what is left without shared memory."""
+    """Sends embeddings within their request. It is the oracle for the shared way, and the fallback without shared
+    memory."""
 
     def __init__(self, shape: EmbeddingShape) -> None:
         self._shape = shape
 
     @asynccontextmanager
     async def offered(self, request_id: str, embeddings: Mapping[Digest, Embedding]) -> AsyncIterator[Handoff]:
-        """Puts the tensors into the table, for as long as the request takes; see ``Transport``."""
+        """Keeps the tensors in the table while the request runs; see ``Transport``."""
         loop = asyncio.get_running_loop()
         references = {digest: f"prism:{request_id}:{digest}" for digest in embeddings}
         try:
@@ -48,36 +48,36 @@ class InlineTransport:
                 _table.pop(reference, None)
 
     def find(self, digest: Digest) -> Embedding | None:
-        """None: the engine keeps what it was given to itself."""
+        """Finds no embedding, because this transport keeps none after a request."""
         del digest
         return None
 
     @property
     def num_waiting(self) -> int:
-        """None: a request's tensors are its own."""
+        """0, because no request waits: each carries its own tensors."""
         return 0
 
     def is_lost(self, request_id: str) -> bool:
-        """Never: the request itself carries what it needs."""
+        """False, because a request carries its tensors itself."""
         del request_id
         return False
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """Does nothing: the table is empty when no request runs."""
 
 
 @MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)
 class TableConnector:
-    """vLLM's view of the table. It is made anew for each request and takes whatever vLLM passes."""
+    """vLLM's view of the table. vLLM makes one for each request, and passes arguments that are not needed here."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         del args, kwargs
 
     def fetch_image_embedding(self, reference: str) -> Tensor:
-        """The tensor behind a reference.
+        """The tensor behind a reference: [num_tokens, hidden_size].
 
         Raises:
-            ValueError: The reference is not one of this process's.
+            ValueError: The reference is not a key of the table.
         """
         if reference not in _table:
             raise ValueError("Embeddings are not accepted from clients.")

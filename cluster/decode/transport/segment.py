@@ -1,8 +1,8 @@
 """One embedding in shared memory: a sealed, nameless file (``memfd``) that other processes open through its owner.
 
-Such a file stands in no directory, ``/dev/shm`` and its size have no say, and the kernel frees it with the last process
-that has it open or mapped. So a process that is killed leaves nothing behind, and nobody can cut a file that a worker
-has mapped.
+Such a file is in no directory, so the size of ``/dev/shm`` does not limit it. The kernel frees it with the last process
+that has it open or mapped. So a killed process leaves nothing behind, and nobody can shorten a file that a worker has
+mapped.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _numbers: Final = itertools.count()
 
 
 class Address(NamedTuple):
-    """Where another process of this machine finds a segment: its owner, the owner's descriptor, and the name to find
-    there."""
+    """The place at which other processes of this machine find a segment: its owner, the owner's file descriptor, and
+    its name."""
 
     pid: int
     descriptor: int
@@ -38,14 +38,14 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment that this process has open; ``name`` is nobody else's, also after it is closed."""
+    """A segment that this process has open. ``name`` is unique, also after the segment is closed."""
 
     descriptor: int
     name: str
 
     @classmethod
     def of(cls, rows: NDArray[np.uint8]) -> Self:
-        """A new segment that holds the bytes of an array, and can never be changed.
+        """Makes a segment with the bytes of an array. Its content can never be changed.
 
         Raises:
             OSError: There is no memory for it, or this process has too many files open.
@@ -64,10 +64,10 @@ class Segment:
 
     @classmethod
     def opened(cls, address: Address, num_bytes: int) -> Self:
-        """Another process's segment, which from now on outlives its owner.
+        """Opens another process's segment. From then on it outlives its owner.
 
         Raises:
-            LookupError: It is not there any more, or not so long.
+            LookupError: The segment is gone, or has another length.
             OSError: This process has too many files open.
         """
         pid, descriptor, name = address
@@ -83,27 +83,29 @@ class Segment:
         return segment
 
     def read(self, row_bytes: int) -> NDArray[np.uint8]:
-        """The array's own memory, as rows of so many bytes; it stays when the segment is closed."""
+        """The content as [num_rows, row_bytes] uint8, without a copy. The array stays valid when the segment is
+        closed."""
         memory = mmap.mmap(self.descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
         return np.frombuffer(memory, np.uint8).reshape(-1, row_bytes)
 
     @property
     def address(self) -> Address:
-        """What another process needs to open it."""
+        """What another process needs in order to open the segment."""
         return Address(os.getpid(), self.descriptor, self.name)
 
     @property
     def path(self) -> str:
-        """Where other processes of the same user can open it, for as long as this one has it open."""
+        """The path by which other processes of the same user can open the segment while this process has it open."""
         return f"/proc/{os.getpid()}/fd/{self.descriptor}"
 
     def close(self) -> None:
-        """Lets go of it."""
+        """Closes the file descriptor."""
         os.close(self.descriptor)
 
 
 def allow_many_files() -> int:
-    """Raises this process's limit of open files as far as it may, for each segment is one; returns the limit."""
+    """Raises this process's limit of open files to the maximum and gives the new limit. Each segment is an open
+    file."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return sys.maxsize if most == resource.RLIM_INFINITY else most

@@ -1,4 +1,4 @@
-"""What may reach the engine: an embedding whose grid, dtype, shape and numbers the language model can take."""
+"""The shape of embeddings that the language model accepts, and the check of an embedding against it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from cluster.messages import Embedding
 
 EXPONENTS: Final = {"float32": (np.uint32, 0x7F800000), "bfloat16": (np.uint16, 0x7F80)}
-"""How a number's bits are read, and its exponent's: all ones in what is not finite. Torch takes 15 times as long to say
-so."""
+"""For each dtype: the integer type of its bits, and the bits of its exponent. A number is not finite if all exponent
+bits are ones. torch's own test takes 15 times as long."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingShape:
-    """What the language model accepts: rows of ``hidden_size`` numbers, one per ``merge_size``² patches."""
+    """The embeddings that the language model accepts: rows of ``hidden_size`` numbers, one for each ``merge_size``²
+    patches."""
 
     hidden_size: int
     merge_size: int
@@ -30,17 +31,15 @@ class EmbeddingShape:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """The bytes of one row."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return self.hidden_size * dtype.itemsize
 
     def check(self, embedding: Embedding) -> None:
-        """Refuses a malformed embedding. It would not fail a request but end the engine, and with it every request in
-        flight.
+        """Refuses a malformed embedding. It would end the engine, and with it every request in flight.
 
         Raises:
-            InternalError: Its grid, dtype, number or width of rows are not what the engine expects, or a number is not
-                finite.
+            InternalError: The grid, the dtype, or the number or width of rows is wrong, or a number is not finite.
         """
         time, height, width = embedding.grid
         if time != 1 or height < 1 or width < 1 or height % self.merge_size or width % self.merge_size:
@@ -56,7 +55,7 @@ class EmbeddingShape:
             self._refuse(embedding, "it holds numbers that are not finite")
 
     def tensor(self, embedding: Embedding) -> Tensor:
-        """A checked copy of an embedding, as a [num_tokens, hidden_size] tensor.
+        """A checked copy of an embedding as a tensor: [num_tokens, hidden_size].
 
         Raises:
             InternalError: See ``check``.

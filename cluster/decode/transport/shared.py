@@ -1,7 +1,6 @@
-"""The shared way in for embeddings: this process writes each once into shared memory, and every worker of the engine
-maps it.
+"""The shared transport: this process writes each embedding once into shared memory, and every worker maps it.
 
-The request itself carries grids and addresses. Who reads them, on the engine's side, is ``connector.py``.
+The request itself carries grids and addresses. ``connector.py`` reads them, in the engine's processes.
 """
 
 from __future__ import annotations
@@ -27,32 +26,31 @@ READ_BYTES: Final = 2**16
 
 
 class SharedTransport:
-    """Embeddings in shared memory, each pinned until the last request that uses it has ended.
+    """Keeps embeddings in shared memory. Each is pinned until the last request that uses it has ended.
 
     Args:
-        shape: What the engine expects of an embedding.
-        max_bytes: What is held at a time, in use or kept for reuse, in no more files than this process may open.
+        shape: The embeddings that the engine accepts.
+        max_bytes: The most bytes of embeddings, in use or kept for reuse. The number of segments is limited too, by the
+            files that this process may open.
     """
 
     def __init__(self, shape: EmbeddingShape, max_bytes: int) -> None:
         self._shape = shape
-        self._store = SegmentStore(
-            max_bytes, allow_many_files() // 2, self._make
-        )  # the others are for all else that is open
-        # Through this the engine says which requests it had to end: all that vLLM says of it is "Internal server
-        # error".
+        max_files = allow_many_files() // 2  # the other half is for connections and everything else
+        self._store = SegmentStore(max_bytes, max_files, self._make)
+        # The engine reports lost requests through this pipe, because vLLM only says "Internal server error" of them.
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._losses, self._losses_in = FileIO(reading), FileIO(writing, "w")
         self._lost = b""
 
     @property
     def settings(self) -> dict[str, str]:
-        """What the connector in the engine's processes has to know."""
+        """What the connector in the engine's processes must know."""
         return {"losses": f"/proc/{os.getpid()}/fd/{self._losses_in.fileno()}"}
 
     @asynccontextmanager
     async def offered(self, request_id: str, embeddings: Mapping[Digest, Embedding]) -> AsyncIterator[Handoff]:
-        """Holds the request's embeddings in shared memory, once there is room for all of them; see ``Transport``."""
+        """Keeps the embeddings in shared memory, once there is room for all of them; see ``Transport``."""
         del request_id
         parts = {digest: image_part(embedding) for digest, embedding in embeddings.items()}
         async with self._store.pinned(embeddings) as segments:
@@ -65,7 +63,7 @@ class SharedTransport:
                 raise
 
     def find(self, digest: Digest) -> Embedding | None:
-        """An embedding whose rows are the segment's own memory, which stays for as long as they are read."""
+        """An embedding whose rows are the segment's own memory. The memory stays valid while the rows are used."""
         if (found := self._store.find(digest)) is None:
             return None
         segment, grid = found
@@ -77,13 +75,13 @@ class SharedTransport:
         return self._store.num_waiting
 
     def is_lost(self, request_id: str) -> bool:
-        """Whether the engine could not find one of a request's segments."""
+        """Whether the engine could not open one of the request's segments."""
         reported = (self._lost + (self._losses.read(READ_BYTES) or b""))[-READ_BYTES:]
-        self._lost = reported.replace(request_id.encode(), b"")  # it may be asked again under the same name
+        self._lost = reported.replace(request_id.encode(), b"")  # the same request may be tried again
         return self._lost != reported
 
     def close(self) -> None:
-        """Gives all memory back, as far as nobody has it mapped."""
+        """Releases all memory that no process has mapped."""
         self._store.close()
         self._losses.close()
         self._losses_in.close()

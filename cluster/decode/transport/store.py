@@ -1,5 +1,8 @@
-"""Segments by digest, bounded in bytes: pinned while requests use them, then kept for reuse, the longest unused going
-first."""
+"""The segments of one engine, by digest and bounded in bytes.
+
+A segment is pinned while requests use it. Then it is kept for reuse, and the least recently used ones are removed
+first. A request whose embeddings do not fit next to the pinned ones waits, in the order of arrival.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,19 @@ if TYPE_CHECKING:
     from cluster.messages import Digest, Embedding, Grid
 
 BLOCK_BYTES: Final = 64 * 2**10
-"""A segment counts in whole blocks: a small one takes more than its bytes."""
+"""Segments are counted in whole blocks, because a small one takes more memory than its bytes."""
 
 Embeddings = dict["Digest", "Embedding"]
 Entries = dict["Digest", "_Entry"]
 
 
 class SegmentStore:
-    """The segments of one engine. What does not fit beside those in use waits its turn, first come, first served.
-    A request without pictures waits for nobody.
+    """The segments of one engine. A request without pictures never waits.
 
     Args:
-        max_bytes: What all segments may take together, in use or not.
-        max_files: How many there may be.
-        make: Makes a segment of an embedding, in a thread.
+        max_bytes: The most bytes of all segments, in use or not.
+        max_files: The most segments.
+        make: Makes the segment of an embedding; it runs in a thread.
     """
 
     def __init__(self, max_bytes: int, max_files: int, make: Callable[[Embedding], Segment]) -> None:
@@ -48,28 +50,29 @@ class SegmentStore:
 
     @asynccontextmanager
     async def pinned(self, embeddings: Mapping[Digest, Embedding]) -> AsyncIterator[dict[Digest, Segment]]:
-        """A segment for each embedding, all at once or none: who waits holds nothing that another waits for.
+        """Pins a segment for each embedding inside the block, all at once: a waiting request pins nothing that others
+        need.
 
         Raises:
-            TooManyPictures: They can never fit together.
-            Exception: What ``make`` raised for one of them.
+            TooManyPictures: The embeddings can never fit at the same time.
+            Exception: The error that ``make`` raised for one of them.
         """
         entries = await self._enter(dict(embeddings))
-        del embeddings  # their segments are all that is needed from here on
+        del embeddings  # only their segments are needed from here on
         try:
             yield {digest: await asyncio.shield(entry.making) for digest, entry in entries.items()}
         finally:
             self._leave(entries)
 
     def find(self, digest: Digest) -> tuple[Segment, Grid] | None:
-        """A segment that is ready, and the grid of its picture."""
+        """A finished segment and the grid of its picture, or None."""
         entry = self._entries.get(digest)
         if entry is None or not entry.making.done() or entry.making.exception() is not None:
             return None
         return entry.making.result(), entry.grid
 
     def forget(self, digests: Iterable[Digest]) -> None:
-        """Makes these anew for whoever asks next; those who use them keep what they have."""
+        """Removes segments, so that the next request for them makes new ones. Requests that use them keep them."""
         for digest in digests:
             if digest in self._entries:
                 self._remove(digest)
@@ -80,7 +83,7 @@ class SegmentStore:
         return len(self._waiters)
 
     def close(self) -> None:
-        """Closes every segment, those in use with their last request."""
+        """Removes every segment. Those in use are closed with their last request."""
         self.forget([*self._entries])
 
     async def _enter(self, embeddings: Embeddings) -> Entries:
@@ -90,7 +93,8 @@ class SegmentStore:
                 f"The request's pictures take {asked_bytes} bytes as embeddings; at most {self._max_bytes} are held."
             )
             raise TooManyPictures(message, param="messages", asked_bytes=asked_bytes, limit_bytes=self._max_bytes)
-        # Not who needs no room either: it would keep in use what those who wait for room are waiting for.
+        # Queue even if every segment already exists: pinning them now would keep in use what earlier waiters need
+        # evicted.
         if not (embeddings and self._waiters) and (entries := self._take(embeddings)) is not None:
             return entries
         waiter = _Waiter(embeddings, asyncio.get_running_loop().create_future())
@@ -102,7 +106,7 @@ class SegmentStore:
                 with suppress(ValueError):
                     self._waiters.remove(waiter)
                 self._admit()
-            else:  # its turn came in the same moment
+            else:  # it was admitted in the same moment
                 self._leave(waiter.entries.result())
             raise
 
@@ -112,7 +116,7 @@ class SegmentStore:
         self._admit()
 
     def _admit(self) -> None:
-        """Lets in who waits, in order, as far as there is room."""
+        """Admits waiting requests in their order, as long as there is room for the first."""
         while self._waiters:
             waiter = self._waiters[0]
             if not waiter.entries.done():
@@ -122,7 +126,8 @@ class SegmentStore:
             self._waiters.popleft()
 
     def _take(self, embeddings: Embeddings) -> Entries | None:
-        """Pins a segment for each embedding, making room for new ones, or does nothing."""
+        """Pins a segment for each embedding and removes idle ones to make room. It gives None and does nothing if
+        they do not fit."""
         here = {digest: self._entries[digest] for digest in embeddings if digest in self._entries}
         new_bytes = sum(size_bytes(embedding) for digest, embedding in embeddings.items() if digest not in here)
         new_files = len(embeddings) - len(here)
@@ -142,9 +147,8 @@ class SegmentStore:
 
     def _begin(self, digest: Digest, embedding: Embedding) -> _Entry:
         making = asyncio.get_running_loop().run_in_executor(None, self._make, embedding)
-        entry = self._entries[digest] = _Entry(
-            size_bytes(embedding), embedding.grid, making, num_pins=2
-        )  # its maker's, and the request's
+        # Two pins: one of the thread that makes the segment, one of the request.
+        entry = self._entries[digest] = _Entry(size_bytes(embedding), embedding.grid, making, num_pins=2)
         self.num_bytes += entry.num_bytes
         self._num_files += 1
         SHARED_BYTES.set(self.num_bytes)
@@ -174,7 +178,7 @@ class SegmentStore:
             self._free(entry)
 
     def _remove(self, digest: Digest) -> None:
-        """Nobody finds it here any more; it is freed now, or with its last request."""
+        """Removes a segment from the store. Its memory is freed now, or when the last request that uses it ends."""
         entry = self._entries.pop(digest)
         if self._idle.pop(digest, None):
             self._idle_bytes -= entry.num_bytes
@@ -190,7 +194,7 @@ class SegmentStore:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """A segment, perhaps still being made, and how many use it."""
+    """A segment that is finished or being made, and the number of its users."""
 
     num_bytes: int
     grid: Grid
@@ -200,12 +204,12 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiter:
-    """A request that waits for room, and what it gets when its turn comes."""
+    """A request that waits for room, and the future of its segments."""
 
     embeddings: Embeddings
     entries: asyncio.Future[Entries]
 
 
 def size_bytes(embedding: Embedding) -> int:
-    """What an embedding counts for."""
+    """The bytes that an embedding counts for."""
     return -(-embedding.rows.nbytes // BLOCK_BYTES) * BLOCK_BYTES
