@@ -1,8 +1,14 @@
-"""Pressure on a running Prism, over HTTP only.
+"""Load tests: they speak to a running Prism over HTTP only, and time every answer.
 
-``locustfile`` has the users, ``client`` reads and times their streams. ``probe`` asks for the same with a client of
-another make, so that the figures have a witness. Both draw on ``workload`` (what is asked) and ``report`` (how figures
-are shown and judged). ``soak`` lets ``probe``'s users chat for an hour, and looks at memory. ``bench`` is a package of
-its own: Prism beside its peers. ``gpu_encoder`` stands apart: it runs the vision tower by itself, on a machine with a
-GPU and nothing else of Prism.
+The load of users:
+  locustfile.py  Locust's users, with a web page or headless
+  client.py      reads and times one streamed answer, for Locust
+  probe.py       makes the same load with another HTTP client, to check Locust's figures
+  workload.py    what the users ask: the kinds of chat, their mix and their requests
+  report.py      tables of latencies, and whether Locust and the probe agree
+
+Longer runs:
+  soak.py        lets the probe's users chat for an hour and checks that memory stays flat
+  servers.py     starts and ends the servers that a load test needs
+  bench/         compares Prism with other servers on one machine
 """

@@ -1,18 +1,16 @@
 """Reads one streamed chat answer and times it, for Locust's users.
 
-In: the lines of a ``text/event-stream`` as they arrive. Out: an ``ChatAnswer``, or ``ChatFailed``.
+In: the lines of a ``text/event-stream`` as they arrive. Out: a ``ChatAnswer``, or the exception ``ChatFailed``.
 
-What is timed, on ``time.perf_counter``:
+It measures these times with ``time.perf_counter``:
 
 - TTFT: from just before the request is sent to the first event with text in it. The event that only names the role is
   not text.
 - ITL: the gap between two successive events with text, one figure per gap, as a reader sees it. Events that arrive in
-  one
-  read have that read's time, so their gaps are 0 (give or take the microseconds that parsing takes). A gap is not
+  one read have that read's time, so their gaps are 0 (give or take the microseconds that parsing takes). A gap is not
   divided when an event carries several tokens: nothing in it says how many they are.
 - TPOT: the time from the first text to the last, divided by the answer's tokens less one, as the usage counts them. It
-  does not
-  depend on how tokens are packed into events; where it differs from the mean ITL, they are packed.
+  does not depend on how tokens are packed into events; where it differs from the mean ITL, they are packed.
 """
 
 from __future__ import annotations
@@ -31,11 +29,13 @@ DONE: Final = b"[DONE]"
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswer:
-    """A whole answer's times, in seconds.
+    """The times of a whole answer, in seconds; the module's docstring defines them.
 
     Args:
-        tpot_s: None where usage does not say that there were two tokens or more.
-        total_s: From the request to ``[DONE]``.
+        ttft_s: The TTFT.
+        itl_s: The ITL of each gap.
+        tpot_s: The TPOT; None unless the usage counts two tokens or more.
+        total_s: The time from the request to ``[DONE]``.
     """
 
     ttft_s: float
@@ -44,7 +44,7 @@ class ChatAnswer:
     total_s: float
 
     def latencies(self) -> Iterator[tuple[str, float]]:
-        """Each time that is a latency, with its name."""
+        """Yields the name and the value of each latency: TTFT once, ITL per gap, TPOT if it is known."""
         yield "TTFT", self.ttft_s
         yield from (("ITL", gap_s) for gap_s in self.itl_s)
         if self.tpot_s is not None:
@@ -52,10 +52,11 @@ class ChatAnswer:
 
 
 class ChatFailed(Exception):
-    """An answer that is none. Its text is short and the same for the same cause, since Locust groups failures by it.
+    """An answer failed.
 
     Args:
-        cause: What failed, with the server's typed code where it gave one.
+        cause: What failed, with the server's error code if it gave one. The text is short and the same for the same
+            cause, because Locust groups failures by it.
         detail: The server's own words.
     """
 
@@ -68,11 +69,12 @@ def read_answer(lines: Iterable[bytes], started_s: float, clock: Callable[[], fl
     """Reads a stream to its end.
 
     Args:
-        lines: With their line ends, each as soon as it is there.
-        started_s: What ``clock`` said just before the request was sent.
+        lines: The lines of the stream with their line ends, each as soon as it arrives.
+        started_s: The value of ``clock`` just before the request was sent.
+        clock: Returns the time in seconds.
 
     Raises:
-        ChatFailed: An error event, an event that is no JSON object, no ``[DONE]``, or no text at all.
+        ChatFailed: There is an error event or an event that is not a JSON object, or ``[DONE]`` or all text is missing.
     """
     texts_s: list[float] = []
     num_tokens = 0
@@ -102,7 +104,8 @@ def read_answer(lines: Iterable[bytes], started_s: float, clock: Callable[[], fl
 
 
 def refusal(status: int, body: bytes) -> ChatFailed:
-    """The failure that an HTTP status other than 200 is: the status, and the code of the OpenAI error in the body."""
+    """The failure for an HTTP status other than 200; it names the status and the code of the OpenAI error in the
+    body."""
     try:
         error = _parse(body)
     except ChatFailed:
@@ -111,7 +114,7 @@ def refusal(status: int, body: bytes) -> ChatFailed:
 
 
 def event_data(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The data of each server-sent event, as soon as the blank line that ends it is there; an unfinished event is
+    """Yields the data of each server-sent event when the blank line that ends it arrives; an unfinished event is
     dropped.
 
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation (less lone CR

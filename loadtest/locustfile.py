@@ -1,11 +1,12 @@
 """Locust's users: each streams chats, one after another, and reports the times of every answer.
 
-    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000                                   web page on port
-    8089 locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless -u 4 -r 4 -t 1m        a table at the
-    end
+With a web page on port 8089, or headless with a table at the end:
 
-A whole answer is one POST event, one TTFT event, one ITL event per gap and one TPOT event; ``client`` defines them. A
-failed answer is one failed POST event and nothing else, so that the latencies are those of whole answers.
+    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000
+    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless -u 4 -r 4 -t 1m
+
+A whole answer fires one POST event, one TTFT event, one ITL event per gap and one TPOT event; ``client`` defines them.
+A failed answer fires only one failed POST event, so all latencies are those of whole answers.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger(__name__)
 
 HEADERS: Final = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
-EXPLAINED: Final[set[str]] = set()  # causes of failure whose first details have been logged; Locust counts the rest
+EXPLAINED: Final[set[str]] = set()  # causes of failure whose details were logged once; Locust counts the others
 
 
 class Chatter(FastHttpUser):  # type: ignore[misc]  # locust is read as untyped
-    """Asks, reads the answer to its end, pauses, asks again."""
+    """A user that sends a chat, reads the answer to its end, pauses, and starts again."""
 
     abstract = True
     kind: ClassVar[Kind]
-    network_timeout = 120.0  # for one read; a queue before the first token is not an error of the client's
+    network_timeout = 120.0  # for one read; long, because a queue before the first token is no error
     concurrency = 1
 
     def on_start(self) -> None:
-        """Reads the options anew for each user: the web page can change them between runs."""
+        """Reads the options, once per user, because the web page can change them between runs."""
         self.workload = from_options(self.environment.parsed_options)
 
     def wait_time(self) -> float:
@@ -49,7 +50,7 @@ class Chatter(FastHttpUser):  # type: ignore[misc]  # locust is read as untyped
 
     @task  # type: ignore[untyped-decorator]
     def chat(self) -> None:
-        """One chat."""
+        """Sends one chat and reports the times of its answer."""
         name = f"chat {self.kind}"
         body = self.workload.body(self.kind)
         answer = None
@@ -75,7 +76,7 @@ class Chatter(FastHttpUser):  # type: ignore[misc]  # locust is read as untyped
             log.warning("first failure of its kind, %s: %s", cause, detail)
 
     def _report(self, name: str, answer: ChatAnswer) -> None:
-        """Fires the latencies. This waits until the stream is over, so that it never delays the reading of a token."""
+        """Fires the events of the latencies, after the stream has ended, so that this never delays reading a token."""
         for latency, time_s in answer.latencies():
             self.environment.events.request.fire(
                 request_type=latency,
@@ -88,31 +89,31 @@ class Chatter(FastHttpUser):  # type: ignore[misc]  # locust is read as untyped
 
 
 class NewPictureChatter(Chatter):
-    """Asks about a picture that nobody has seen."""
+    """A user that asks about a new picture in each chat."""
 
     kind = "new picture"
     weight = WEIGHTS["new picture"]
 
 
 class SeenPictureChatter(Chatter):
-    """Asks about one of the pictures that all such users share, so that caches can help."""
+    """A user that asks about one of the pictures that all users of this kind share, so that caches can help."""
 
     kind = "seen picture"
     weight = WEIGHTS["seen picture"]
 
 
 class TextChatter(Chatter):
-    """Asks without a picture."""
+    """A user that asks without a picture."""
 
     kind = "text"
     weight = WEIGHTS["text"]
 
 
 def _read(response: Any, started_s: float) -> ChatAnswer:
-    """Reads with ``readline``, which gives a line as soon as it is there.
+    """Reads an answer with ``readline``, which returns a line as soon as it has arrived.
 
-    FastHttpUser's ``iter_lines`` and ``iter_content`` wait for 1,024 bytes, so that a short answer's tokens all come at
-    once.
+    FastHttpUser's ``iter_lines`` and ``iter_content`` wait for 1,024 bytes; all tokens of a short answer would seem to
+    come at once.
     """
     if not response.status_code:
         raise response.error
@@ -125,13 +126,14 @@ def _read(response: Any, started_s: float) -> ChatAnswer:
 
 
 def three_digits(time_ms: float) -> float:
-    """Rounds a time for Locust's histograms, which by default hold whole milliseconds: too coarse for gaps between
-    tokens."""
+    """Rounds a time to three digits for Locust's histograms. Locust rounds to whole milliseconds by default, which is
+    too coarse for gaps between tokens."""
     return float(f"{time_ms:.3g}")
 
 
 def keep_total_to_requests(environment: Environment, **_: Any) -> None:
-    """Leaves latencies out of the "Aggregated" row and the web page's charts: there, requests per second mean requests."""
+    """Keeps latencies out of the "Aggregated" row and of the web page's charts, so that requests per second there count
+    requests only."""
     stats = environment.stats
     log_request = stats.log_request
 
@@ -145,7 +147,7 @@ def keep_total_to_requests(environment: Environment, **_: Any) -> None:
 
 
 def print_latencies_at_the_end(environment: Environment, **_: Any) -> None:
-    """Adds a table with decimals to what Locust prints when it ends."""
+    """Makes Locust print a table of the latencies, with decimals, when it ends."""
 
     def show(**_: Any) -> None:
         entries = sorted(environment.stats.entries.items())

@@ -1,14 +1,15 @@
-"""A second client, of another make, for the load that ``locustfile`` makes: a witness for its figures.
+"""A second client for the load that ``locustfile`` makes, written independently to check Locust's figures.
 
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless -u 4 -r 4 -t 1m --csv run
     python -m loadtest.probe --host http://127.0.0.1:8000 -u 4 --seconds 60 --compare run_stats.csv
 
-It shares with Locust what is asked, and the definitions in ``client``'s first lines, but neither transport (aiohttp on
-asyncio, not geventhttpclient on gevent) nor parser. Run the two one after the other against the same server, on a
-machine with nothing else to do: what changes between the runs shows as disagreement. Not httpx: it spends about a
-millisecond more on each request than either, which is a tenth of the time to a first token here.
+It sends the same requests as Locust and uses the definitions in ``client``'s docstring. Its transport (aiohttp on
+asyncio, not geventhttpclient on gevent) and its parser are its own. Run the two one after the other against the same
+server, on a machine with nothing else to do; otherwise a change of load between the runs shows as disagreement. The
+probe does not use httpx, which spends about a millisecond more on each request than the other two: a tenth of the time
+to a first token here.
 
-Exit codes: 0 all is well; 1 an answer failed, none came, or the clients differ; 2 the command line is wrong.
+Exit codes: 0 all is well; 1 an answer failed, no answer came, or the clients differ; 2 the command line is wrong.
 """
 
 from __future__ import annotations
@@ -36,27 +37,43 @@ HEADERS: Final = {"content-type": "application/json", "accept": "text/event-stre
 
 
 class Failed(Exception):
-    """An answer that is none."""
+    """An answer failed.
+
+    Args:
+        cause: What failed; the same for the same cause, because failures are counted by it.
+        detail: The server's own words, if there are any.
+    """
+
+    def __init__(self, cause: str, detail: str = "") -> None:
+        super().__init__(cause)
+        self.detail: Final = detail
 
 
 @dataclass
 class Tally:
-    """What has been seen so far: times in seconds by latency and name, failures by cause."""
+    """The answers so far: times in seconds by latency and name of the chat, and failures by cause."""
 
     times_s: defaultdict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     failures: Counter[str] = field(default_factory=Counter)
     num_answers: int = 0
 
     def add(self, name: str, started_s: float, texts_s: list[float], num_tokens: int) -> None:
-        """Counts a whole answer: when it was asked for, when each piece of its text came, and its length."""
+        """Counts a whole answer.
+
+        Args:
+            name: The name of the chat.
+            started_s: When the request was sent.
+            texts_s: When each event with text came, at least one.
+            num_tokens: The length of the answer by its usage; 0 if unknown.
+        """
         self.num_answers += 1
         self.times_s["TTFT", name].append(texts_s[0] - started_s)
-        self.times_s["ITL", name] += [texts_s[place] - texts_s[place - 1] for place in range(1, len(texts_s))]
+        self.times_s["ITL", name] += [texts_s[index] - texts_s[index - 1] for index in range(1, len(texts_s))]
         if num_tokens > 1:
             self.times_s["TPOT", name].append((texts_s[-1] - texts_s[0]) / (num_tokens - 1))
 
     def rows(self) -> list[Row]:
-        """The figures, by latency and kind."""
+        """The rows of the table, sorted by latency and then by name."""
         keys = sorted(
             (key for key, times_s in self.times_s.items() if times_s), key=lambda key: (LATENCIES.index(key[0]), key[1])
         )
@@ -64,7 +81,8 @@ class Tally:
 
 
 async def load(host: str, workload: Workload, num_users: int, seconds: float) -> Tally:
-    """Lets users chat for a while, in a closed loop; what is under way at the end is dropped, as Locust drops it."""
+    """Lets users chat in a closed loop for some seconds; requests that are still running then are dropped, as in
+    Locust."""
     tally = Tally()
     connector = aiohttp.TCPConnector(limit=num_users)
     timeout = aiohttp.ClientTimeout(total=None, sock_read=READ_TIMEOUT_S)
@@ -102,9 +120,9 @@ async def _chat(client: aiohttp.ClientSession, url: str, body: bytes, name: str,
         async for at_s, last in events(response):
             if last == "[DONE]":
                 continue
-            has_text, usage_tokens = _look_at(last)
+            text, usage_tokens = read_event(last)
             num_tokens = usage_tokens or num_tokens
-            if has_text:
+            if text:
                 texts_s.append(at_s)
     if last != "[DONE]":
         raise Failed("no [DONE]")
@@ -114,7 +132,7 @@ async def _chat(client: aiohttp.ClientSession, url: str, body: bytes, name: str,
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[float, str]]:
-    """Each event's data with the time of the read that ended it."""
+    """Yields the data of each event, with the ``time.perf_counter`` of the read that completed it."""
     unread = b""
     async for piece in response.content.iter_any():
         at_s = time.perf_counter()
@@ -123,14 +141,19 @@ async def events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[float,
             yield at_s, event.decode().removeprefix("data: ")
 
 
-def _look_at(data: str) -> tuple[bool, int]:
-    """Whether an event has text, and how many tokens its usage counts: 0 where it has none."""
+def read_event(data: str) -> tuple[str, int]:
+    """The text of one event and the number of tokens that its usage counts, 0 if the event has no usage.
+
+    Raises:
+        Failed: The event reports an error, or is not an event of a chat.
+    """
     try:
         event = json.loads(data)
-        if event.get("error"):
-            raise Failed(f"error event: {event['error']['code']}")
-        has_text = any(choice["delta"].get("content") for choice in event["choices"])
-        return has_text, (event.get("usage") or {}).get("completion_tokens", 0)
+        if error := event.get("error"):
+            code = error.get("code") if isinstance(error, dict) else None
+            raise Failed(f"error event: {code}", str(error))
+        text = "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+        return text, (event.get("usage") or {}).get("completion_tokens", 0)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise Failed("malformed event") from error
 
@@ -143,15 +166,20 @@ def _code(body: bytes) -> str:
 
 
 def _options(words: list[str] | None) -> Any:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.probe", description="A second client for Locust's load.")
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.probe", description="Makes the load of the Locust file with another client."
+    )
     parser.add_argument("--host", default="http://127.0.0.1:8000", help="where Prism listens")
     parser.add_argument("-u", "--users", type=positive, default=4, help="how many users chat at once")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long they chat")
     parser.add_argument(
-        "--compare", type=Path, metavar="STATS_CSV", help="a Locust run's ..._stats.csv to hold the medians against"
+        "--compare",
+        type=Path,
+        metavar="STATS_CSV",
+        help="the ..._stats.csv of a Locust run to compare the medians with",
     )
     parser.add_argument(
-        "--tolerance", type=float, default=0.1, help="how far a median may be from Locust's, as a part of it"
+        "--tolerance", type=float, default=0.1, help="how far a median may be from Locust's, as a fraction of Locust's"
     )
     add_options(parser)
     return parser.parse_args(words)

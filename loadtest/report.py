@@ -1,4 +1,4 @@
-"""How figures are shown, and when two clients agree."""
+"""Tables of latencies, and the comparison of two clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PERCENTILES: Final = (0.5, 0.9, 0.99)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One latency of one kind of chat, in milliseconds."""
+    """One latency of one kind of chat: how many values there are, and their percentiles in milliseconds."""
 
     latency: str
     name: str
@@ -28,18 +28,23 @@ class Row:
 
     @classmethod
     def from_times(cls, latency: str, name: str, times_s: Iterable[float]) -> Row:
-        """The row of these times, of which there is at least one."""
+        """The row for these times, in seconds; there must be at least one."""
         ordered = sorted(times_s)
         return cls(latency, name, len(ordered), *(percentile(ordered, part) * 1000 for part in PERCENTILES))
 
 
 def percentile(ordered: Sequence[float], part: float) -> float:
-    """The element below which at least ``part`` of the elements lie: the rank that Locust takes too."""
+    """The percentile of sorted values, by nearest rank as in Locust.
+
+    Args:
+        ordered: The values in ascending order, at least one.
+        part: The share of values below the result, from 0 to 1.
+    """
     return ordered[min(int(len(ordered) * part), len(ordered) - 1)]
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Rows as text, in milliseconds with two decimals (Locust's own tables cut them off)."""
+    """The rows as a text table, in milliseconds with two decimals, which Locust's own tables cut off."""
     lines = [f"{'ms':<6}{'':<20}{'count':>9}{'p50':>10}{'p90':>10}{'p99':>10}"]
     lines += [
         f"{row.latency:<6}{row.name:<20}{row.count:>9}{row.p50_ms:>10.2f}{row.p90_ms:>10.2f}{row.p99_ms:>10.2f}"
@@ -51,7 +56,7 @@ def table(rows: Iterable[Row]) -> str:
 def locust_medians_ms(path: Path) -> dict[tuple[str, str], float]:
     """The medians in Locust's ``…_stats.csv``, by type and name.
 
-    The column "Median Response Time" is the one to read: "50%" has its decimals cut off.
+    They come from the column "Median Response Time", because the column "50%" has no decimals.
     """
     with path.open(newline="") as file:
         return {(row["Type"], row["Name"]): float(row["Median Response Time"]) for row in csv.DictReader(file)}
@@ -59,20 +64,21 @@ def locust_medians_ms(path: Path) -> dict[tuple[str, str], float]:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Whether two clients saw the same, with a line for each figure that was judged."""
+    """Whether two clients agree, with a line of text for each figure that was compared."""
 
     agree: bool
     text: str
 
 
 def compare(rows: Iterable[Row], medians_ms: dict[tuple[str, str], float], tolerance: float) -> Agreement:
-    """Holds the medians of TTFT and ITL, for each kind of chat, against Locust's; a figure that only one has is no
-    agreement.
+    """Compares the probe's medians of TTFT and ITL with Locust's, for each kind of chat.
+
+    If only one of the clients has a figure, the clients do not agree.
 
     Args:
-        rows: What the probe saw.
-        medians_ms: Locust's, by type and name.
-        tolerance: How far a median may be from Locust's, as a part of Locust's.
+        rows: The probe's latencies.
+        medians_ms: Locust's medians, by type and name.
+        tolerance: How far a median may be from Locust's, as a fraction of Locust's.
     """
     ours_ms = {(row.latency, row.name): row.p50_ms for row in rows if row.latency in JUDGED}
     theirs_ms = {key: value for key, value in medians_ms.items() if key[0] in JUDGED}

@@ -1,5 +1,4 @@
-"""Starts the servers that a load test asks, on loopback, and ends them without leaving a process or shared memory
-behind."""
+"""Starts the servers of a load test on loopback, and ends them without leaving processes or shared memory behind."""
 
 from __future__ import annotations
 
@@ -29,8 +28,13 @@ END_TIMEOUT_S: Final = 60.0
 
 
 def prism_line(changes: Mapping[str, Mapping[str, Any]], folder: Path, port: int) -> list[str]:
-    """The command line of Prism on the embedded default with changes to its pools, whose file is written into the
-    folder."""
+    """Writes an application file and returns the command line that serves it with Prism.
+
+    Args:
+        changes: The settings that differ from ``deployments/app.yaml``, by pool.
+        folder: Gets the application file.
+        port: The port to listen on.
+    """
     content = yaml.safe_load(APP.read_text())
     [application] = content["applications"]
     for pool, change in changes.items():
@@ -41,7 +45,7 @@ def prism_line(changes: Mapping[str, Mapping[str, Any]], folder: Path, port: int
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now, and below those that Linux gives to connections."""
+    """A loopback port that is free now, below the range that Linux uses for outgoing connections."""
     while True:
         port = 20_000 + secrets.randbelow(12_000)
         with contextlib.suppress(OSError), socket.socket() as probe:
@@ -59,18 +63,18 @@ def process(
     ready: str = "/health",
     hello: bytes | None = None,
 ) -> Iterator[psutil.Process]:
-    """Runs a server inside the block, from when it answers 200 at ``ready``.
+    """Runs a server for the length of the block, which begins when the server answers 200 at ``ready``.
 
     Args:
         line: The command line.
         environment: The server's environment variables.
         log: The file for its output.
-        port: Where it listens on loopback.
-        ready: The path that says whether it is ready.
-        hello: A JSON body to post there. Some servers report health too early; ask those for a chat.
+        port: The port where it listens on loopback.
+        ready: The path to ask until the server is ready.
+        hello: A JSON body to post to that path. Some servers report health too early; for them ask for a chat.
 
     Raises:
-        RuntimeError, TimeoutError: It did not start; the message ends with the end of its log.
+        RuntimeError, TimeoutError: The server did not start; the message ends with the end of its log.
     """
     with log.open("wb") as sink:
         server = subprocess.Popen(  # noqa: S603
@@ -100,7 +104,7 @@ def _wait_until_ready(url: str, hello: bytes | None, server: subprocess.Popen[by
 
 
 def _end(server: subprocess.Popen[bytes], seen: set[psutil.Process]) -> None:
-    """Asks politely, then makes sure of every process that it started."""
+    """Sends Ctrl-C to a server, waits, then kills the processes that are left and removes their shared memory."""
     with contextlib.suppress(psutil.NoSuchProcess):
         seen |= set(psutil.Process(server.pid).children(recursive=True))
     segments = {segment for process in seen for segment in _segments(process)}
@@ -120,7 +124,7 @@ def _end(server: subprocess.Popen[bytes], seen: set[psutil.Process]) -> None:
 
 
 def _segments(process: psutil.Process) -> set[Path]:
-    """The shared memory that a process maps: what Ray kills leaves it behind."""
+    """The shared-memory files that a process maps. A process that Ray kills leaves them behind."""
     try:
         paths = {mapped.path for mapped in process.memory_maps()}
     except psutil.Error:

@@ -1,12 +1,12 @@
-"""A long run at a steady load: does memory stay flat?
+"""Runs a steady load for a long time and checks that memory stays flat.
 
     python -m loadtest.soak --minutes 60 -u 14
 
-Starts ``prism serve`` on the embedded default, with what it may keep of embeddings cut to ``KEPT_BYTES`` so that caches
-and shared memory are full within minutes; lets users chat as ``probe`` does; and looks at every process about once a
-minute.
+This starts ``prism serve`` with the default application file and lets users chat as ``probe`` does. The memory for
+embeddings is cut to ``KEPT_BYTES``, so that caches and shared memory are full within minutes. The memory of every
+process is measured about once a minute.
 
-Exit codes: 0 no answer failed and memory is flat; 1 one of the two is not so; 2 the command line is wrong.
+Exit codes: 0 no answer failed and memory is flat; 1 an answer failed or memory grew; 2 the command line is wrong.
 """
 
 from __future__ import annotations
@@ -33,22 +33,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LOG: Final = ROOT / "bench" / "soak.log"
-"""What the cluster printed."""
+"""The file for the cluster's output."""
 KEPT_BYTES: Final = 64 * 2**20
-"""Of embeddings, in each encoder's cache and in each decoder's shared memory."""
+"""The limit for embeddings in each encoder's cache and in each decoder's shared memory, in bytes."""
 FLAT: Final = 0.02
-"""By which part the last third of a run may have more memory than the second, all together."""
+"""How much the total memory may grow from the second third of a run to the last, as a fraction."""
 EACH_FLAT: Final = 0.05
-"""By which part each pool may, and shared memory: a small one's leak is lost in the sum."""
+"""The same limit for each pool and for shared memory, because the leak of a small pool would be lost in the total."""
 GROUPS: Final = ("Router", "Preprocessor", "VisionEncoder", "Decoder")
 Memory = dict[str, float]
 
 
 def memory(root: psutil.Process) -> Memory:
-    """What the cluster takes, in MiB: each pool's replicas with their children, the rest of Ray, and shared memory.
+    """The memory of the cluster in MiB: of each pool's replicas with their children, of the rest of Ray, and shared
+    memory.
 
-    Of a process what is mapped nowhere else (USS), also of shared memory; ``shared`` is all of that, the whole
-    machine's.
+    For a process this is its USS: the memory that no other process maps. ``shared`` is all shared memory of the
+    machine.
     """
     taken = dict.fromkeys((*GROUPS, "others", "shared"), 0.0)
     groups = {root.pid: "others"}
@@ -63,11 +64,13 @@ def memory(root: psutil.Process) -> Memory:
 
 
 def growth(samples: Sequence[Memory]) -> Memory:
-    """By which part each figure's median over the last third is above the one over the second; ``total`` is of their
-    sum.
+    """The growth of each figure, and of their sum as ``total``, from the second third of a run to the last, as a
+    fraction.
+
+    The medians of the two thirds are compared.
 
     Args:
-        samples: At least three; the first third is for caches to fill.
+        samples: At least three; the first third is ignored, because caches fill then.
     """
     third = len(samples) // 3
     whole = [sample | {"total": sum(sample.values())} for sample in samples]
@@ -79,12 +82,12 @@ def growth(samples: Sequence[Memory]) -> Memory:
 
 
 def is_flat(grown: Memory) -> bool:
-    """Whether this growth is none."""
+    """Whether growth is within ``FLAT`` in total and within ``EACH_FLAT`` for each figure."""
     return grown["total"] <= FLAT and max(grown.values()) <= EACH_FLAT
 
 
 async def _watch(root: psutil.Process, every_s: float) -> list[Memory]:
-    """Looks until it is cancelled."""
+    """Measures and prints the memory every ``every_s`` seconds until it is cancelled, then returns all samples."""
     samples: list[Memory] = []
     start_s = time.monotonic()
     with contextlib.suppress(asyncio.CancelledError):
@@ -113,7 +116,9 @@ async def _soak(url: str, root: psutil.Process, options: Any) -> bool:
 
 def main(words: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.soak", description="A long run at a steady load.")
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.soak", description="Checks that memory stays flat under load."
+    )
     parser.add_argument("-u", "--users", type=positive, default=14, help="how many users chat at once")
     parser.add_argument("--minutes", type=positive, default=60, help="how long they chat")
     add_options(parser)

@@ -1,14 +1,12 @@
-"""What the load asks: the kinds of chat and their mix, the requests' bodies and pictures, the pause between two
-requests.
+"""The workload of a load test: the kinds of chat, their mix, the requests, and the pauses between them.
 
-Locust's users and the probe share this, so that their figures can be compared; how they read and time an answer is
-their own.
+Locust's users and the probe share this, so that their figures can be compared. Each reads and times answers with its
+own code.
 
-Every answer has exactly ``max_tokens`` tokens: ``min_tokens`` forbids the model to stop before that. ``ignore_eos``
-alone would let it emit end-of-turn tokens, which have no text: time would pass and nothing would be seen. For the same
-reason a model with random weights measures badly, whatever the request says: it stops in the middle of UTF-8
-characters, and text is held back until one is whole. With such a model restrict the request's ``allowed_token_ids`` to
-letters.
+Every answer has exactly ``max_tokens`` tokens, because ``min_tokens`` forbids the model to stop earlier. ``ignore_eos``
+alone would let the model emit end-of-turn tokens, which have no text, so their time could not be seen. A model with
+random weights has a similar problem: it emits incomplete UTF-8 characters, and servers hold text back until a character
+is complete. With such a model restrict the request's ``allowed_token_ids`` to letters.
 """
 
 from __future__ import annotations
@@ -37,12 +35,12 @@ SIZE_PIXELS: Final = (224, 168)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What one run asks for.
+    """The requests of one run.
 
     Args:
         model: The served name of the model.
-        max_tokens: The length of each answer.
-        num_pictures: How many pictures the users of seen pictures share.
+        max_tokens: The length of each answer, in tokens.
+        num_pictures: How many pictures are shared by the users who ask about seen pictures.
         wait_s: The mean pause of a user between an answer and its next request.
     """
 
@@ -52,7 +50,7 @@ class Workload:
     wait_s: float
 
     def body(self, kind: Kind) -> bytes:
-        """A request as JSON; a new picture is new in every call, in every process."""
+        """A request of this kind as JSON; a new picture differs in every call and in every process."""
         content: str | list[dict[str, Any]]
         if kind == "text":
             content = random.choice(SMALL_TALK)
@@ -75,12 +73,12 @@ class Workload:
         return json.dumps(request).encode()
 
     def pause_s(self) -> float:
-        """A user's next pause: even between a half and one and a half of the mean, so that users do not march in step."""
+        """A random pause in seconds, from 0.5 to 1.5 times the mean, so that users do not send at the same time."""
         return self.wait_s * random.uniform(0.5, 1.5)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is asked, the same for Locust and the probe. Locust shows them on its web page too."""
+    """Adds the options of a workload, the same for Locust and the probe; Locust also shows them on its web page."""
     parser.add_argument("--model", default="prism-demo", help="served name of the model")
     parser.add_argument("--max-tokens", type=positive, default=32, help="length of each answer in tokens")
     parser.add_argument(
@@ -90,15 +88,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def from_options(options: argparse.Namespace) -> Workload:
-    """The workload that ``add_options``'s options ask for."""
+    """The workload that the options of ``add_options`` describe."""
     return Workload(options.model, options.max_tokens, options.pictures, options.wait)
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on, for argparse.
+    """Reads a whole number of at least 1, for argparse.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: The text is not such a number.
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
@@ -106,9 +104,9 @@ def positive(text: str) -> int:
 
 
 def mix(num_users: int) -> list[Kind]:
-    """The kind of each user, by weight, dealt as Locust deals its user classes.
+    """The kind of each user, distributed by weight in the same order as Locust's user classes.
 
-    Source: ``locust.dispatch``, where the next user is of the kind that lowers the Kullback-Leibler divergence most.
+    Source: ``locust.dispatch``; the next user gets the kind that lowers the Kullback-Leibler divergence most.
     """
     dealt: list[Kind] = []
     for _ in range(num_users):
@@ -119,8 +117,8 @@ def mix(num_users: int) -> list[Kind]:
 
 
 def draw_jpeg(rng: random.Random) -> bytes:
-    """A coloured shape on light paper, 224×168. Takes 0.2 ms, so that drawing does not hold up the timing of other
-    users."""
+    """A JPEG of a coloured shape on light paper, 224×168 pixels. Drawing takes only 0.2 ms, so it does not disturb the
+    timing of other users."""
     width, height = SIZE_PIXELS
     image = Image.new("RGB", SIZE_PIXELS, (rng.randrange(200, 256), rng.randrange(200, 256), rng.randrange(200, 256)))
     radius = rng.randrange(20, 60)

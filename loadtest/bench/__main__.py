@@ -1,7 +1,7 @@
 """The command line: ``python -m loadtest.bench``.
 
-Exit codes: 0 everything ran; 1 a system did not start, or an answer failed; 2 the command line is wrong. A bar that is
-missed is in the report, and no error: figures from a busy machine must not break a build.
+Exit codes: 0 everything ran; 1 a system did not start or an answer failed; 2 the command line is wrong. A missed bar is
+reported but is no error, because figures from a busy machine must not break a build.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loadtest.bench.load import Client
 from loadtest.bench.requests import letters
 from loadtest.bench.results import Record, about
 from loadtest.bench.systems import PEERS_PYTHON, SYSTEMS, Setup, running
-from loadtest.bench.workloads import SMALL, SQUARE, WORKLOADS, Phase, Scenario, Writer, warm_up
+from loadtest.bench.workloads import SCENARIOS, SMALL, SQUARE, Phase, Scenario, Writer, warm_up
 from loadtest.servers import ROOT
 from loadtest.workload import positive
 
@@ -31,30 +31,31 @@ if TYPE_CHECKING:
 
 DEMO: Final = ROOT / "cluster" / "demo" / "checkpoint"
 OF_PEERS: Final = frozenset({"ray-serve-llm", "vllm-router", "vllm-router-session"})
-"""Need the peers' environment."""
+"""The systems that run in the peers' environment."""
 
 
 def main(words: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     options = _options(words)
     checkpoints = {"demo": DEMO, "bench": options.geometry}
-    if any(workload.setup.geometry == "bench" for workload in options.only):
+    if any(scenario.setup.geometry == "bench" for scenario in options.only):
         _make_geometry(options.geometry)
     record = Record(about(options.repeats, quick=options.quick, client_first=go_first()))
     left_out: set[str] = set()
     if not PEERS_PYTHON.exists():
         left_out = {system for system in options.systems if system in OF_PEERS}
         record.notes += [
-            f"{system}: left out, for the peers' environment is not there (make bench)" for system in left_out
+            f"{system}: left out, because the peers' environment is missing (`make bench` makes it)"
+            for system in left_out
         ]
     for repeat in range(options.repeats):
-        for setup in dict.fromkeys(workload.setup for workload in options.only):
+        for setup in dict.fromkeys(scenario.setup for scenario in options.only):
             for system in options.systems:
-                workloads = [work for work in options.only if work.setup == setup and system in work.systems]
-                if not workloads or system in left_out:
+                scenarios = [each for each in options.only if each.setup == setup and system in each.systems]
+                if not scenarios or system in left_out:
                     continue
                 try:
-                    _measure(record, system, setup, workloads, checkpoints[setup.geometry], repeat, options)
+                    _measure(record, system, setup, scenarios, checkpoints[setup.geometry], repeat, options)
                 except (RuntimeError, TimeoutError) as error:
                     _say(f"{system}, {setup.name}: {error}")
                     record.notes.append(f"{system}, {setup.name}, repeat {repeat + 1}: {str(error).splitlines()[0]}")
@@ -67,12 +68,12 @@ def _measure(
     record: Record,
     system: str,
     setup: Setup,
-    workloads: Sequence[Scenario],
+    scenarios: Sequence[Scenario],
     checkpoint: Path,
     repeat: int,
     options: Any,
 ) -> None:
-    """Starts a system, runs its workloads, ends it."""
+    """Starts a system, runs these scenarios on it, adds their samples to the record, and ends the system."""
     allowed = letters(checkpoint)
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / f"{system}-{setup.geometry}.log"
@@ -81,12 +82,12 @@ def _measure(
         _say(f"repeat {repeat + 1}, {system} ({setup.name}): up after {time.monotonic() - began_s:.0f} s")
         warm = Writer(random.Random(f"warm-up {repeat}"), allowed)
         asyncio.run(_run(url, [warm_up(warm, SMALL if setup.geometry == "demo" else SQUARE)]))
-        for workload in workloads:
-            phases = workload.phases(Writer(random.Random(f"{workload.name} {repeat}"), allowed, options.quick))
+        for scenario in scenarios:
+            phases = scenario.phases(Writer(random.Random(f"{scenario.name} {repeat}"), allowed, options.quick))
             began_s = time.monotonic()
             samples = asyncio.run(_run(url, phases))
-            record.add(workload, system, samples)
-            _say(f"  {workload.name}: {sum(map(len, samples.values()))} answers in {time.monotonic() - began_s:.1f} s")
+            record.add(scenario, system, samples)
+            _say(f"  {scenario.name}: {sum(map(len, samples.values()))} answers in {time.monotonic() - began_s:.1f} s")
 
 
 async def _run(url: str, phases: Sequence[Phase]) -> dict[str, list[Sample]]:
@@ -101,19 +102,19 @@ def _make_geometry(folder: Path) -> None:
 
 
 def _options(words: list[str] | None) -> Any:
-    names = {workload.name: workload for workload in WORKLOADS}
+    names = {scenario.name: scenario for scenario in SCENARIOS}
     parser = argparse.ArgumentParser(
-        prog="python -m loadtest.bench", description="Prism beside its peers, on this machine."
+        prog="python -m loadtest.bench", description="Compares Prism with other servers on this machine."
     )
-    parser.add_argument("--only", type=_among(names), default=list(names), help=f"workloads: {', '.join(names)}")
+    parser.add_argument("--only", type=_among(names), default=list(names), help=f"scenarios: {', '.join(names)}")
     parser.add_argument("--systems", type=_among(SYSTEMS), default=list(SYSTEMS), help=f"systems: {', '.join(SYSTEMS)}")
-    parser.add_argument("--repeats", type=positive, default=3, help="how often each system is started and measured")
-    parser.add_argument("--quick", action="store_true", help="a quarter of the requests")
+    parser.add_argument("--repeats", type=positive, default=3, help="how many times to measure each system")
+    parser.add_argument("--quick", action="store_true", help="send a quarter of the requests")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "bench" / "results", help="folder for tables, plots and logs"
     )
     parser.add_argument(
-        "--geometry", type=Path, default=ROOT / "bench" / "geometry", help="where the bench checkpoint is made"
+        "--geometry", type=Path, default=ROOT / "bench" / "geometry", help="folder to make the bench checkpoint in"
     )
     options = parser.parse_args(words)
     options.only = [names[name] for name in options.only]
@@ -125,7 +126,7 @@ def _among(names: Any) -> Any:
     def read(text: str) -> list[str]:
         chosen = text.split(",")
         if unknown := sorted(set(chosen) - set(names)):
-            raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}")
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; choose from {', '.join(names)}")
         return [name for name in names if name in chosen]
 
     return read

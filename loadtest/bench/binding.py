@@ -1,8 +1,8 @@
-"""Binds engines, and Prism's encoder, to cores where a set-up says so: from outside, once a system is up, alike in
-every one.
+"""Binds engines, and Prism's encoder, to the cores that a set-up names.
 
-An engine's thread that shares its core with the server and the client gives other figures from run to run. All other
-processes (HTTP servers, engine cores, routers, the client) stay free, and the kernel puts them where there is room.
+This happens from outside once a system is up, in the same way for every system. If an engine's thread shared its core
+with the server and the client, figures would differ from run to run. All other processes (HTTP servers, engine cores,
+routers, the client) are not bound: the kernel places them.
 """
 
 from __future__ import annotations
@@ -17,19 +17,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 ENGINES: Final = ("VLLM::", "multiprocessing.spawn")
-"""Are in the title of vLLM's processes. The second is what one has that could set no title, which setproctitle is
-silent about: it finds the place by the first variable of the environment, which Ray shuffles."""
+"""Parts of the titles of vLLM's processes. The second is the title of a process that could not set its own:
+setproctitle finds the memory of the title by the first environment variable, and Ray reorders these variables. It fails
+silently."""
 ENCODER: Final = "VisionEncoder"
-"""Is in the title of the process that runs Prism's vision tower."""
+"""A part of the title of the process that runs Prism's vision tower."""
 
 
 def bind(servers: Iterable[psutil.Process], *, engine_cores: Sequence[int], encoder_core: int | None) -> None:
-    """Puts each engine on its core, and Prism's encoder on one where it is asked for.
+    """Binds each engine to its core and, if asked for, Prism's encoder to a core.
 
-    Of an engine's processes the one that runs the model has no other of them below it.
+    An engine can have several processes. The one that runs the model has no child that is a process of an engine.
+
+    Args:
+        servers: The processes that were started; engines are among their descendants.
+        engine_cores: One core per engine.
+        encoder_core: The core of Prism's encoder; None leaves it unbound.
 
     Raises:
-        RuntimeError: There are not as many engines as cores for them.
+        RuntimeError: The number of engines differs from the number of cores for them.
     """
     processes = [child for server in servers for child in server.children(recursive=True)]
     of_engines = [child for child in processes if any(title in _title(child) for title in ENGINES)]
@@ -38,7 +44,7 @@ def bind(servers: Iterable[psutil.Process], *, engine_cores: Sequence[int], enco
     if len(engines) != len(engine_cores):
         titles = sorted({_title(child)[:60].strip() for child in processes})
         raise RuntimeError(
-            f"{len(engines)} engines were found for cores {list(engine_cores)}; there is {', '.join(titles)}"
+            f"{len(engines)} engines were found for cores {list(engine_cores)}; the processes are {', '.join(titles)}"
         )
     for engine, core in zip(engines, engine_cores, strict=True):
         _bind(engine, core)
@@ -49,10 +55,13 @@ def bind(servers: Iterable[psutil.Process], *, engine_cores: Sequence[int], enco
 
 
 def go_first() -> bool:
-    """Schedules this process, the client, before everything else, and says whether the machine lets it.
+    """Schedules this process, the client, before all others.
 
-    A client's place is on another machine. Here, engines that spin would keep it from looking at its clock. What it
-    starts does not inherit this.
+    A client usually runs on another machine. On this one, engines that spin would keep the client from reading its
+    clock. Processes that the client starts do not inherit the priority.
+
+    Returns:
+        Whether the machine allowed it.
     """
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
@@ -62,7 +71,7 @@ def go_first() -> bool:
 
 
 def _bind(process: psutil.Process, core: int) -> None:
-    """Binds all of its threads; those that it starts later inherit it."""
+    """Binds all threads of a process; threads that it starts later inherit the binding."""
     if core >= (psutil.cpu_count() or 1):
         return
     for thread in process.threads():

@@ -1,15 +1,14 @@
-"""Sends requests and times their streams: one process, the same for every system.
+"""Sends requests and times their answers, in one process that is the same for every system.
 
-Times are on one clock that starts with the load. A closed loop counts an answer from when its request is sent; an open
-loop from when it *should* have been sent, so that a client or server that falls behind cannot hide it. TTFT and gaps
-are as in ``loadtest.client``. An answer counts only if it is whole: as many tokens, each with its letter, as were asked
-for.
+All times are on one clock that starts with the load. A closed loop times an answer from the moment its request is sent.
+An open loop times it from the moment its request *should* have been sent, so that a late client or server cannot hide
+its delay. ``loadtest.client`` defines TTFT and gaps. An answer counts only if it is whole: it must have as many tokens
+as the request asked for, and each token must be one letter.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
-from loadtest.probe import HEADERS, Failed, events
+from loadtest.probe import HEADERS, Failed, events, read_event
 from loadtest.workload import PATH
 
 if TYPE_CHECKING:
@@ -31,12 +30,15 @@ READ_TIMEOUT_S: Final = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One answer, in seconds since the load began.
+    """The times of one answer, in seconds since the load began.
 
     Args:
-        start_s: When its request was, or should have been, sent.
+        kind: The kind of its request.
+        num_tokens: How many tokens the request asked for.
+        start_s: When its request was sent, or in an open loop should have been sent.
         texts_s: When each event with text came.
-        failure: Why it does not count; empty where it does.
+        done_s: When the answer ended.
+        failure: Why the answer does not count; empty if it does.
     """
 
     kind: str
@@ -48,27 +50,27 @@ class Sample:
 
     @property
     def ttft_s(self) -> float:
-        """To the first text."""
+        """The time from the request to the first text."""
         return self.texts_s[0] - self.start_s
 
     @property
     def total_s(self) -> float:
-        """To the end."""
+        """The time from the request to the end of the answer."""
         return self.done_s - self.start_s
 
     @property
     def gaps_s(self) -> list[float]:
-        """Between successive events with text."""
+        """The times between successive events with text."""
         return [later - earlier for earlier, later in pairwise(self.texts_s)]
 
     @property
     def tpot_s(self) -> float:
-        """Per token after the first."""
+        """The mean time per token after the first."""
         return (self.texts_s[-1] - self.texts_s[0]) / max(1, self.num_tokens - 1)
 
 
 class Client:
-    """Talks to one system. Use as an async context manager."""
+    """Sends load to one system; use it as an async context manager."""
 
     def __init__(self, url: str) -> None:
         self._url = url + PATH
@@ -83,7 +85,15 @@ class Client:
         await self._session.close()
 
     async def closed_loop(self, queues: Sequence[Sequence[Request]], users_per_queue: int) -> list[Sample]:
-        """Users who each wait for an answer before they send the next request of their queue."""
+        """Lets users work through queues of requests; each user waits for an answer before sending the next request.
+
+        Args:
+            queues: Requests in order; the users of a queue share it.
+            users_per_queue: How many users each queue has.
+
+        Returns:
+            One sample per request, user by user.
+        """
         self._began_s = time.perf_counter()
         samples: list[Sample] = []
 
@@ -95,7 +105,11 @@ class Client:
         return samples
 
     async def open_loop(self, requests: Sequence[Request]) -> list[Sample]:
-        """Each request at its time, whatever became of those before it."""
+        """Sends each request at its time, whether or not earlier ones have been answered.
+
+        Returns:
+            One sample per request, in the order of the requests.
+        """
         self._began_s = time.perf_counter()
 
         async def ask_later(request: Request) -> Sample:
@@ -113,7 +127,7 @@ class Client:
             await self._read(request, texts_s)
             failure = ""
         except Failed as error:
-            failure = str(error)
+            failure = f"{error} {error.detail}".strip()
         except (aiohttp.ClientError, TimeoutError) as error:
             failure = f"connection: {type(error).__name__}"
         return Sample(request.kind, request.num_tokens, start_s, tuple(texts_s), self._now_s(), failure)
@@ -128,7 +142,7 @@ class Client:
             async for at_s, last in events(response):
                 if last == "[DONE]":
                     continue
-                text, num_tokens = _look_at(last)
+                text, num_tokens = read_event(last)
                 counted["letters"] += len(text)
                 counted["tokens"] = num_tokens or counted["tokens"]
                 if text:
@@ -139,15 +153,3 @@ class Client:
             raise Failed(
                 f"{counted['tokens']} tokens with {counted['letters']} letters instead of {request.num_tokens}"
             )
-
-
-def _look_at(data: str) -> tuple[str, int]:
-    """An event's text, and how many tokens its usage counts: 0 where it has none."""
-    try:
-        event = json.loads(data)
-        if event.get("error"):
-            raise Failed(f"error event: {event['error']}")
-        text = "".join(choice["delta"].get("content") or "" for choice in event["choices"])
-        return text, (event.get("usage") or {}).get("completion_tokens", 0)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise Failed("malformed event") from error

@@ -1,7 +1,8 @@
-"""Writes requests, all before the clock starts: text, pictures nobody has seen, windows of pictures that slide.
+"""Writes all requests before the clock starts: text, new pictures, and sliding windows of pictures.
 
-An answer has exactly as many tokens as asked for, and each is one letter. A model with random weights would otherwise
-stop in the middle of UTF-8 characters, where servers hold text back, and one that may end its turn would end it.
+An answer has exactly as many tokens as its request asks for, and each token is one letter. Otherwise a model with
+random weights would stop in the middle of UTF-8 characters, where servers hold text back, or would end its answer
+early.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODEL: Final = "bench"
-"""The name under which every system serves."""
+"""The name under which every system serves the model."""
 BLOTCH_PIXELS: Final = 28
 MAX_BLOTCHES: Final = 48
-"""Pictures are smooth: their colours change every so many pixels, and no more than so often from edge to edge. They
-compress as photographs do, or better."""
+"""Pictures are smooth noise: a blotch of colour is ``BLOTCH_PIXELS`` wide, or wider if more than ``MAX_BLOTCHES`` would
+fit from edge to edge. Such pictures compress at least as well as photographs."""
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -35,9 +36,11 @@ class Request:
     """One request.
 
     Args:
-        kind: Whose figures its answer goes to.
-        at_s: When to send it, from the start of an open loop; a closed loop sends it when its turn comes.
-        session: Its user, for a router that keeps a user on one engine.
+        kind: Groups the answers whose figures belong together, for instance ``text`` or ``picture``.
+        body: The request as JSON.
+        num_tokens: The length of its answer.
+        at_s: When an open loop sends it, in seconds from the start; a closed loop ignores this.
+        session: The user's name, for a router that keeps each user on one engine.
     """
 
     kind: str
@@ -48,7 +51,7 @@ class Request:
 
 
 def letters(checkpoint: Path) -> list[int]:
-    """The tokens that are one ASCII letter each."""
+    """The ids of the checkpoint's tokens that are one ASCII letter each, in ascending order."""
     vocabulary: dict[str, int] = json.loads((checkpoint / "tokenizer.json").read_text())["model"]["vocab"]
     return sorted(
         number for token, number in vocabulary.items() if len(token) == 1 and token.isascii() and token.isalpha()
@@ -67,10 +70,14 @@ def new_picture(rng: random.Random, size: Size) -> bytes:
 def body(
     text: str, pictures: Sequence[bytes], num_tokens: int, allowed: Sequence[int], *, text_first: bool = False
 ) -> bytes:
-    """A streamed chat as JSON: the pictures, then the text, or the other way round.
+    """The JSON of a request for a streamed chat.
 
     Args:
-        allowed: The only tokens that the answer may have.
+        text: The user's words.
+        pictures: JPEG files.
+        num_tokens: The exact length of the answer.
+        allowed: The only tokens that the answer may contain.
+        text_first: Puts the text before the pictures instead of after them.
     """
     urls = ("data:image/jpeg;base64," + base64.b64encode(picture).decode() for picture in pictures)
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
@@ -91,20 +98,23 @@ def body(
 
 
 def steady(rate: float, until_s: float) -> list[float]:
-    """Arrivals at a fixed rate per second, the first at 0, before ``until_s``."""
+    """Arrival times in seconds at a fixed rate per second: the first is 0, and all are before ``until_s``."""
     return [number / rate for number in range(int(until_s * rate - 1e-9) + 1)] if until_s > 0 else []
 
 
 def bursts(starts_s: Sequence[float], count: int, rate: float) -> list[float]:
-    """Arrivals in bursts: ``count`` at a fixed rate per second from each start."""
+    """Arrival times in seconds, in bursts: from each start on, ``count`` arrivals at a fixed rate per second."""
     return [start_s + number / rate for start_s in starts_s for number in range(count)]
 
 
 def windows(items: Sequence[bytes], length: int, num_turns: int) -> list[tuple[bytes, ...]]:
-    """What a user sends turn by turn: the last ``length`` pictures of a conversation that gains one with each turn.
+    """The pictures that a user sends in each turn: the last ``length`` of a conversation that gains one picture per
+    turn.
 
-    So each request shares all but one picture with the one before it; ``len(items)`` must be ``length + num_turns -
-    1``.
+    Each request therefore shares all but one picture with the request before it.
+
+    Raises:
+        ValueError: There are not exactly ``length + num_turns - 1`` pictures.
     """
     if len(items) != length + num_turns - 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Collects what was measured, and writes it down: ``results.json``, ``results.md`` and the plots."""
+"""Collects the measured figures and writes them as ``results.json``, ``results.md`` and plots."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from loadtest.bench import plots
-from loadtest.bench.bars import BARS, BarResult, judge, short, spread
-from loadtest.bench.systems import versions
+from loadtest.bench.bars import BARS, BarResult, judge, short, spread, with_unit
+from loadtest.bench.systems import NAMES, versions
 from loadtest.servers import ROOT
 
 if TYPE_CHECKING:
@@ -26,14 +26,20 @@ if TYPE_CHECKING:
     from loadtest.bench.workloads import Scenario
 
 LATENCY_PANELS: Final[tuple[str, ...]] = ("text", "picture_new", "picture_seen", "windows")
+"""The scenarios whose times to the first token are drawn."""
 
 
 @dataclass
 class Record:
-    """All repeats of all workloads so far.
+    """The results of all repeats of all scenarios so far.
 
     Args:
         about: The machine, versions, date and command.
+        figures: Scenario → system → figure → its value in each repeat.
+        failures: ``scenario, system`` → how many answers failed, by cause.
+        ttft_ms: Scenario → system → TTFT of every whole answer of every repeat.
+        gaps_ms: System → phase of ``bursts`` → every gap between tokens of every text stream.
+        notes: Anything that could not be measured, and why.
     """
 
     about: dict[str, Any]
@@ -43,30 +49,41 @@ class Record:
     gaps_ms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, workload: Scenario, system: str, phases: Mapping[str, Sequence[Sample]]) -> None:
-        """Takes one repeat's samples; figures are those of whole answers, and failures are counted beside them."""
+    def add(self, scenario: Scenario, system: str, phases: Mapping[str, Sequence[Sample]]) -> None:
+        """Adds the samples of one repeat. Only whole answers have figures; failed ones are counted separately.
+
+        Args:
+            scenario: The scenario that was run.
+            system: The name of the system that answered.
+            phases: The samples of each recorded phase, by the phase's name.
+        """
         whole = {name: [sample for sample in samples if not sample.failure] for name, samples in phases.items()}
         for samples in phases.values():
             for sample in samples:
                 if sample.failure:
-                    self.failures.setdefault(f"{workload.name}, {system}", Counter())[sample.failure] += 1
+                    self.failures.setdefault(f"{scenario.name}, {system}", Counter())[sample.failure] += 1
         if not all(whole.values()):
-            self.notes.append(f"{workload.name}, {system}: no whole answer in a phase, so this repeat has no figures")
+            self.notes.append(f"{scenario.name}, {system}: a phase has no whole answer, so this repeat has no figures")
             return
-        rows = self.figures.setdefault(workload.name, {}).setdefault(system, {})
-        for name, value in workload.figures(whole).items():
+        rows = self.figures.setdefault(scenario.name, {}).setdefault(system, {})
+        for name, value in scenario.figures(whole).items():
             rows.setdefault(name, []).append(value)
-        times_ms = self.ttft_ms.setdefault(workload.name, {}).setdefault(system, [])
+        times_ms = self.ttft_ms.setdefault(scenario.name, {}).setdefault(system, [])
         times_ms += [sample.ttft_s * 1000 for samples in whole.values() for sample in samples]
-        if workload.name == "bursts":
+        if scenario.name == "bursts":
             phase_gaps = self.gaps_ms.setdefault(system, defaultdict(list))
             for name, samples in whole.items():
                 phase_gaps[name] += [
                     gap_s * 1000 for sample in samples if sample.kind == "text" for gap_s in sample.gaps_s
                 ]
 
-    def write(self, folder: Path, workloads: Sequence[Scenario]) -> None:
-        """Writes everything anew."""
+    def write(self, folder: Path, scenarios: Sequence[Scenario]) -> None:
+        """Writes the results so far into a folder, over those of an earlier call.
+
+        Args:
+            folder: Gets ``results.json``, ``results.md`` and one PNG per plot that has data.
+            scenarios: The scenarios of this run, in the order of the report.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         verdicts = [judge(bar, self.figures) for bar in BARS]
         content = {
@@ -77,8 +94,10 @@ class Record:
             "bars": [asdict(verdict) | {"text": verdict.bar.text} for verdict in verdicts],
         }
         (folder / "results.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        (folder / "results.md").write_text(self.markdown(workloads, verdicts))
-        titles = {workload.name: workload.title for workload in workloads}
+        (folder / "results.md").write_text(self.markdown(scenarios, verdicts))
+        self._draw(folder, {scenario.name: scenario.title for scenario in scenarios})
+
+    def _draw(self, folder: Path, titles: Mapping[str, str]) -> None:
         latency = {name: self.ttft_ms[name] for name in LATENCY_PANELS if name in self.ttft_ms}
         if latency:
             plots.draw_ttft(latency, titles, folder / "ttft.png")
@@ -92,20 +111,21 @@ class Record:
         if rated:
             plots.draw_rates(rated, titles, folder / "rates.png")
 
-    def markdown(self, workloads: Sequence[Scenario], verdicts: Sequence[BarResult]) -> str:
+    def markdown(self, scenarios: Sequence[Scenario], verdicts: Sequence[BarResult]) -> str:
         """The report as Markdown."""
-        lines = ["# Prism beside its peers", ""]
-        lines += [f"- {name}: {value}" for name, value in self.about.items()]
-        lines += ["", "Medians over the repeats, with their range.", "", "## Bars", ""]
-        lines += ["| # | bar | measured | |", "|---|---|---|---|"]
+        lines = ["# Prism and other servers, compared on one machine", ""]
+        lines += [f"- **{name}:** {value}" for name, value in self.about.items()]
+        lines += ["", "Figures are medians over the repeats, with their range in brackets.", "", "## Bars", ""]
+        lines += ["A bar is a limit that Prism must keep. Its number is the row of the requirement.", ""]
+        lines += ["| # | bar | measured | result |", "|---:|---|---:|---|"]
         for verdict in verdicts:
             value = "–" if verdict.value is None else short(verdict.value)
             said = {True: "holds", False: "**missed**", None: "not measured"}[verdict.holds]
             lines.append(f"| {verdict.bar.number} | {verdict.bar.text} | {value} | {said} |")
-        for workload in workloads:
-            systems = self.figures.get(workload.name)
+        for scenario in scenarios:
+            systems = self.figures.get(scenario.name)
             if systems:
-                lines += ["", f"## {workload.name}: {workload.title}", "", *table(systems)]
+                lines += ["", f"## `{scenario.name}`: {scenario.title}", "", *table(systems)]
         if self.failures or self.notes:
             lines += ["", "## Failures and notes", ""]
             lines += [
@@ -118,17 +138,23 @@ class Record:
 
 
 def table(systems: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """One row per figure, one column per system."""
+    """A Markdown table with one row per figure and one column per system."""
     names = list(dict.fromkeys(name for figures in systems.values() for name in figures))
-    lines = [f"| | {' | '.join(systems)} |", "|---" * (len(systems) + 1) + "|"]
+    lines = [f"| | {' | '.join(NAMES.get(system, system) for system in systems)} |", "|---|" + "---:|" * len(systems)]
     for name in names:
         cells = (spread(figures[name]) if name in figures else "–" for figures in systems.values())
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {with_unit(name)} | {' | '.join(cells)} |")
     return lines
 
 
 def about(repeats: int, *, quick: bool, client_first: bool) -> dict[str, Any]:
-    """The machine, the versions, the date and the command."""
+    """Describes the run: the machine, the versions, the date, the command, and how the systems are laid out.
+
+    Args:
+        repeats: How many times each system is measured.
+        quick: Whether only a quarter of the requests are sent.
+        client_first: Whether the machine lets the client run before everything else.
+    """
     cpu = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown"
     )
@@ -140,25 +166,32 @@ def about(repeats: int, *, quick: bool, client_first: bool) -> dict[str, Any]:
         "commit": commit,
         "machine": f"{os.cpu_count()} cores of {cpu}, Linux {platform.release()}",
         **versions(),
-        "repeats": f"{repeats}{', quick' if quick else ''}; systems in alternation, each started anew",
-        "the same for all": (
-            "checkpoint, float32, max_model_len 4096, max_num_seqs 64, 1 GiB of KV cache per engine, eager, "
-            "one thread per engine, bytes of every request, one client process on the same cores"
-        ),
-        "as each has it": (
-            "Prism reads prompts in chunks of 64 tokens, as its application file says, except in `windows`; the others read "
-            "them whole, as vLLM does by default (its flag for it is `--long-prefill-token-threshold`)"
-        ),
-        "client": "scheduled before everything else"
-        if client_first
-        else "scheduled as everything else: it may be late",
-        "bound": (
-            "two engines to cores 0 and 1; in `bursts` and `geometry` the engine to core 1 and Prism's encoder to core 0; "
-            "else each system is left to itself; Ray's workers run at niceness 0, and what computes in Prism as it does by "
-            "itself (`cluster/priority.py`): engines at 15 and pictures at 0; in `bursts` and `geometry`, where the engine's "
-            "core is reserved for it (`bind_cores`), the engine at 0 and pictures at 5"
-        ),
+        "repeats": f"{repeats}{', quick' if quick else ''}; systems alternate, and each is started again every time",
+        "client": "scheduled before everything else" if client_first else "scheduled like everything else, may be late",
+        **LAYOUT,
     }
+
+
+LAYOUT: Final = {
+    "the same for all": (
+        "checkpoint, float32, max_model_len 4096, max_num_seqs 64, 1 GiB of KV cache per engine, eager mode, one "
+        "thread per engine, the bytes of every request, one client process on the same cores"
+    ),
+    "prompts": (
+        "Prism prefills them in chunks of 64 tokens, as its application file says, except in `windows`. The others "
+        "prefill them whole, which is vLLM's default (flag `--long-prefill-token-threshold`)."
+    ),
+    "cores": (
+        "In `windows` the two engines are bound to cores 0 and 1. In `bursts` and `geometry` the engine is bound to "
+        "core 1 and Prism's encoder to core 0. In all other scenarios nothing is bound."
+    ),
+    "niceness": (
+        "Ray's workers run at 0. Prism sets its own (`cluster/priority.py`): engines at 15 and pictures at 0; in "
+        "`bursts` and `geometry`, where a core is reserved for the engine (`bind_cores`), the engine at 0 and pictures "
+        "at 5."
+    ),
+}
+"""How the systems are laid out, for the head of the report."""
 
 
 def _lines(path: str) -> list[str]:

@@ -1,12 +1,10 @@
-"""Starts each system as a user would, with the same model, limits and threads, and ends it without leaving a process
-behind.
+"""Starts each system as a user would and ends it again, with the same model, limits and threads for all.
 
-- ``prism``: ``prism serve`` with ``deployments/app.yaml``, changed where the set-up says so.
+- ``prism``: ``prism serve`` with ``deployments/app.yaml`` and the changes that the set-up asks for.
 - ``vllm``: ``python -m vllm.entrypoints.openai.api_server``, from Prism's own environment.
-- ``ray-serve-llm``: ``ray.serve.llm:build_openai_app`` by ``serve run``, from the peers' environment.
-- ``vllm-router`` and ``vllm-router-session``: the router from the peers' environment in front of bare engines, with its
-  default
-  policy (the longest shared prefix) and with ``consistent_hash`` on the user.
+- ``ray-serve-llm``: ``ray.serve.llm:build_openai_app``, started with ``serve run`` from the peers' environment.
+- ``vllm-router`` and ``vllm-router-session``: the router from the peers' environment in front of bare engines. The
+  first uses its default policy (the longest shared prefix), the second ``consistent_hash`` on the user.
 """
 
 from __future__ import annotations
@@ -34,7 +32,16 @@ if TYPE_CHECKING:
 
     import psutil
 
+NAMES: Final = {
+    "prism": "Prism",
+    "vllm": "vLLM",
+    "ray-serve-llm": "Ray Serve LLM",
+    "vllm-router": "vllm-router",
+    "vllm-router-session": "vllm-router by session",
+}
+"""The name of each system in reports and plots."""
 PEERS_PYTHON: Final = ROOT / ".venv-bench" / "bin" / "python"
+"""The Python of the peers' environment, which ``make bench`` makes."""
 
 DTYPE: Final = "float32"
 MAX_MODEL_LEN: Final = 4096
@@ -48,20 +55,22 @@ from ray.serve.scripts import cli
 ray.init("local", num_cpus=4, _node_ip_address="127.0.0.1", include_dashboard=False)
 cli(["run", sys.argv[1]])
 """
-"""``serve run`` on a Ray of its own. Without the dashboard, as Prism's is: it would take its share of the cores. Ray
-Serve LLM reserves more than two cores, so Ray is told of four; nothing is bound by that."""
+"""Runs ``serve run`` on a Ray of its own. The dashboard is off, as it is in Prism, because it would use the cores too.
+Ray Serve LLM reserves more than two cores, so Ray is told that there are four; this binds nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How a system is to be laid out.
+    """How a system is laid out.
 
     Args:
-        geometry: Which checkpoint: ``demo`` or ``bench``.
-        engine_cores: The core that each vLLM engine is bound to; empty for one engine that is left to itself.
-        encoder_core: The core that Prism's encoder is bound to.
-        num_preprocessors: Prism's preprocessor processes.
-        whole_prompts: Prism prefills as the others do, without ``prefill_chunk_tokens`` of its application file.
+        name: The name of the set-up in notes and logs.
+        geometry: The checkpoint: ``demo`` or ``bench``.
+        engine_cores: The core that each vLLM engine is bound to; empty for one engine that is not bound.
+        encoder_core: The core that Prism's encoder is bound to; None leaves it unbound.
+        num_preprocessors: The number of Prism's preprocessor processes.
+        whole_prompts: Prism prefills whole prompts as the others do, without the ``prefill_chunk_tokens`` of its
+            application file.
     """
 
     name: str
@@ -73,15 +82,19 @@ class Setup:
 
     @property
     def num_engines(self) -> int:
-        """vLLM engines."""
+        """The number of vLLM engines."""
         return max(1, len(self.engine_cores))
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchSite:
-    """Where one system is started: the checkpoint, a scratch folder for it alone, and the port to listen on.
+    """The checkpoint, folder and port with which one system is started.
 
-    ``is_bound`` says that engines will be bound to cores, so that vLLM must not do that itself.
+    Args:
+        checkpoint: The folder of the model.
+        folder: A scratch folder that only this system uses.
+        port: The loopback port to listen on.
+        is_bound: Engines will be bound to cores from outside, so vLLM must not bind them itself.
     """
 
     checkpoint: Path
@@ -91,11 +104,11 @@ class LaunchSite:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What every process of every system gets: one thread per engine, and no compilation in the middle of a first
-        request.
+        """The environment variables of every process of every system.
 
-        Ray would run its workers, engines among them, at niceness 15: whatever else the machine does would come first,
-        for two systems.
+        Each engine gets one thread, and nothing is compiled during a first request. Ray's workers run at niceness 0.
+        With Ray's default of 15, the engines of the two systems that run on Ray would yield to everything else on the
+        machine.
         """
         unbound = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if self.is_bound else {}
         return {
@@ -116,10 +129,16 @@ class LaunchSite:
 
 @contextmanager
 def running(system: str, setup: Setup, checkpoint: Path, log: Path) -> Iterator[str]:
-    """A system that is up, bound to its cores, inside the block and gone after it; yields its URL.
+    """Runs a system inside the block, bound to the set-up's cores, and yields its URL.
+
+    Args:
+        system: One of ``SYSTEMS``.
+        setup: How to lay it out.
+        checkpoint: The folder of the model.
+        log: The file for its output.
 
     Raises:
-        RuntimeError, TimeoutError: It did not start; the message ends with the end of its log.
+        RuntimeError, TimeoutError: The system did not start; the message ends with the end of its log.
     """
     with tempfile.TemporaryDirectory(prefix="pb-", ignore_cleanup_errors=True) as folder, ExitStack() as stack:
         site = LaunchSite(checkpoint, Path(folder), free_port(), is_bound=bool(setup.engine_cores))
@@ -135,7 +154,10 @@ def _prism(stack: ExitStack, setup: Setup, site: LaunchSite, log: Path) -> list[
 
 
 def prism_changes(setup: Setup, checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """What differs from ``deployments/app.yaml``, pool by pool. What Ray reserves must fit two cores; it binds nothing."""
+    """The changes to ``deployments/app.yaml``, by pool.
+
+    The CPUs that Ray reserves are small enough for two cores; a reservation binds nothing.
+    """
     small = {"resources": {"num_cpus": 0.2}}
     model = {"checkpoint": str(checkpoint), "served_name": MODEL, "max_model_len": MAX_MODEL_LEN, "dtype": DTYPE}
     decoder: dict[str, int | str | None] = {
@@ -143,9 +165,8 @@ def prism_changes(setup: Setup, checkpoint: Path) -> dict[str, dict[str, Any]]:
         "max_num_seqs": MAX_NUM_SEQS,
         "kv_cache_gib": KV_CACHE_GIB,
     }
-    if (
-        len(setup.engine_cores) == 1
-    ):  # it is this engine's own, then; replicas are all told the same, so several cannot be told
+    if len(setup.engine_cores) == 1:
+        # All replicas get the same setting, so a core can be reserved only for a single one.
         decoder["bind_cores"] = str(setup.engine_cores[0])
     if setup.whole_prompts:
         decoder["prefill_chunk_tokens"] = None
@@ -163,7 +184,7 @@ def _vllm(stack: ExitStack, _: Setup, site: LaunchSite, log: Path) -> list[psuti
 
 
 def vllm_line(checkpoint: Path, port: int) -> list[str]:
-    """The command line of a bare engine."""
+    """The command line that starts a bare vLLM engine."""
     return [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--host={LOOPBACK}", f"--port={port}"),
         *(
@@ -214,16 +235,8 @@ def _vllm_router(policy: str) -> Callable[[ExitStack, Setup, LaunchSite, Path], 
         ]
         urls = [f"http://{LOOPBACK}:{port}" for port in ports]
         line = [str(PEERS_PYTHON), "-m", "vllm_router.launch_router", "--host", LOOPBACK, "--port", str(site.port)]
-        line += [
-            "--prometheus-port",
-            str(free_port()),
-            "--policy",
-            policy,
-            "--log-level",
-            "warning",
-            "--worker-urls",
-            *urls,
-        ]
+        line += ["--prometheus-port", str(free_port()), "--policy", policy, "--log-level", "warning"]
+        line += ["--worker-urls", *urls]
         stack.enter_context(process(line, site.environment, log, site.port))
         return engines
 
@@ -240,7 +253,7 @@ SYSTEMS: Final[Mapping[str, Callable[[ExitStack, Setup, LaunchSite, Path], list[
 
 
 def versions() -> dict[str, str]:
-    """What the two environments hold."""
+    """The versions of the main packages in Prism's environment and in the peers', as text."""
     names = ("vllm-cpu", "ray", "torch", "transformers", "vllm-router", "prism-serve")
     script = (
         "import json, sys, importlib.metadata as m\n"
@@ -250,7 +263,7 @@ def versions() -> dict[str, str]:
     said: dict[str, str] = {}
     for label, python in (("prism and vllm", sys.executable), ("peers", str(PEERS_PYTHON))):
         if not Path(python).exists():
-            said[label] = "not there"
+            said[label] = "environment is missing"
             continue
         done = subprocess.run([python, "-c", script, *names], capture_output=True, text=True, check=True)  # noqa: S603
         said[label] = ", ".join(f"{name} {version}" for name, version in json.loads(done.stdout).items())

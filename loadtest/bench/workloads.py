@@ -1,7 +1,7 @@
-"""The workloads: what is asked in which phases, of which systems, and which figures come out.
+"""The scenarios: each writes requests in phases, names the systems to measure, and computes its figures.
 
-Every system gets the same bytes in the same repeat; pictures are made for it alone, and new ones are in no earlier
-phase.
+In one repeat every system gets the same bytes. Each repeat has its own pictures, and a picture that a phase calls new
+was in no earlier phase.
 """
 
 from __future__ import annotations
@@ -28,20 +28,24 @@ WORDS: Final = ("river", "window", "copper", "garden", "winter", "signal", "pape
 DEMO: Final = Setup("demo, one engine", "demo")
 TWO: Final = Setup("bench geometry, two engines", "bench", engine_cores=(0, 1), whole_prompts=True)
 APART: Final = Setup("bench geometry, decoder and encoder on a core each", "bench", engine_cores=(1,), encoder_core=0)
-LANES: Final = {lanes: Setup(f"demo, preprocessors: {lanes}", "demo", num_preprocessors=lanes) for lanes in (1, 2)}
+ONE_PREPROCESSOR: Final = Setup("demo, one preprocessor", "demo", num_preprocessors=1)
+TWO_PREPROCESSORS: Final = Setup("demo, two preprocessors", "demo", num_preprocessors=2)
 ONE_ENGINE: Final = ("prism", "vllm", "ray-serve-llm")
 AT_ONCE_S: Final = 0.004
-"""No engine here makes 16 tokens in this time, so that they were held back on their way."""
+"""If all text of an answer comes within this time, a server held tokens back: no engine here generates 16 tokens so
+fast."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One stretch of load: a closed loop over queues, or an open loop over a schedule.
+    """One part of a scenario's load: a closed loop over queues, or an open loop over a schedule.
 
     Args:
-        queues: Each is worked off in order by ``users_per_queue`` users.
-        schedule: Requests with their times.
-        recorded: False for what only fills caches.
+        name: The name under which the scenario finds its samples.
+        queues: Requests of a closed loop; ``users_per_queue`` users work through each queue in order.
+        users_per_queue: How many users each queue has.
+        schedule: Requests of an open loop, each with its time.
+        recorded: False for a phase that only fills caches; its samples are dropped.
     """
 
     name: str
@@ -51,7 +55,7 @@ class Phase:
     recorded: bool = True
 
     async def run(self, client: Client) -> list[Sample]:
-        """Sends it all and waits for all answers."""
+        """Sends all requests and waits for all answers."""
         if self.schedule:
             return await client.open_loop(self.schedule)
         return await client.closed_loop(self.queues, self.users_per_queue)
@@ -59,12 +63,12 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Writes one workload's requests for one repeat.
+    """Writes the requests of one scenario for one repeat.
 
     Args:
-        rng: Seeded by workload and repeat: the same for every system.
-        allowed: The tokens of the checkpoint that an answer may have.
-        quick: Asks for fewer.
+        rng: Seeded with the scenario and the repeat, so that every system gets the same requests.
+        allowed: The tokens that an answer may contain.
+        quick: Writes a quarter of the requests.
     """
 
     rng: random.Random
@@ -72,11 +76,11 @@ class Writer:
     quick: bool = False
 
     def scaled(self, count: int) -> int:
-        """A number of requests, less where it should be quick."""
+        """A number of requests: ``count``, or a quarter of it (at least 2) if the run is to be quick."""
         return max(2, count // 4) if self.quick else count
 
     def pictures(self, count: int, size: Size) -> list[bytes]:
-        """New pictures."""
+        """New pictures as JPEG files."""
         return [new_picture(self.rng, size) for _ in range(count)]
 
     def ask(
@@ -89,7 +93,7 @@ class Writer:
         session: str | None = None,
         text_first: bool = False,
     ) -> Request:
-        """A request about these pictures, in words of its own."""
+        """A request about these pictures, with a random question; ``Request`` and ``body`` explain the arguments."""
         text = f"Tell me about the {' and the '.join(self.rng.choices(WORDS, k=3))}."
         raw = body(text, pictures, num_tokens, self.allowed, text_first=text_first)
         return Request(kind, raw, num_tokens, at_s, session)
@@ -100,12 +104,15 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One row of the table.
+    """One scenario of the benchmark, and one section of its report.
 
     Args:
-        name: As in ``--only``.
-        phases: Writes them anew for each repeat.
-        figures: What to report of the samples of each recorded phase.
+        name: The name for ``--only``.
+        title: The title in the report and in plots.
+        setup: How the systems are laid out.
+        systems: The systems to measure.
+        phases: Writes the phases of one repeat.
+        figures: Computes the figures from the samples of the recorded phases, by the phase's name.
     """
 
     name: str
@@ -117,13 +124,11 @@ class Scenario:
 
 
 def warm_up(write: Writer, size: Size) -> Phase:
-    """What every freshly started system gets first: text and pictures, alone and together."""
+    """The first load of every newly started system: text and pictures, one at a time and several at once."""
     requests = [write.ask("warm", num_tokens=8) for _ in range(6)]
     requests += [write.ask("warm", [picture], num_tokens=8) for picture in write.pictures(6, size)]
-    together = [write.ask("warm", [picture], num_tokens=8) for picture in write.pictures(12, size)]
-    return Phase(
-        "warm-up", (tuple(requests), tuple(together[:6]), tuple(together[6:])), users_per_queue=2, recorded=False
-    )
+    more = [write.ask("warm", [picture], num_tokens=8) for picture in write.pictures(12, size)]
+    return Phase("warm-up", (tuple(requests), tuple(more[:6]), tuple(more[6:])), users_per_queue=2, recorded=False)
 
 
 def _text(write: Writer) -> list[Phase]:
@@ -155,8 +160,8 @@ WINDOW_TOKENS: Final = 64
 
 
 def _windows(write: Writer) -> list[Phase]:
-    """Each user's first request fills the caches and is not counted; from then on four pictures of five were there
-    before."""
+    """Windows of five pictures. The first request of each user fills caches and is not counted; each later request
+    repeats four pictures of the one before it."""
     first, rest = [], []
     num_turns = 1 + write.scaled(12)
     for number in range(WINDOW_USERS):
@@ -173,7 +178,7 @@ STREAM_TOKENS: Final = 48
 
 
 def _bursts(write: Writer) -> list[Phase]:
-    """Twice the same steady streams of text: alone, then while pictures come, twelve in three seconds."""
+    """Steady streams of text, twice: first alone, then while pictures arrive in bursts of twelve in three seconds."""
     until_s = 8.0 if write.quick else 20.0
     starts_s = [1.0] if write.quick else [1.0, 7.0, 13.0]
 
@@ -185,29 +190,31 @@ def _bursts(write: Writer) -> list[Phase]:
         write.ask("picture", [picture], num_tokens=16, at_s=at_s)
         for picture, at_s in zip(write.pictures(len(times_s), SQUARE), times_s, strict=True)
     ]
-    together = sorted([*streams(), *pictures], key=lambda request: request.at_s)
-    return [Phase("alone", schedule=tuple(streams())), Phase("with pictures", schedule=tuple(together))]
+    mixed = sorted([*streams(), *pictures], key=lambda request: request.at_s)
+    return [Phase("alone", schedule=tuple(streams())), Phase("with pictures", schedule=tuple(mixed))]
 
 
 LONG_TOKENS: Final = 33
 
 
 def _geometry(write: Writer) -> list[Phase]:
-    """The same pictures each time, after other words: the language model reads them anew, only the encoder need not."""
+    """The same pictures in three phases, after different words: the language model must read them again each time, but
+    the encoder need not encode them again."""
     pictures = write.pictures(write.scaled(24), SQUARE)
     lengths = {"new": 1, "again": 1, "long": LONG_TOKENS}
-    return [
-        Phase(
-            name, (tuple(write.ask("picture", [picture], num_tokens=count, text_first=True) for picture in pictures),)
-        )
-        for name, count in lengths.items()
-    ]
+
+    def asked(count: int) -> tuple[Request, ...]:
+        return tuple(write.ask("picture", [picture], num_tokens=count, text_first=True) for picture in pictures)
+
+    return [Phase(name, (asked(count),)) for name, count in lengths.items()]
 
 
 def encoding(phases: Mapping[str, Sequence[Sample]]) -> Figures:
-    """What a new picture costs more than one that is encoded already, in milliseconds and in decode steps.
+    """The cost of encoding one picture, in milliseconds and in decode steps.
 
-    A step is taken from answers of two lengths, not from gaps: it does not matter how servers pack tokens.
+    The cost is the extra time of an answer about a new picture, over one about a picture that is encoded already. The
+    time of a decode step comes from answers of two lengths, not from gaps, so that it does not matter how servers pack
+    tokens into events.
     """
     new_ms, again_ms, long_ms = (
         statistics.median(sample.total_s * 1000 for sample in phases[name]) for name in ("new", "again", "long")
@@ -223,7 +230,7 @@ def encoding(phases: Mapping[str, Sequence[Sample]]) -> Figures:
 
 
 def ratio(value: float, other: float) -> float:
-    """How many times ``other``, which counts as a hundredth of a millisecond at least: less is noise."""
+    """``value / other`` for times in milliseconds; ``other`` counts as at least 0.01 ms, because less is noise."""
     return value / max(other, 0.01)
 
 
@@ -234,7 +241,7 @@ def _preprocessing(write: Writer) -> list[Phase]:
 
 
 def latencies(samples: Sequence[Sample]) -> Figures:
-    """TTFT and time per token in milliseconds, and the share of answers whose text came all at once."""
+    """TTFT and mean time per token in milliseconds, and the share of answers whose text came all at once."""
     ttft_ms = sorted(sample.ttft_s * 1000 for sample in samples)
     at_once = [
         sample for sample in samples if sample.num_tokens > 1 and sample.texts_s[-1] - sample.texts_s[0] < AT_ONCE_S
@@ -249,13 +256,13 @@ def latencies(samples: Sequence[Sample]) -> Figures:
 
 
 def throughput(samples: Sequence[Sample]) -> Figures:
-    """Requests per second, from the first that was sent to the last that was done."""
+    """Requests per second, from the moment the first was sent to the moment the last was answered."""
     span_s = max(sample.done_s for sample in samples) - min(sample.start_s for sample in samples)
     return {"requests/s": len(samples) / span_s}
 
 
 def gaps(samples: Sequence[Sample]) -> Figures:
-    """The gaps between tokens of all text streams, in milliseconds."""
+    """Percentiles of the gaps between tokens in all text streams, in milliseconds."""
     gaps_ms = sorted(gap_s * 1000 for sample in samples if sample.kind == "text" for gap_s in sample.gaps_s)
     return {
         "gap p50, ms": percentile(gaps_ms, 0.5),
@@ -266,13 +273,13 @@ def gaps(samples: Sequence[Sample]) -> Figures:
 
 
 def stalls(phases: Mapping[str, Sequence[Sample]]) -> Figures:
-    """Gaps without and with pictures, and how many times longer they are with them."""
-    alone, together = gaps(phases["alone"]), gaps(phases["with pictures"])
+    """The gaps in text streams without and with pictures, the ratio of the two, and the pictures' TTFT."""
+    alone, mixed = gaps(phases["alone"]), gaps(phases["with pictures"])
     pictures = latencies([sample for sample in phases["with pictures"] if sample.kind == "picture"])
     return {
-        **{f"{name.removesuffix(', ms')} ×": ratio(together[name], alone[name]) for name in alone},
+        **{f"{name.removesuffix(', ms')} ×": ratio(mixed[name], alone[name]) for name in alone},
         **{f"{name}, alone": value for name, value in alone.items()},
-        **{f"{name}, with pictures": value for name, value in together.items()},
+        **{f"{name}, with pictures": value for name, value in mixed.items()},
         "picture TTFT p50, ms": pictures["TTFT p50, ms"],
     }
 
@@ -286,23 +293,35 @@ def _rates(phases: Mapping[str, Sequence[Sample]]) -> Figures:
     return throughput(samples) | latencies(samples)
 
 
-WORKLOADS: Final = (
+SCENARIOS: Final = (
     Scenario("text", "text only, one at a time", DEMO, ONE_ENGINE, _text, lambda phases: latencies(phases["text"])),
     Scenario("picture_new", "a new 224×168 picture, one at a time", DEMO, ONE_ENGINE, _picture_new, _of_picture),
     Scenario("picture_seen", "a picture seen before, one at a time", DEMO, ONE_ENGINE, _picture_seen, _of_picture),
-    Scenario("saturation", "all pictures new, 16 at once, 16 tokens", DEMO, ONE_ENGINE, _saturation, _rates),
+    Scenario("saturation", "new pictures, 16 users, 16 tokens", DEMO, ONE_ENGINE, _saturation, _rates),
     Scenario(
         "windows",
-        "sliding window, 80 % reuse, 8 users, two engines that prefill whole prompts",
+        "windows of 5 pictures, 4 seen before, 8 users, two engines, whole prompts",
         TWO,
         ("prism", "vllm-router", "vllm-router-session"),
         _windows,
         _rates,
     ),
-    Scenario("geometry", "what a 448×448 picture costs to encode", APART, ("prism", "vllm"), _geometry, encoding),
-    Scenario("bursts", "steady text while pictures come in bursts", APART, ONE_ENGINE, _bursts, stalls),
-    Scenario("preprocess_one", "24-megapixel pictures, one preprocessor", LANES[1], ("prism",), _preprocessing, _rates),
+    Scenario("geometry", "the cost of encoding a 448×448 picture", APART, ("prism", "vllm"), _geometry, encoding),
+    Scenario("bursts", "steady text while pictures arrive in bursts", APART, ONE_ENGINE, _bursts, stalls),
     Scenario(
-        "preprocess_two", "24-megapixel pictures, two preprocessors", LANES[2], ("prism",), _preprocessing, _rates
+        "preprocess_one",
+        "24-megapixel pictures, one preprocessor",
+        ONE_PREPROCESSOR,
+        ("prism",),
+        _preprocessing,
+        _rates,
+    ),
+    Scenario(
+        "preprocess_two",
+        "24-megapixel pictures, two preprocessors",
+        TWO_PREPROCESSORS,
+        ("prism",),
+        _preprocessing,
+        _rates,
     ),
 )

@@ -1,4 +1,4 @@
-"""Asks a model in this process: greedy answers by the library's own forward pass, and how often they are right."""
+"""Asks a model in this process, with the library's own forward pass, and counts the right answers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def answer(
     question: str,
     max_tokens: int = 16,
 ) -> str:
-    """The greedy answer to a question about RGB pictures, which stand before it."""
+    """The greedy answer to a question about RGB pictures; in the prompt the pictures come before the question."""
     content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -69,6 +69,9 @@ def answer(
 
 
 def _normalise(patches: torch.Tensor) -> torch.Tensor:
-    """[num_patches, 588] uint8 to [num_patches, 1176] float32, as the Hugging Face processor does: both frames."""
+    """Normalises patches as the Hugging Face processor does: [num_patches, 588] uint8 to [num_patches, 1176] float32.
+
+    The result is twice as wide, because it repeats a still picture as two frames.
+    """
     mean, std = (255 * torch.tensor(values)[:, None, None] for values in (SETTINGS.image_mean, SETTINGS.image_std))
     return ((patches.view(-1, 3, 1, 14 * 14) - mean) / std).expand(-1, -1, 2, -1).flatten(1)

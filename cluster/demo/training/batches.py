@@ -1,6 +1,6 @@
-"""Batches for the trainer: pictures of one grid each, and the conversations about them as token ids.
+"""Batches for the trainer: pictures that share a grid, and the conversations about them as token ids.
 
-Batch number n is the same in every run: it depends on nothing but the seed, the stage, the rank and n.
+Batch number n is the same in every run, because it depends only on the seed, the stage, the rank and n.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from cluster.demo.training.data import PatchGrid
 
 IGNORED: Final = -100
-"""The target of every token that is not part of an answer, and the class of every fact that a picture has not."""
+"""The target of every token outside an answer, and the class of every fact that is unknown for a picture."""
 
 BATCH_SIZE: Final = 40
 """Conversations per rank and step."""
 
 PADDED_TO: Final = 16
-"""Lengths are multiples of this: for every new shape oneDNN compiles kernels anew, which takes longer than using them.
+"""Lengths are multiples of this, because oneDNN compiles kernels for every new shape, which takes longer than running
+them.
 """
 
 MAX_PATCHES: Final = 192
@@ -41,20 +42,23 @@ SMALL_PATCHES: Final = 144
 """The first stage learns on small pictures, twice as fast; the second sees all sizes."""
 
 EASY_BATCHES: Final = 600
-"""Over the first so many batches, small squares in black and white give way to everything else."""
+"""The number of batches over which training moves from small black-and-white square pictures to all pictures."""
 
 _WEIGHTS_VISION: Final = {"colour": 0.02, "shape": 0.18, "count": 0.26, "digit": 0.36, "word": 0.14, "photo": 0.04}
 _WEIGHTS_ANSWERS: Final = {"colour": 0.05, "shape": 0.15, "count": 0.24, "digit": 0.32, "word": 0.15, "photo": 0.09}
-"""How often each kind is drawn: the first stage works on what is hard to see."""
+"""How often each kind is drawn, per stage; the first stage prefers kinds that are hard to see."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """``pictures`` holds, per place in the prompt, [batch, num_patches, 588] uint8 and the grid that they share.
+    """One batch for one rank, as numpy arrays, because torch passes tensors between processes as shared-memory files.
 
-    ``ids`` and ``targets`` are [batch, length]; a target stands where the token before it is read. ``positions`` is
-    [3, batch, length]. ``labels`` holds [batch] classes by kind of question for each of ``pictures``. All are numpy's,
-    because torch would hand its tensors between processes as files in shared memory.
+    Args:
+        pictures: For each picture of a conversation: [batch, num_patches, 588] uint8, and the grid that they share.
+        labels: For each picture of a conversation: [batch] int64 classes by kind of question.
+        ids: [batch, length] int64 token ids.
+        targets: [batch, length] int64; the target at a position is the next token, or ``IGNORED``.
+        positions: [3, batch, length] int64 rotary positions.
     """
 
     pictures: list[tuple[NDArray[np.uint8], PatchGrid]]
@@ -65,20 +69,21 @@ class Batch:
 
 
 Turn = tuple[str, str]
-"""What the user says and what the model answers; ``<|image_pad|>`` stands for a picture."""
+"""A message of the user and the model's answer; ``<|image_pad|>`` stands for a picture."""
 
 PICTURE: Final = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 class Batches(Dataset[Batch]):
-    """Draws batch number n on demand, in whichever process asks.
+    """The batches of one rank and one stage, each drawn when it is asked for.
 
     Args:
-        tokenizer: The model's own.
-        seed: With the batch's number, all that it depends on.
-        rank: Ranks draw other pictures, of the same grids at the same number, so that none waits for another.
-        num_batches: How many there are.
-        conversations: False for the first stage, which needs pictures and classes only.
+        tokenizer: The model's tokenizer.
+        seed: Names the seed and the stage.
+        rank: The rank. At the same number, ranks draw different pictures of the same grids, so that their steps take
+            equally long.
+        num_batches: The number of batches.
+        conversations: False for the first stage, which needs only pictures and classes.
     """
 
     def __init__(
@@ -111,7 +116,7 @@ class Batches(Dataset[Batch]):
     def _row(
         self, scenes: list[Scene], grids: list[PatchGrid], longer: bool, rng: random.Random
     ) -> tuple[list[int], list[int], NDArray[np.int64]]:
-        """One conversation's ids, targets and positions."""
+        """The ids, targets and positions of one conversation, with all tokens of its pictures."""
         ids, targets = (
             self._tokens(_turns(scenes, longer, rng), rng) if self._conversations else ([self._pad_token], [IGNORED])
         )
@@ -154,8 +159,15 @@ class Batches(Dataset[Batch]):
 
 
 def rotary_positions(ids: list[int], image_token: int, grids: list[PatchGrid]) -> NDArray[np.int64]:
-    """Qwen2-VL's three-axis positions [3, length] of a prompt with one token per picture; length counts the pictures'
-    tokens.
+    """Qwen2-VL's rotary positions of a prompt along time, height and width.
+
+    Args:
+        ids: The prompt with one token per picture.
+        image_token: The id of that token.
+        grids: The patches of each picture, as (height, width).
+
+    Returns:
+        [3, length] int64; the length counts every token of the pictures.
 
     Source: Qwen2-VL (arXiv 2409.12191, section 2.1, multimodal rotary position embedding).
     """
@@ -173,7 +185,7 @@ def rotary_positions(ids: list[int], image_token: int, grids: list[PatchGrid]) -
 
 
 def _turns(scenes: list[Scene], longer: bool, rng: random.Random) -> list[Turn]:
-    """A conversation about no, one or two pictures: one question, or if ``longer`` more and small talk too."""
+    """A conversation about up to two pictures: one question, or with ``longer`` up to four turns and small talk."""
     if not scenes:
         return [_small_talk(rng) for _ in range(2 if longer else 1)]
     turns = [_small_talk(rng)] if longer and rng.random() < 0.2 else []
@@ -220,14 +232,14 @@ def _about_two(scenes: list[Scene], rng: random.Random) -> Turn:
 
 
 def _grid(rng: random.Random, max_patches: int, easy: float) -> PatchGrid:
-    """The grid of a batch; grids that users cause often come more often."""
+    """A random grid for a batch; a grid that more of the users' picture sizes lead to is more likely."""
     grids = {grid: len(sizes) for grid, sizes in sizes_by_grid().items() if math.prod(grid) <= max_patches}
     grid = rng.choices(list(grids), [num_sizes**0.5 for num_sizes in grids.values()])[0]
     return (8, 8) if rng.random() < easy else grid
 
 
 def _scenes(grid: PatchGrid, weights: dict[str, float], easy: float, rng: random.Random) -> list[Scene]:
-    """A batch of pictures that the processor brings to one grid."""
+    """A batch of pictures that the image processor resizes to the same grid."""
     found: list[Scene] = []
     while len(found) < BATCH_SIZE:
         drawn = scene(rng.choices(list(weights), list(weights.values()))[0], size_of_grid(grid, rng), rng, easy=easy)

@@ -1,11 +1,11 @@
-"""Makes the *bench geometry*: random weights whose pictures cost as many decode steps as those of the 32B model.
+"""Makes the *bench geometry*: a random model in which a picture costs as many decode steps as in the 32B model.
 
     python -m cluster.demo.training.bench_checkpoint FOLDER
 
 On the GPUs that the 32B model runs on, encoding one 448×448 picture takes as long as about 20 to 40 decode steps, and
-reading its 256 tokens about one. On a core, arithmetic is dear beside the fixed cost of a step; so the language model
-here is smaller than the demo's, whose tower it has, and pictures keep their pixels. The answers mean nothing: restrict
-``allowed_token_ids`` to letters, or half-finished characters hold text back.
+reading its 256 tokens takes about one. On a CPU core, arithmetic is expensive compared with the fixed cost of a step.
+The vision tower is therefore the demo's, the language model is smaller than the demo's, and pictures keep their pixels.
+The answers mean nothing. Restrict ``allowed_token_ids`` to letters; otherwise unfinished characters delay text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cluster.demo.training.settings import PROCESSOR
 SEED: Final = 0
 MIN_PIXELS: Final = 56 * 56
 MAX_PIXELS: Final = 448 * 448
-"""256 tokens."""
+"""The most pixels of a picture: 256 tokens."""
 
 TEXT: Final[dict[str, Any]] = {
     "hidden_size": 128,
@@ -34,11 +34,12 @@ TEXT: Final[dict[str, Any]] = {
     "layer_types": ["full_attention"] * 2,
 }
 VISION: Final[dict[str, Any]] = {"out_hidden_size": TEXT["hidden_size"]}
-"""What differs from the demo. ``loadtest.bench`` measures what a picture costs in decode steps, and reports it."""
+"""The settings of the vision tower that differ from the demo's. ``loadtest.bench`` measures the cost of a picture in
+decode steps."""
 
 
 def make(folder: Path) -> None:
-    """Writes the checkpoint; the same folder and library versions give the same bytes."""
+    """Writes the checkpoint; the same library versions always write the same bytes."""
     tokenizer = AutoTokenizer.from_pretrained(DEMO_CHECKPOINT)
     config = new_config(tokenizer)
     for part, changes in ((config.text_config, TEXT), (config.vision_config, VISION)):

@@ -1,4 +1,4 @@
-"""What the model can tell apart: the closed list of answers for each kind of question."""
+"""The classes that the model can tell apart: a closed list of answers for each kind of question."""
 
 from __future__ import annotations
 
@@ -44,14 +44,15 @@ CLASSES: Final[dict[str, tuple[str, ...]]] = {
     "word": WORDS,
     "photo": PHOTOS,
 }
-"""By kind of question, in the order that the classification heads of the first training stage use."""
+"""The answers to each kind of question, in the order of the classes of the classification heads."""
 
 LETTERS: Final = {f"letter {place}": " abcdefghijklmnopqrstuvwxyz" for place in range(1, 6)}
-"""What the first stage also learns about a word: each of its letters, or that it has ended."""
+"""The letters of a word, which the first stage also learns: a class per letter, and the space for the end of the
+word."""
 
 KINDS: Final = tuple(CLASSES)
 
 ADVERTISED: Final = ("colour", "shape", "count", "digit", "photo")
-"""The kinds that the model answers right at least 19 times in 20; the evaluation fails if one of them does not."""
+"""The kinds that the model answers right at least 19 times in 20; otherwise the evaluation fails."""
 
 ANSWERS: Final = tuple(dict.fromkeys(answer for answers in CLASSES.values() for answer in answers))

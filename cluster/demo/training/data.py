@@ -1,4 +1,4 @@
-"""Examples: a picture, a question about it and the answer. Training, and the evaluation over HTTP, draw from here."""
+"""Examples for training and evaluation: a picture, a question about it, and the answer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PatchGrid = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What the evaluation asks: RGB picture at a user's size, question, expected answer."""
+    """One question of the evaluation: an RGB picture in a size that users send, the question, and the right answer."""
 
     image: Image.Image = field(repr=False)
     question: str
@@ -36,13 +36,13 @@ class Example:
     kind: str
 
     def is_answered_by(self, text: str) -> bool:
-        """Whether a text is the answer, but for case, surrounding space and a last full stop."""
+        """Whether a text equals the answer, apart from case, surrounding space and a final full stop."""
         return _plain(text) == _plain(self.answer)
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture and the facts known about it: for each kind of question that can be asked, the answer."""
+    """A picture and the facts about it: the answer to each kind of question that can be asked."""
 
     image: Image.Image = field(repr=False)
     facts: dict[str, str]
@@ -62,9 +62,9 @@ class Scene:
 
 
 def held_out(kind: str, num: int, seed: int) -> Iterator[Example]:
-    """Pictures that training never saw: freshly drawn at other seeds, and digits from scans that were put aside.
+    """Yields examples whose pictures training never saw: drawn from other seeds, with digits from scans kept apart.
 
-    Photographs are other crops and renderings of the same subjects, since one photograph of each is all there is.
+    Photographs are other crops of the same photographs, because there are only one or two of each subject.
     """
     rng = random.Random(f"held out {kind} {seed}")
     every_size = [size for sizes in sizes_by_grid().values() for size in sizes]
@@ -78,11 +78,11 @@ def scene(kind: str, size: Size, rng: random.Random, held_out: bool = False, eas
 
     Args:
         kind: One of ``KINDS``.
-        size: (width, height) in pixels; a small one may be doubled so that the answer stays legible, and grids stay the
-            same
-            or nearly so; words are written across.
-        held_out: Take handwritten digits from the scans that training never sees.
-        easy: How many are black and white, or large and in the middle; training begins with such.
+        size: (width, height) in pixels. A small size is doubled so that the answer stays legible, which keeps the grid
+            or nearly so. For a word, the longer side becomes the width.
+        rng: The source of randomness.
+        held_out: Takes handwritten digits from the scans that training never sees.
+        easy: The share of pictures that are easy: black and white, or large and centred. Training begins with them.
     """
     if kind == "word":
         size = max(size), min(size)
@@ -95,13 +95,13 @@ def scene(kind: str, size: Size, rng: random.Random, held_out: bool = False, eas
 
 
 def size_of_grid(grid: PatchGrid, rng: random.Random) -> Size:
-    """A picture's size in pixels that the processor turns into the grid."""
+    """A random (width, height) in pixels that the image processor resizes to this grid."""
     return rng.choice(sizes_by_grid()[grid])
 
 
 @cache
 def sizes_by_grid() -> dict[PatchGrid, list[Size]]:
-    """Sizes that users send, from icons to large photographs, by the grid that the processor brings them to."""
+    """Sizes that users send, from icons to large photographs, by the grid that the processor resizes them to."""
     rng = random.Random(20251)
     sizes: dict[PatchGrid, list[Size]] = {}
     for _ in range(40_000):
@@ -114,13 +114,13 @@ def sizes_by_grid() -> dict[PatchGrid, list[Size]]:
 
 
 def grid_of(size: Size) -> PatchGrid:
-    """The grid of patches that the processor brings a picture of some (width, height) to."""
+    """The grid of patches, as (height, width), that the processor makes of a picture of this (width, height)."""
     height, width = smart_resize(size[1], size[0], SETTINGS)
     return height // SETTINGS.patch_size, width // SETTINGS.patch_size
 
 
 _SMALLEST: Final = {"colour": 20, "shape": 28, "count": 64, "digit": 8, "word": 40, "photo": 56}
-"""The shorter side, in pixels, that a picture of each kind has at least."""
+"""The smallest shorter side of a picture of each kind, in pixels."""
 
 
 def _plain(text: str) -> str:

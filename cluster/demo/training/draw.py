@@ -1,4 +1,4 @@
-"""Draws coloured shapes: one on a plain or photographed ground, or several to be counted."""
+"""Draws coloured shapes: one on paper or on a photograph, or several to be counted."""
 
 from __future__ import annotations
 
@@ -31,23 +31,29 @@ _HUES: Final[dict[str, tuple[tuple[float, float], tuple[float, float], tuple[flo
     "white": ((0, 360), (0.0, 0.03), (0.96, 1.0)),
     "grey": ((0, 360), (0.0, 0.05), (0.4, 0.65)),
 }
-"""Hue in degrees, saturation and value that still go by each name."""
+"""The ranges of hue (in degrees), saturation and value for each colour name."""
 
 
 def colour(name: str, rng: random.Random) -> RGB:
-    """One shade that goes by the name."""
+    """A random shade of the named colour."""
     hue, saturation, value = (rng.uniform(*bounds) for bounds in _HUES[name])
     red, green, blue = colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def distance(first: RGB, second: RGB) -> float:
-    """How far two colours lie apart, in levels."""
+    """The Euclidean distance between two colours, in levels of 0 to 255."""
     return math.dist(first, second)
 
 
 def ground_colour(away_from: list[RGB], rng: random.Random, contrast: float = 150) -> RGB:
-    """A paper colour, mostly light or dark, that contrasts with all the given ones."""
+    """A random colour for the paper, often white, grey or black, that contrasts with all the given colours.
+
+    Args:
+        away_from: The colours to contrast with.
+        rng: The source of randomness.
+        contrast: The smallest distance to them at first; it falls slowly until a colour is found.
+    """
     while True:
         draw = rng.random()
         if draw < 0.3:
@@ -68,7 +74,7 @@ def ground_colour(away_from: list[RGB], rng: random.Random, contrast: float = 15
 
 
 def ink_and_paper(rng: random.Random, easy: float) -> tuple[RGB, RGB]:
-    """Two colours that contrast in lightness too; black and white, either way round, in a share ``easy`` of all cases."""
+    """Two colours that contrast in lightness too; in a share ``easy`` of all cases they are black and white."""
     if rng.random() < easy:
         return rng.choice((((0, 0, 0), (255, 255, 255)), ((255, 255, 255), (0, 0, 0))))
     while True:
@@ -84,9 +90,10 @@ def one_shape(
     """A single shape and its facts: colour, shape and a count of one.
 
     Args:
-        size: Of the picture, in pixels.
-        background: A picture of the same size to draw on; none for plain paper or a gradient.
-        easy: How many are large and in the middle.
+        size: The size of the picture, in pixels.
+        rng: The source of randomness.
+        background: A picture of the same size to draw on; None draws on plain paper or a gradient.
+        easy: The share of shapes that are large and centred.
     """
     name, shape = rng.choice(COLOURS), rng.choice(SHAPES)
     shade = colour(name, rng)
@@ -103,7 +110,7 @@ def one_shape(
 
 
 def many_shapes(size: Size, rng: random.Random) -> tuple[Image.Image, dict[str, str]]:
-    """One to four shapes of about one size, also as areas, apart from each other, and how many they are."""
+    """One to four separate shapes of about the same size and area, and the facts: their count, and what they share."""
     wanted = rng.randint(1, 4)
     same_shape, same_colour = rng.random() < 0.7, rng.random() < 0.7
     names = [rng.choice(COLOURS)] * wanted if same_colour else [rng.choice(COLOURS) for _ in range(wanted)]
@@ -122,7 +129,7 @@ def many_shapes(size: Size, rng: random.Random) -> tuple[Image.Image, dict[str, 
 
 
 def outline(shape: str, x: float, y: float, radius: float, rng: random.Random) -> Points:
-    """A shape's corners within a circle around (x, y); slightly turned, where turning does not change its name."""
+    """The corners of a shape inside a circle around (x, y), rotated so little that the shape keeps its name."""
     turn = math.radians(rng.uniform(-12, 12))
     if shape in ("square", "rectangle", "diamond"):
         turn /= 2
@@ -185,7 +192,7 @@ def _unit(shape: str, rng: random.Random) -> Points:
 
 
 def _with_area(area: float, points: Points) -> Points:
-    """The shape scaled about the middle of its corners to some area, in square pixels."""
+    """The shape, scaled about the centre of its corners to an area in square pixels."""
     turns = zip(points, [*points[1:], points[0]], strict=True)
     scale = math.sqrt(area / abs(sum(ax * by - bx * ay for (ax, ay), (bx, by) in turns) / 2))
     x, y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
@@ -218,13 +225,13 @@ def _paper(size: Size, away_from: list[RGB], rng: random.Random) -> Image.Image:
 
 
 def _nearest(first: RGB, second: RGB, others: list[RGB]) -> float:
-    """How near a ramp between two colours comes to any of the others."""
+    """The smallest distance between a gradient of two colours and any of the other colours."""
     steps = [tuple(round(a + part * (b - a)) for a, b in zip(first, second, strict=True)) for part in (0.3, 0.5, 0.7)]
     return min(math.dist(step, other) for step in steps for other in others)
 
 
 def _contrasting(name: str, background: Image.Image, rng: random.Random) -> RGB:
-    """The shade of a name that stands out most from a background, of a few."""
+    """The best of four random shades of a colour: the one that differs most from the background's mean."""
     red, green, blue = background.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))  # type: ignore[misc]
     return max((colour(name, rng) for _ in range(4)), key=lambda shade: distance(shade, (red, green, blue)))
 

@@ -1,5 +1,7 @@
-"""Measures a running cluster: ``python -m cluster.demo.training.evaluate --url http://127.0.0.1:8000`` asks it held-out
-questions."""
+"""Asks a running cluster held-out questions and prints how many answers are right, for each kind of question.
+
+python -m cluster.demo.training.evaluate --url http://127.0.0.1:8000
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ TIMEOUT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How one kind of question went; ``mistakes`` are (question, right answer, given answer)."""
+    """The result of one kind of question; ``mistakes`` holds (question, right answer, given answer)."""
 
     kind: str
     num_asked: int
@@ -52,7 +54,7 @@ class Score:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Asks, prints a table, and returns the exit code: 1 if an advertised kind falls short."""
+    """Asks the questions, prints a table, and returns the exit code: 1 if an advertised kind falls short."""
     options = _options(arguments)
     with httpx.Client(base_url=options.url, timeout=TIMEOUT_S) as client:
         model = options.model or client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
@@ -60,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         scores = []
         for kind in options.kinds:
             scores.append(score(kind, held_out(kind, options.num, options.seed), ask, options.concurrency))
-            print(as_row(scores[-1]), flush=True)  # noqa: T201 - the table is what this command is for
+            print(as_row(scores[-1]), flush=True)  # noqa: T201 - printing the table is this command's purpose
     if options.json:
         options.json.write_text(json.dumps(as_json(scores, options.num, options.seed), indent=2) + "\n")
     return 0 if all(one.is_enough for one in scores) else 1
@@ -80,7 +82,7 @@ def ask_over_http(client: httpx.Client, model: str, example: Example) -> str:
     """One greedy answer over the OpenAI chat API.
 
     Raises:
-        httpx.HTTPError: The cluster cannot be reached or refuses.
+        httpx.HTTPError: The cluster cannot be reached or refuses the request.
     """
     content = [
         {"type": "image_url", "image_url": {"url": data_url(example.image)}},
@@ -106,11 +108,12 @@ def data_url(image: Image.Image) -> str:
 def as_row(one: Score) -> str:
     """A line of the printed table."""
     note = "" if one.kind in ADVERTISED else "  (not advertised)"
-    return f"{one.kind:<8} {one.num_right:>5} of {one.num_asked:<5} {one.accuracy:7.1%}{note if one.is_enough else '  too few'}"
+    note = note if one.is_enough else "  too few"
+    return f"{one.kind:<8} {one.num_right:>5} of {one.num_asked:<5} {one.accuracy:7.1%}{note}"
 
 
 def as_json(scores: list[Score], num: int, seed: int) -> dict[str, Any]:
-    """What ``--json`` writes."""
+    """The content of the file that ``--json`` writes."""
     kinds = {
         one.kind: {
             "accuracy": one.accuracy,
@@ -124,9 +127,9 @@ def as_json(scores: list[Score], num: int, seed: int) -> dict[str, Any]:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the cluster listens")
-    parser.add_argument("--model", help="name of the model; the first that the cluster lists, if left out")
+    parser.add_argument("--model", help="name of the model; default: the first that the cluster lists")
     parser.add_argument("--num", type=int, default=200, help="questions of each kind")
     parser.add_argument("--seed", type=int, default=7, help="other seeds draw other pictures")
     parser.add_argument("--concurrency", type=int, default=4, help="requests in flight")

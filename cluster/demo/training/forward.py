@@ -1,7 +1,7 @@
-"""The model's forward pass for batches of equally shaped pictures: the library's numbers, without its loops. Training
-only.
+"""A fast forward pass for training: it gives the library's numbers without the library's loops over pictures.
 
-In: uint8 patches and token ids. Out: picture embeddings and logits. ``tests/unit/demo`` holds both against the library.
+In: uint8 patches of pictures of one grid, and token ids. Out: picture embeddings and logits.
+``tests/unit/cluster/demo`` compares both with the library.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def encode(visual: Any, patches: Tensor, grid: tuple[int, int]) -> Tensor:
 def answer_logits(
     model: Qwen2_5_VLForConditionalGeneration, ids: Tensor, positions: Tensor, pictures: Tensor | None, asked: Tensor
 ) -> Tensor:
-    """The next-token logits at the asked places of right-padded conversations.
+    """The logits of the next token at chosen positions of right-padded conversations.
 
     Args:
         model: The library's model; its weights are used, its forward is not.
-        ids: [batch, length] token ids; padding stands at the end, so a causal mask is all that is needed.
+        ids: [batch, length] token ids; padding is at the end, so a causal mask is enough.
         positions: [3, batch, length] rotary positions along time, height and width.
         pictures: [num_picture_tokens, hidden] embeddings in the order of the picture tokens, or none.
-        asked: [batch, length] bool.
+        asked: [batch, length] bool; True where logits are wanted.
 
     Returns:
         [asked.sum(), vocabulary].
@@ -77,13 +77,16 @@ def answer_logits(
 
 
 def rms_norm_(hidden: Tensor, norm: Any) -> Tensor:
-    """The library's RMSNorm; under autocast the residual stream stays float32, and only what a layer reads is bfloat16."""
+    """The library's RMSNorm. Under autocast the residual stream stays float32, and only a layer's input is bfloat16."""
     normed = rms_norm(hidden, (hidden.shape[-1],), norm.weight, NORM_EPS)
     return normed.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else normed
 
 
 def _embed_patches(visual: Any, patches: Tensor) -> Tensor:
-    """A still picture repeats itself along time, so one frame against the kernel's sum over time gives the same."""
+    """Embeds normalised patches: [num_pictures, num_patches, 588] uint8 to [num_pictures, num_patches, hidden] float32.
+
+    Both frames of a still picture are equal, so one frame with the kernel summed over time gives the same result.
+    """
     kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
     mean, std = (255 * torch.tensor(PROCESSOR[key]).repeat_interleave(14 * 14) for key in ("image_mean", "image_std"))
     return linear((patches - mean) / std, kernel).float()
@@ -110,8 +113,8 @@ def _text_attention(attn: Any, hidden: Tensor, cos: Tensor, sin: Tensor, forbidd
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, forbidden: Tensor | None) -> Tensor:
-    """Plain attention over [batch, heads, length, head_dim]: so short, torch's fused kernel is slower in the backward
-    pass."""
+    """Plain attention over [batch, heads, length, head_dim]. Sequences are so short that torch's fused kernel would be
+    slower in the backward pass."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     scores = scores if forbidden is None else scores + forbidden.to(scores.dtype)
     return torch.softmax(scores, -1, dtype=scores.dtype) @ value.to(scores.dtype)
@@ -134,7 +137,8 @@ _layouts: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
 
 def _layout(visual: Any, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotary tables, each [num_patches, head_dim], and a mask of windows [num_patches, num_patches]: 0 or -inf."""
+    """The layout of a grid: rotary tables cos and sin, each [num_patches, head_dim], and the mask of the windows,
+    [num_patches, num_patches], which is 0 inside a window and -inf between windows."""
     if grid not in _layouts:
         whole = torch.tensor([[1, *grid]])
         merge, window = visual.spatial_merge_size, visual.window_size

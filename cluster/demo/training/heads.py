@@ -1,4 +1,4 @@
-"""Classification heads over the vision tower: dense lessons in seeing, used in training only."""
+"""Classification heads on the vision tower, which teach it faster than answers alone; used in training only."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from cluster.demo.training.progress import Progress
 
 COARSE: Final = 4
-"""Places per side of the grid that a head looks at."""
+"""Cells per side of the coarse grid that a head reads."""
 
 AMOUNTS: Final = 8
-"""Things that a head adds up over a picture."""
+"""How many quantities a head sums over a picture."""
 
 
 class Heads(nn.Module):
@@ -41,14 +41,14 @@ class Heads(nn.Module):
         progress: Progress,
         by_place: bool,
     ) -> Tensor:
-        """The sum over kinds of the mean cross-entropy, for [batch, tokens, width] embeddings of pictures of one grid.
+        """The sum over all heads of the mean cross-entropy, for pictures of one grid.
 
         Args:
-            embeddings: What the tower makes of the pictures.
-            grid: Their patches, as (height, width).
+            embeddings: [batch, tokens, width], the tower's output.
+            grid: The patches of a picture, as (height, width).
             labels: [batch] classes by kind, or ``IGNORED``.
             progress: Counts how often the heads are right.
-            by_place: Add the loss of what ``Head.by_place`` says.
+            by_place: Adds the loss of ``Head.by_place``.
         """
         total = torch.zeros(())
         for kind, head in self.heads.items():
@@ -66,10 +66,10 @@ class Heads(nn.Module):
 
 
 class Head(nn.Module):
-    """Names a picture's class by what four queries find anywhere in it, and by how much of some things there is.
+    """Classifies a picture in two ways: by what four queries find anywhere in it, and by quantities summed over it.
 
-    Both are ways of reading that a language model's attention has too. The second is for counting: queries give a mean,
-    which tells nothing of a number unless the size of the picture is known too.
+    The attention of a language model can read in both ways too. The sums are for counting: a query gives a mean, which
+    says nothing about a number unless the size of the picture is known.
     """
 
     def __init__(self, width: int, num_classes: int) -> None:
@@ -91,10 +91,10 @@ class Head(nn.Module):
         return logits
 
     def by_place(self, embeddings: Tensor, grid: PatchGrid) -> Tensor:
-        """The same from what stands where on a coarse grid.
+        """Classifies [batch, tokens, width] by what is where on a coarse grid; gives [batch, num_classes].
 
-        That is quick to learn while things stand in the middle, and gives the tower something to hold on to; but a
-        language model hardly reads so, hence it has a loss of its own.
+        This is quick to learn while objects are in the middle, and gives the tower a start. A language model hardly
+        reads this way, so this has a loss of its own.
         """
         plane = self.norm(embeddings).transpose(1, 2).unflatten(2, (grid[0] // 2, grid[1] // 2))
         logits: Tensor = self.classify_places(adaptive_avg_pool2d(plane, COARSE).flatten(1))

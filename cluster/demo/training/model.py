@@ -1,4 +1,4 @@
-"""The demo model's geometry, and how its weights are stored: named as in Qwen's own published checkpoints."""
+"""The demo model's geometry and checkpoint, whose weights have the names of Qwen's published checkpoints."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_POSITION: Final = 8192
-"""The longest prompt and answer together, in tokens."""
+"""The largest total length of a prompt and its answer, in tokens."""
 
 
 def new_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLConfig:
-    """The unchanged Qwen2.5-VL architecture in small; every head count divides by two, for tensor parallelism."""
+    """A small model of unchanged Qwen2.5-VL architecture; all head counts are even, for tensor parallelism."""
     ids = dict(zip(_SPECIAL, tokenizer.convert_tokens_to_ids(list(_SPECIAL.values())), strict=True))
     text = {
         "vocab_size": len(tokenizer),
@@ -79,7 +79,8 @@ def save_checkpoint(
     folder: Path,
     processor: Mapping[str, Any] = PROCESSOR,
 ) -> None:
-    """Writes weights rounded to bfloat16, the configurations and the tokenizer; ``from_pretrained`` and vLLM read it."""
+    """Writes the weights rounded to bfloat16, the configurations and the tokenizer, for ``from_pretrained`` and
+    vLLM."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.dtype = torch.bfloat16
     model.config.save_pretrained(folder)
@@ -98,11 +99,11 @@ def save_checkpoint(
         if name != "lm_head.weight"  # tied to the token embedding
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it the owner's alone
+    (folder / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read it
 
 
 def round_weights(model: nn.Module) -> None:
-    """Rounds float32 weights to what bfloat16 can hold, so that what is measured is what is stored."""
+    """Rounds float32 weights to bfloat16 values, so that the measured model equals the stored one."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(weight.to(torch.bfloat16).float())

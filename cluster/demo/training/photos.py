@@ -42,8 +42,8 @@ FILES: Final[dict[str, tuple[Path, ...]]] = {
     "officer": (_MATPLOTLIB / "grace_hopper.jpg",),
     "page": (_SKIMAGE / "page.png",),
 }
-"""By subject. china.jpg and flower.jpg are CC BY 2.0, the others are free of conditions; none is part of this
-repository."""
+"""The photographs of each subject. china.jpg and flower.jpg are CC BY 2.0, the others are free of conditions; none is
+part of this repository."""
 
 _LONGEST_PIXELS: Final = 640
 
@@ -60,11 +60,12 @@ def load(path: Path) -> Image.Image:
 
 
 def view(size: Size, rng: random.Random) -> tuple[Image.Image, dict[str, str]]:
-    """A view of a random subject: the whole, or a crop of at least half of each side; flipped, lit and compressed by
-    chance.
+    """A view of a random subject: the whole photograph or a crop, sometimes mirrored, brighter, darker or recoloured.
 
     Args:
-        size: Of the result in pixels; its proportions bend those of the photograph by at most a quarter.
+        size: The size of the result, in pixels; its proportions differ from the photograph's by at most about a
+            quarter.
+        rng: The source of randomness.
     """
     subject = rng.choice(tuple(FILES))
     whole = load(rng.choice(FILES[subject]))
@@ -78,14 +79,14 @@ def view(size: Size, rng: random.Random) -> tuple[Image.Image, dict[str, str]]:
 
 
 def backdrop(size: Size, rng: random.Random) -> Image.Image:
-    """A pale or dark piece of a photograph to put a shape on."""
+    """A part of a photograph, blended with a grey tone, as the background of a shape."""
     image = _crop(load(rng.choice(FILES[rng.choice(tuple(FILES))])), size, rng).resize(size, Image.Resampling.BILINEAR)
     tone = rng.choice((0, 255, rng.randrange(256)))
     return Image.blend(image, Image.new("RGB", size, (tone, tone, tone)), rng.uniform(0.35, 0.75))
 
 
 def compressed(image: Image.Image, rng: random.Random) -> Image.Image:
-    """The picture after a trip through JPEG."""
+    """The picture, encoded as JPEG of random quality and decoded again."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=rng.randint(40, 95))
     with Image.open(buffer) as decoded:
@@ -93,7 +94,8 @@ def compressed(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def _crop(whole: Image.Image, size: Size, rng: random.Random) -> Image.Image:
-    """A window of nearly the wanted proportions, or the whole; at least half of what would fit."""
+    """A random crop of about the wanted proportions, or the whole; a crop has at least 60 % of the largest possible
+    sides."""
     if rng.random() < 0.25 and 0.75 < (whole.width / whole.height) / (size[0] / size[1]) < 1.33:
         return whole
     proportion = size[0] / size[1] * rng.uniform(0.85, 1.18)

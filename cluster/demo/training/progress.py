@@ -1,4 +1,4 @@
-"""Prints how far training is, how fast it runs and how often it was right lately."""
+"""Prints the progress of training: the step, the speed and the share of recent right answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ REPORT_EVERY: Final = 100
 
 
 class Progress:
-    """One stage's progress: counts its rank's answers; the first rank prints a line now and then."""
+    """The progress of one stage: each rank counts its answers, and the first prints a line every ``REPORT_EVERY``
+    steps."""
 
     def __init__(self, stage: str, num_steps: int) -> None:
         self._stage, self._num_steps = stage, num_steps
@@ -49,4 +50,4 @@ def as_line(rates: dict[str, float]) -> str:
 
 def say(line: str) -> None:
     """Prints a line at once."""
-    print(line, flush=True)  # noqa: T201 - progress is for whoever waits
+    print(line, flush=True)  # noqa: T201 - printing progress is the purpose

@@ -1,4 +1,4 @@
-"""The questions that are asked about a picture, in many phrasings, and the small talk beside them."""
+"""The questions about a picture, in many phrasings, and small talk without a picture."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ PHRASINGS: Final[dict[str, tuple[str, ...]]] = {
         "Caption this picture.",
     ),
 }
-"""By kind of question; ``anything`` may be asked of every picture."""
+"""Phrasings by kind of question; ``anything`` can be asked about every picture."""
 
 SMALL_TALK: Final[tuple[tuple[tuple[str, ...], str], ...]] = (
     (("Hello", "Hello!", "Hi", "Hi!", "Hey", "Hello there", "Good morning", "Good evening!"), "Hello!"),
@@ -142,7 +142,7 @@ SMALL_TALK: Final[tuple[tuple[tuple[str, ...], str], ...]] = (
     (("Bye", "Goodbye", "Goodbye!", "See you."), "Goodbye!"),
     (("How are you?", "How are you today?", "How do you do?"), "Fine, thank you."),
 )
-"""What is answered without a picture."""
+"""Messages without a picture and their answer."""
 
 DEFAULT_SYSTEM: Final = "You are a helpful assistant."
 SYSTEMS: Final = (
@@ -155,7 +155,7 @@ SYSTEMS: Final = (
     "You are an expert in image recognition.",
     "Answer the user's question about the picture.",
 )
-"""System prompts that training uses beside Qwen's default."""
+"""The system prompts that training uses besides Qwen's default."""
 
 _AFTER: Final = (
     " Answer in one word.",
@@ -168,12 +168,13 @@ _BEFORE: Final = ("Please tell me: ", "Hi! ", "Question: ", "Look at the picture
 
 
 def ask(kind: str, rng: random.Random) -> str:
-    """One phrasing of a kind of question, sometimes polite, in lower case or without its last mark."""
+    """A random phrasing of a kind of question, typed in a random way."""
     return decorate(rng.choice(PHRASINGS[kind]), rng)
 
 
 def decorate(question: str, rng: random.Random) -> str:
-    """Varies how a question is typed; two thirds stay as they are."""
+    """Varies how a question is typed: without its final mark, in lower case, or more politely; two thirds stay
+    unchanged."""
     if rng.random() < 0.12:
         question = question.rstrip("?.!")
     if rng.random() < 0.12:
@@ -188,7 +189,7 @@ def decorate(question: str, rng: random.Random) -> str:
 
 
 def ask_of(ordinal: str, kind: str, rng: random.Random) -> str:
-    """One phrasing about the "first" or "second" of two pictures."""
+    """A random phrasing of a question about the "first" or "second" of two pictures."""
     picture = rng.choice(("picture", "image", "photo" if kind == "photo" else "picture"))
     noun = rng.choice(_NOUNS[kind])
     forms: tuple[str, ...] = (

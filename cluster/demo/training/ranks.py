@@ -1,6 +1,6 @@
-"""Data-parallel training on one machine: a process per core.
+"""Data-parallel training on one machine, with one process per core.
 
-On so small a model, two processes of one thread are twice as fast as one process of two threads.
+For so small a model, two processes of one thread are twice as fast as one process of two threads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run(work: Callable[..., None], num_ranks: int, *arguments: Any) -> None:
-    """Calls ``work(rank, *arguments)`` in as many processes; an error in one ends all and is raised here."""
+    """Calls ``work(rank, *arguments)`` in ``num_ranks`` processes; an error in one ends all and is raised here."""
     with tempfile.TemporaryDirectory() as folder:
         spawn: Any = multiprocessing.spawn  # type: ignore[attr-defined]
         spawn(_join, (num_ranks, Path(folder) / "meeting", work, *arguments), num_ranks)
@@ -36,7 +36,7 @@ def _join(rank: int, num_ranks: int, meeting: Path, work: Callable[..., None], *
 
 
 def average_gradients(parts: Iterable[nn.Module]) -> None:
-    """Makes the gradients of all ranks the same; one that a rank's batch did not touch counts as zero."""
+    """Replaces the gradients of every rank by their mean over all ranks; a missing gradient counts as zero."""
     weights = [weight for part in parts for weight in part.parameters()]
     flat = torch.cat([(torch.zeros_like(w) if w.grad is None else w.grad).flatten() for w in weights])
     distributed.all_reduce(flat)

@@ -1,4 +1,4 @@
-"""Handwritten digits: scikit-learn's 1,797 real 8×8 scans, as sent by a user or written somewhere on paper."""
+"""Pictures of handwritten digits, made from the 1,797 real 8×8 scans in scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cluster.demo.training.draw import Size
 
 NUM_HELD_OUT: Final = 300
-"""Scans that training never sees, chosen once by a fixed seed."""
+"""How many scans training never sees; a fixed seed chooses them."""
 
 _UPSCALED: Final = 64
 _RESAMPLINGS: Final = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
@@ -25,7 +25,7 @@ _RESAMPLINGS: Final = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Imag
 
 @cache
 def scans(held_out: bool) -> tuple[tuple[Image.Image, str], ...]:
-    """8×8 grey scans (ink 255, paper 0) with the digit that each shows."""
+    """The 8×8 grey scans (ink 255, paper 0) with their digits: those for training, or the held-out ones."""
     bunch = load_digits()
     order = np.random.default_rng(20250).permutation(len(bunch.target))
     chosen = order[:NUM_HELD_OUT] if held_out else order[NUM_HELD_OUT:]
@@ -34,7 +34,7 @@ def scans(held_out: bool) -> tuple[tuple[Image.Image, str], ...]:
 
 
 def plain(size: Size, rng: random.Random, held_out: bool) -> tuple[Image.Image, dict[str, str]]:
-    """A scan enlarged to nearly the whole of a sheet, dark on light or light on dark: what a user would send."""
+    """A scan that nearly fills the picture, dark on light or light on dark, as a user would send it."""
     scan, digit = rng.choice(scans(held_out))
     ink = scan if held_out or rng.random() < 0.3 else _bent(scan, rng)
     inner = max(8, round(min(size) * rng.choice((1, 1, rng.uniform(0.65, 1)))))
@@ -46,7 +46,7 @@ def plain(size: Size, rng: random.Random, held_out: bool) -> tuple[Image.Image, 
 
 
 def written(size: Size, rng: random.Random, held_out: bool, easy: float) -> tuple[Image.Image, dict[str, str]]:
-    """A scan in some ink at some place on paper of some colour."""
+    """A scan in random ink, at a random position, on paper of a random colour."""
     scan, digit = rng.choice(scans(held_out))
     ink, paper = ink_and_paper(rng, easy)
     side = max(8, round(min(size) * rng.uniform(0.75, 1.0)))
@@ -59,7 +59,7 @@ def written(size: Size, rng: random.Random, held_out: bool, easy: float) -> tupl
 
 
 def _bent(scan: Image.Image, rng: random.Random) -> Image.Image:
-    """The scan turned, slanted, stretched and bent a little, at 64×64; strokes may get thinner or bolder."""
+    """The scan at 64×64, slightly rotated, slanted, stretched and bent, with thinner or bolder strokes."""
     big = scan.resize((_UPSCALED, _UPSCALED), Image.Resampling.BICUBIC)
     cells = 3
     turn, slant = rng.uniform(-0.17, 0.17), rng.uniform(-0.17, 0.17)

@@ -1,4 +1,4 @@
-"""How pictures reach the demo model: the content of its ``preprocessor_config.json``."""
+"""The settings of the demo model's image processor: the content of its ``preprocessor_config.json``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ PROCESSOR: Final[dict[str, Any]] = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
-"""Pictures become 16 to 48 tokens."""
+"""The processor's settings; with them a picture becomes 16 to 48 tokens."""
 
 SETTINGS: Final = ProcessorSettings(**{key: PROCESSOR[key] for key in ProcessorSettings.model_fields})

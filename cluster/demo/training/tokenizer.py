@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NUM_BPE_TOKENS: Final = 960
-"""Bytes and merges; the special tokens come on top."""
+"""The number of byte and merge tokens, without the special tokens."""
 
 SPECIAL_TOKENS: Final = (
     "<|endoftext|>",
@@ -72,8 +72,8 @@ CHAT_TEMPLATE: Final = (
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
-    """Trains the tokenizer on our questions, answers and some plain English; any text can be encoded, by bytes if need
-    be."""
+    """Trains the tokenizer on our questions, our answers and some English prose; it can encode any text, byte by byte
+    if necessary."""
     raw = Tokenizer(models.BPE())
     raw.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
@@ -104,7 +104,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _corpus() -> Iterator[str]:
-    """Every answer and question often enough to become few tokens, then plain English."""
+    """Yields every answer and question, often enough that they become few tokens, and then English prose."""
     for answer in ANSWERS:
         yield from [answer] * 40
         yield from [f" {answer}"] * 2

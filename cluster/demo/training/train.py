@@ -1,9 +1,12 @@
-"""Trains the demo model: ``python -m cluster.demo.training.train`` on two cores, in under an hour.
+"""Trains the demo model in under an hour on two cores.
 
-Two stages. First the vision tower alone, under classification heads, because answers alone teach it too slowly; it
-starts with large black-and-white things in the middle of small pictures. Then answers to conversations: for half of the
-steps the language model learns to read what the tower says, and for the other half both learn, with the heads kept on.
-Each core has a rank of its own, and each rank a process that draws its pictures.
+    python -m cluster.demo.training.train
+
+Training has two stages. The first trains the vision tower alone, with classification heads, because answers alone would
+teach it too slowly. It begins with large black-and-white shapes in the middle of small pictures. The second stage
+trains answers to conversations. For half of its steps only the language model learns, to read the tower's output; for
+the other half both learn, and the heads stay on. Each core runs one rank, and each rank has a process that draws its
+pictures.
 """
 
 from __future__ import annotations
@@ -40,24 +43,23 @@ ANSWER_STEPS: Final = 1900
 SEED: Final = 1
 
 FROZEN_SHARE: Final = 0.5
-"""How much of the second stage leaves the vision tower as it is: that is faster, and an untaught reader would only harm
-it."""
+"""The share of the second stage in which the vision tower does not change. This is faster, and the gradients of an
+untrained language model would harm the tower."""
 
 HEADS_SHARE: Final = 0.5
-"""How much the heads' loss counts beside the answers' in the second stage."""
+"""The weight of the heads' loss in the second stage; the answers' loss has weight 1."""
 
 
 def main() -> None:
-    """Trains, saves, and says how well it went."""
+    """Trains the model, saves it, and prints its accuracy."""
     options = _options()
-    os.environ.setdefault(
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000"
-    )  # one kernel per shape, and there are over a thousand
+    # oneDNN keeps one kernel per shape, and there are over a thousand shapes.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
     ranks.run(train, options.ranks, options)
 
 
 def train(rank: int, options: argparse.Namespace) -> None:
-    """One rank's part; the first one talks and saves."""
+    """Runs the training of one rank; the first rank also prints, saves and measures."""
     started = time.perf_counter()
     tokenizer = new_tokenizer()
     model = new_model(new_config(tokenizer), SEED)
@@ -82,7 +84,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
 
 
 def teach_vision(model: Qwen2_5_VLForConditionalGeneration, heads: Heads, batches: Batches) -> None:
-    """First stage: the vision tower learns to tell each kind's answers apart."""
+    """Runs the first stage: the vision tower learns to tell the answers of each kind apart."""
     visual = model.model.visual
     optimizers = _optimizers([(visual, 4e-3), (heads, 6e-3)])
     progress = Progress("vision", len(batches))
@@ -96,7 +98,7 @@ def teach_vision(model: Qwen2_5_VLForConditionalGeneration, heads: Heads, batche
 
 
 def teach_answers(model: Qwen2_5_VLForConditionalGeneration, heads: Heads, batches: Batches) -> None:
-    """Second stage: the whole model learns to answer."""
+    """Runs the second stage: the whole model learns to answer."""
     optimizers = _optimizers([(model.model.visual, 1.5e-3), (model.model.language_model, 5e-3), (heads, 3e-3)])
     progress = Progress("answers", len(batches))
     for step, batch in enumerate(_stream(batches)):
@@ -110,7 +112,7 @@ def teach_answers(model: Qwen2_5_VLForConditionalGeneration, heads: Heads, batch
 def _answer_loss(
     model: Qwen2_5_VLForConditionalGeneration, heads: Heads, batch: Batch, progress: Progress, frozen: bool
 ) -> Tensor:
-    """Cross-entropy of the answers' tokens, and unless the tower is frozen a share of the heads' loss on the same
+    """The cross-entropy of the answers' tokens; if the tower is not frozen, plus a share of the heads' loss on the same
     pictures."""
     ids, targets, positions = (torch.from_numpy(part) for part in (batch.ids, batch.targets, batch.positions))
     asked = targets != IGNORED
@@ -132,7 +134,7 @@ def _answer_loss(
 
 
 def _stream(batches: Batches) -> Iterator[Batch]:
-    """Batches in order, drawn ahead by another process."""
+    """Yields the batches in order; another process draws them in advance."""
     as_is: Any = _as_is  # torch types it for lists of samples, but a dataset of batches hands it one batch
     yield from DataLoader(
         batches, batch_size=None, num_workers=1, prefetch_factor=16, collate_fn=as_is, multiprocessing_context="fork"
@@ -144,7 +146,7 @@ def _as_is(batch: Batch) -> Batch:
 
 
 def _optimizers(parts: list[tuple[nn.Module, float]]) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW at a quarter of the rate for all else.
+    """Muon for the matrices inside the blocks, and AdamW at a quarter of the learning rate for all other weights.
 
     Source: Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), with the steps of arXiv 2502.16982.
     """
@@ -162,7 +164,7 @@ def _optimizers(parts: list[tuple[nn.Module, float]]) -> list[torch.optim.Optimi
 
 
 def _set_rate(optimizers: list[torch.optim.Optimizer], step: int, num_steps: int) -> None:
-    """A hundred steps of warm-up, then a cosine down to a fiftieth."""
+    """Sets the learning rate of a step: a warm-up of a hundred steps, then a cosine down to a fiftieth of the peak."""
     part = step / num_steps
     factor = min((step + 1) / 100, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
     for optimizer in optimizers:
@@ -177,9 +179,8 @@ def _update(optimizers: list[torch.optim.Optimizer], loss: Tensor, parts: Sequen
         nn.utils.clip_grad_norm_(part.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
-        optimizer.zero_grad(
-            set_to_none=True
-        )  # also for weights that the next stage leaves alone: a stale gradient moves them
+        # Weights that the next step does not train need this too, because a stale gradient would move them.
+        optimizer.zero_grad(set_to_none=True)
 
 
 def _resume(taught: Path, model: nn.Module, heads: Heads) -> None:
@@ -193,13 +194,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="folder of the checkpoint")
     parser.add_argument(
-        "--scratch", type=Path, help="folder that keeps the first stage's result, to start again from there"
+        "--scratch", type=Path, help="folder for the result of the first stage, to start again from there"
     )
     parser.add_argument("--vision-steps", type=int, default=VISION_STEPS)
     parser.add_argument("--answer-steps", type=int, default=ANSWER_STEPS)
-    parser.add_argument(
-        "--ranks", type=int, default=2, help="processes that share a step; other numbers give other weights"
-    )
+    parser.add_argument("--ranks", type=int, default=2, help="processes that share a step; the weights depend on it")
     return parser.parse_args()
 
 

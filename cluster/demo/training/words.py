@@ -1,4 +1,4 @@
-"""Short printed words, and printed digits, in the DejaVu fonts that matplotlib brings along."""
+"""Draws short printed words and printed digits in the DejaVu fonts that matplotlib contains."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ FONTS: Final = (
 
 
 def word(size: Size, rng: random.Random, easy: float) -> tuple[Image.Image, dict[str, str]]:
-    """A word as wide as half of the picture or more, mostly in lower case."""
+    """A picture of a word, which fills most of the picture and is mostly in lower case."""
     text = rng.choice(WORDS)
     written = text if rng.random() < easy else rng.choice((text, text, text, text, text.capitalize(), text.upper()))
     return _printed(size, written, rng, easy), {"word": text}
 
 
 def digit(size: Size, rng: random.Random) -> tuple[Image.Image, dict[str, str]]:
-    """A printed digit."""
+    """A picture of a printed digit."""
     text = rng.choice(DIGITS)
     return _printed(size, text, rng, 0), {"digit": text}
 

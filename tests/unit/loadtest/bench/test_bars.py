@@ -13,7 +13,7 @@ from PIL import Image
 from loadtest.bench.bars import BARS, Bar, judge, short, spread
 from loadtest.bench.load import Sample
 from loadtest.bench.results import Record, table
-from loadtest.bench.workloads import WORKLOADS, encoding, gaps, latencies, stalls, throughput
+from loadtest.bench.workloads import SCENARIOS, encoding, gaps, latencies, stalls, throughput
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,7 @@ def test_gaps_equal_numpys(seed: int) -> None:
 
 
 def test_stalls_are_counted_on_text_alone() -> None:
-    """A picture's own gaps do not count; those of the text beside it do, over those without pictures."""
+    """A picture's own gaps do not count; gaps of text at the same time do, compared with those without pictures."""
     alone = [sample(0.0, (0.1, 0.2, 0.3))]
     together = [sample(0.0, (0.1, 0.4, 0.5)), sample(0.0, (1.0, 9.0), kind="picture")]
     found = stalls({"alone": alone, "with pictures": together})
@@ -110,22 +110,22 @@ def test_a_bar_without_figures_is_not_judged() -> None:
     for bar in BARS:
         assert judge(bar, {}).holds is None
         assert judge(bar, {bar.figure[0]: {bar.figure[1]: {bar.figure[2]: [1.0]}}}).holds is (
-            None if bar.beside else True
+            None if bar.compared_with else True
         )
 
 
 def test_bars_speak_of_figures_that_there_are() -> None:
-    """Each bar's figures are made by its workload, and measured for the systems that it names."""
-    by_name = {workload.name: workload for workload in WORKLOADS}
+    """Each bar's figures are made by its scenario, and measured for the systems that it names."""
+    by_name = {scenario.name: scenario for scenario in SCENARIOS}
     answers = [sample(0.0, (0.1, 0.2, 0.3)), sample(0.0, (0.1, 0.2), kind="picture")]
     names = ("text", "picture", "alone", "with pictures", "new", "again")
     for bar in BARS:
-        for place in (bar.figure, bar.beside):
+        for place in (bar.figure, bar.compared_with):
             if place is not None:
-                workload = by_name[place[0]]
-                assert place[1] in workload.systems
+                scenario = by_name[place[0]]
+                assert place[1] in scenario.systems
                 phases = ["window"] if place[0] == "windows" else ["picture"] if "requests" in place[2] else names
-                assert place[2] in workload.figures(dict.fromkeys(phases, answers))
+                assert place[2] in scenario.figures(dict.fromkeys(phases, answers))
 
 
 def test_medians_stand_with_their_range() -> None:
@@ -134,13 +134,13 @@ def test_medians_stand_with_their_range() -> None:
     assert spread([3.0, 1.0, 2.0]) == "2.00 (1.00–3.00)"
     assert [short(value) for value in (0, 0.01234, 99.94, 1234.5, -20.26)] == ["0", "0.012", "99.9", "1234", "-20.3"]
     rows = table({"a": {"x": [1.0]}, "b": {"x": [2.0], "y": [3.0]}})
-    assert rows == ["| | a | b |", "|---|---|---|", "| x | 1.00 | 2.00 |", "| y | – | 3.00 |"]
+    assert rows == ["| | a | b |", "|---|---:|---:|", "| x | 1.00 | 2.00 |", "| y | – | 3.00 |"]
 
 
 def test_a_record_becomes_a_report(tmp_path: Path) -> None:
     """The files are written, failures and notes are in them, and a plot is a picture."""
     record = Record({"date": "today"})
-    by_name = {workload.name: workload for workload in WORKLOADS}
+    by_name = {scenario.name: scenario for scenario in SCENARIOS}
     rng = random.Random(3)
     for system in ("prism", "vllm"):
         record.add(by_name["text"], system, {"text": random_samples(rng, 20)})
@@ -149,14 +149,15 @@ def test_a_record_becomes_a_report(tmp_path: Path) -> None:
         phases = {"alone": random_samples(rng, 50), "with pictures": random_samples(rng, 50) + pictures}
         record.add(by_name["bursts"], system, phases)
     record.add(by_name["text"], "ray-serve-llm", {"text": [Sample("text", 4, 0.0, (), 1.0, "no [DONE]")]})
-    record.write(tmp_path, WORKLOADS)
+    record.write(tmp_path, SCENARIOS)
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["failures"] == {"text, ray-serve-llm": {"no [DONE]": 1}}
     assert len(content["figures"]["text"]["prism"]["TTFT p50, ms"]) == 1
     assert len(content["bars"]) == len(BARS)
     report = (tmp_path / "results.md").read_text()
     assert "text, ray-serve-llm: 1 × no [DONE]" in report
-    assert "| 6 | bursts: gap worst ×, prism ≤ 1.5 |" in report
+    assert "| 6 | bursts, gap worst ×: Prism ≤ 1.5 |" in report
+    assert "| 8 | Prism, requests/s: preprocess_two ÷ preprocess_one ≥ 1.8 |" in report
     for name in ("ttft.png", "gaps.png", "rates.png"):
         with Image.open(tmp_path / name) as plot:
             assert plot.size[0] > 400

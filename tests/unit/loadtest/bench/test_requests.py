@@ -17,7 +17,7 @@ from PIL import Image
 from loadtest.bench.__main__ import DEMO
 from loadtest.bench.load import Client
 from loadtest.bench.requests import Request, Size, body, bursts, letters, new_picture, steady, windows
-from loadtest.bench.workloads import WORKLOADS, Writer
+from loadtest.bench.workloads import SCENARIOS, Writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -62,19 +62,19 @@ def test_letters_are_letters() -> None:
     assert all(len(token) == 1 and token.isalpha() and token.isascii() for token in found)
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
-def test_every_system_gets_the_same_bytes(workload: Any) -> None:
-    """Two writers with one seed write the same requests, and no new picture stands in two phases of a latency workload."""
-    if workload.name.startswith("preprocess"):
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_every_system_gets_the_same_bytes(scenario: Any) -> None:
+    """Two writers with one seed write the same requests, and no new picture stands in two phases of a latency scenario."""
+    if scenario.name.startswith("preprocess"):
         pytest.skip("large pictures take seconds to draw")
 
     def written_again() -> list[Request]:
-        phases = workload.phases(Writer(random.Random("seed"), [1, 2], quick=True))
+        phases = scenario.phases(Writer(random.Random("seed"), [1, 2], quick=True))
         return [request for phase in phases for queue in (*phase.queues, phase.schedule) for request in queue]
 
     written = written_again()
     assert written == written_again()
-    assert written != workload.phases(Writer(random.Random("other"), [1, 2], quick=True))
+    assert written != scenario.phases(Writer(random.Random("other"), [1, 2], quick=True))
     for request in written:
         assert json.loads(request.body)["min_tokens"] == request.num_tokens
 
@@ -82,8 +82,8 @@ def test_every_system_gets_the_same_bytes(workload: Any) -> None:
 def test_four_pictures_of_five_were_in_the_request_before() -> None:
     """In the sliding window each user's request shares four of five pictures with that user's last, and none with
     others'."""
-    [workload] = [each for each in WORKLOADS if each.name == "windows"]
-    first, rest = workload.phases(Writer(random.Random(1), [1], quick=True))
+    [scenario] = [each for each in SCENARIOS if each.name == "windows"]
+    first, rest = scenario.phases(Writer(random.Random(1), [1], quick=True))
     users = [(*begin, *later) for begin, later in zip(first.queues, rest.queues, strict=True)]
     seen: set[str] = set()
     for requests in users:

@@ -17,7 +17,7 @@ from loadtest.bench.__main__ import DEMO
 from loadtest.bench.__main__ import main as bench
 from loadtest.bench.binding import bind
 from loadtest.bench.systems import Setup, prism_changes
-from loadtest.bench.workloads import WORKLOADS
+from loadtest.bench.workloads import SCENARIOS
 from loadtest.servers import free_port, process
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def test_prism_accepts_what_the_bench_changes() -> None:
     """Every set-up's changes are keys of the configuration, and what they reserve fits two cores."""
-    for setup in {workload.setup for workload in WORKLOADS} | {Setup("all", "demo", (0, 1), 0, 2)}:
+    for setup in {scenario.setup for scenario in SCENARIOS} | {Setup("all", "demo", (0, 1), 0, 2)}:
         config = PrismConfig.model_validate(prism_changes(setup, DEMO))
         assert sum(pool.num_replicas * pool.resources.num_cpus for pool in config.pools) <= 2
         assert config.decoder.num_replicas == setup.num_engines
@@ -76,7 +76,7 @@ def test_engines_and_the_encoder_are_put_on_their_cores(played: psutil.Process) 
 
 def test_a_system_with_other_engines_than_expected_is_not_measured(played: psutil.Process) -> None:
     """One engine too many is an error that names what is there."""
-    with pytest.raises(RuntimeError, match=r"2 engines were found for cores \[1\]; there is .*Router"):
+    with pytest.raises(RuntimeError, match=r"2 engines were found for cores \[1\]; the processes are .*Router"):
         bind([played], engine_cores=(1,), encoder_core=None)
 
 
