@@ -4,8 +4,9 @@ PORT ?= 8000
 APP ?= deployments/app.yaml
 EXTRAS ?= cpu
 BIN := .venv/bin
+INSTALLER := deployments/local/install.py deployments/local/torchvision_cure.py
 
-.PHONY: help serve test check format setup demo bench clean
+.PHONY: help serve test check format setup lock docs wheel demo bench clean
 
 help:  ## Say what there is to make.
 	@sed -nE 's/^([a-z]+):.*  ## /make \1\t/p' Makefile
@@ -13,9 +14,13 @@ help:  ## Say what there is to make.
 serve: .venv/.installed-$(EXTRAS)  ## Start the cluster on http://127.0.0.1:$(PORT); Ctrl-C ends it.
 	@exec $(BIN)/prism serve $(APP) --port $(PORT)
 
+# The quick half comes first. Coverage is of that half only, and not of the processes that its tests start.
 test: .venv/.installed-$(EXTRAS)-dev  ## Run every test.
-	$(BIN)/pytest
+	$(BIN)/pytest tests/unit tests/k8s --cov --cov-report=
+	@echo "Lines of cluster and deployments that these tests run in their own process: $$($(BIN)/coverage report --format=total) %"
+	$(BIN)/pytest --ignore=tests/unit --ignore=tests/k8s
 
+# pre-commit and CI run this too.
 check: .venv/.installed-$(EXTRAS)-dev  ## Format, lint, types, import contracts.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -28,29 +33,46 @@ format: .venv/.installed-$(EXTRAS)-dev  ## Put the code into shape.
 
 setup: .venv/.installed-$(EXTRAS)-dev  ## Everything a developer needs.
 
-demo: .venv/.installed-$(EXTRAS)-dev  ## Train the demo checkpoint anew (under an hour on two cores).
+lock: .venv-lock/.installed  ## Write the lock files (LOCK=--upgrade raises versions).
+	@.ci/lock $(LOCK)
+
+docs: .venv/.installed-$(EXTRAS)-dev  ## Write the pages of docs/ that are made from code.
+	$(BIN)/python -m tests.helpers.config_reference
+
+wheel: .venv/.installed-$(EXTRAS)  ## Build the wheel into dist/.
+	@rm -rf build dist
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+	@rm -rf build
+	@ls dist/*.whl
+
+demo: .venv/.installed-$(EXTRAS)-dev  ## Train the demo checkpoint again (under an hour on two cores).
 	$(BIN)/python -m cluster.demo.training.train
 
-bench: .venv/.installed-cpu-dev .venv-bench/.installed  ## Measure Prism beside vLLM, Ray Serve LLM and vllm-router (BENCH="--only text").
+bench: .venv/.installed-cpu-dev .venv-bench/.installed  ## Measure Prism next to vLLM, Ray Serve LLM and vllm-router (BENCH="--only text").
 	$(BIN)/python -m loadtest.bench $(BENCH)
 
 clean:  ## Remove the environments.
-	rm -rf .venv .venv-bench
+	rm -rf .venv .venv-bench .venv-lock
 
-.venv/.installed-$(EXTRAS): pyproject.toml deployments/local/install.py
+.venv/.installed-$(EXTRAS): pyproject.toml requirements-$(EXTRAS).lock requirements-torch-cpu.txt $(INSTALLER)
 	@echo "Setting up .venv ($(EXTRAS)); the first time takes a few minutes."
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Prism needs Python 3.11 or newer; set PYTHON=.")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python deployments/local/install.py --extras $(EXTRAS)
 	@touch $@
 
-.venv-bench/.installed: loadtest/bench/peers.txt deployments/local/install.py
+.venv-bench/.installed: loadtest/bench/peers.txt requirements-torch-cpu.txt $(INSTALLER)
 	@echo "Setting up .venv-bench, the peers' environment; it takes a few minutes."
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	@.venv-bench/bin/python deployments/local/install.py --requirements loadtest/bench/peers.txt
 	@touch $@
 
-.venv/.installed-$(EXTRAS)-dev: .venv/.installed-$(EXTRAS)
+.venv-lock/.installed:
+	@test -x .venv-lock/bin/python || $(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+	@touch $@
+
+.venv/.installed-$(EXTRAS)-dev: .venv/.installed-$(EXTRAS) requirements-$(EXTRAS)-dev.lock
 	@echo "Adding what the tests need."
 	@$(BIN)/python deployments/local/install.py --extras $(EXTRAS),dev
 	@touch $@

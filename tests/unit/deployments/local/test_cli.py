@@ -1,0 +1,78 @@
+"""The ``prism`` command as far as it goes without a cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from deployments.local import cli, torchvision_cure
+from deployments.local.torchvision_cure import CureNotWritableError
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_application_file_ships() -> None:
+    """The names that are offered are the application files in ``deployments``."""
+    files = {path.stem for path in cli.DEPLOYMENTS.glob("*.yaml")} - {"kustomization"}
+    assert set(cli.SHIPPED) == files
+
+
+@pytest.mark.parametrize("name", ["app", "app.yaml", "qwen2_5_vl_32b", "qwen2_5_vl_32b.yaml"])
+def test_a_name_finds_the_file_that_ships(here: Path, name: str) -> None:
+    """A name that is no path here is one of the files that Prism brings, with or without .yaml."""
+    assert not (here / name).exists()
+    assert cli._application_file(name) == cli.DEPLOYMENTS / f"{name.removesuffix('.yaml')}.yaml"
+
+
+def test_a_file_in_this_folder_comes_first(here: Path) -> None:
+    """A path that exists is what it says, also where a file that ships has the same name."""
+    (here / "app.yaml").write_text("applications: []")
+    assert cli._application_file("app.yaml") == Path("app.yaml")
+
+
+@pytest.mark.usefixtures("here")
+def test_an_unknown_name_is_refused_with_those_that_ship() -> None:
+    """A name of no file ends the command with code 2 and says which files ship."""
+    result = CliRunner().invoke(cli.app, ["serve", "nosuch"])
+    assert result.exit_code == 2
+    assert result.stderr == "There is no application file nosuch; Prism ships app and qwen2_5_vl_32b.\n"
+
+
+def test_an_environment_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torchvision cannot be cured, ``prism serve`` ends with code 1 and the reason."""
+
+    def refuse() -> bool:
+        raise CureNotWritableError("not writable")
+
+    monkeypatch.setattr(torchvision_cure, "install", refuse)
+    result = CliRunner().invoke(cli.app, ["serve"])
+    assert (result.exit_code, result.stderr) == (1, "not writable\n")
+
+
+def test_the_command_is_named_as_a_shell_finds_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is plain ``prism`` if that is on the PATH, and otherwise a path, relative if it is below this folder."""
+    program = here / ".venv" / "bin" / "prism"
+    program.parent.mkdir(parents=True)
+    shutil.copy("/bin/sh", program)
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+    monkeypatch.setenv("PATH", os.fspath(here / "nothing"))
+    assert cli._program() == ".venv/bin/prism"
+    monkeypatch.chdir("/usr")
+    assert cli._program() == str(program)
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert cli._program() == "prism"
+
+
+def test_a_picture_in_a_folder_with_a_space_is_quoted(here: Path) -> None:
+    """What is printed can be pasted into a shell."""
+    assert cli._from_here(here / "my pictures" / "cat.png") == "'my pictures/cat.png'"
