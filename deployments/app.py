@@ -1,4 +1,4 @@
-"""Builds the Serve application from the YAML's ``args:``."""
+"""Builds the Serve application from the ``args:`` of an application file."""
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` as it stands, to validate the
 # arguments.
@@ -17,11 +17,13 @@ from deployments.ray_serve.request_routers import routing_options
 from deployments.router import Router
 
 HEALTH_CHECK_PERIOD_S = 2.0
-"""Serve replaces a replica after three failed checks; until then a dead one, with its short queue, draws requests."""
+"""Seconds. Serve replaces a replica after three failed checks. Until then a dead replica attracts requests, because
+its queue is short."""
 
 
 def build(config: PrismConfig) -> Application:
-    """What Serve calls with the ``args:`` of the application file: a replica that is to go ends its requests first.
+    """Builds the application; Serve calls this with the ``args:``. A replica that is removed first finishes its
+    requests.
 
     Raises:
         ValidationError: A key is unknown or a value is out of range; the message names it.
@@ -30,11 +32,11 @@ def build(config: PrismConfig) -> Application:
 
 
 def compose(config: PrismConfig, *, drain_s: float) -> Application:
-    """The application: a Router over three pools.
+    """Builds the application: a Router and the three pools behind it.
 
     Args:
         config: The whole configuration.
-        drain_s: How long a replica that is to go may still work on the requests that it has.
+        drain_s: How long a replica that is removed may still work on its requests.
     """
     labels = config.pool_labels
     common: dict[str, Any] = {"health_check_period_s": HEALTH_CHECK_PERIOD_S, "graceful_shutdown_timeout_s": drain_s}
@@ -48,12 +50,12 @@ def compose(config: PrismConfig, *, drain_s: float) -> Application:
 
 
 def pool_options(pool: PoolConfig, labels: Sequence[str]) -> dict[str, Any]:
-    """Serve's options for a pool whose replicas each fit one Ray actor.
+    """Serve's options for a pool whose replicas each are one Ray actor.
 
     Args:
-        pool: Its part of the configuration.
-        labels: Those of all pools. A pool whose own nodes are full or not there yet may go to nodes that belong to
-            none.
+        pool: The pool's part of the configuration.
+        labels: The Ray labels of all pools. A pool whose own nodes are full or missing may use nodes without such a
+            label.
     """
     resources = pool.resources
     actor: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
@@ -71,7 +73,8 @@ def pool_options(pool: PoolConfig, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def decoder_options(pool: DecoderConfig, labels: Sequence[str]) -> dict[str, Any]:
-    """Serve's options for decoders: on GPUs, one bundle per tensor-parallel worker, all on one node."""
+    """Serve's options for decoders. On GPUs each tensor-parallel worker has one bundle, and all bundles are on one
+    node."""
     options = pool_options(pool, labels)
     if pool.device == "cpu":
         return options
@@ -90,7 +93,7 @@ def decoder_options(pool: DecoderConfig, labels: Sequence[str]) -> dict[str, Any
 
 
 def resources_of(config: PrismConfig) -> dict[str, float]:
-    """CPUs and GPUs that all replicas reserve together."""
+    """The CPUs and GPUs that all replicas of all pools reserve."""
     total = {"CPU": 0.0, "GPU": 0.0}
     for pool in config.pools:
         options = decoder_options(pool, ()) if isinstance(pool, DecoderConfig) else pool_options(pool, ())

@@ -1,4 +1,4 @@
-"""The decoder pool: each replica holds one vLLM engine, tensor-parallel over its own bundle of devices."""
+"""The decoder pool: each replica holds one vLLM engine, tensor-parallel over its own devices."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """Generates answers. An engine that dies cannot be revived in place: the replica fails its health check and is
-    replaced."""
+    """Generates answers. A dead engine cannot be revived: the replica then fails its health check and is replaced."""
 
     async def __init__(self, config: PrismConfig, encoder: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         from cluster.decode.start import (
@@ -35,16 +34,18 @@ class Decoder:
 
         log_refusals_briefly()
         self._encode = BySize(encoder.encode)
-        self._pulls = EmbeddingCache(0)  # to keep them is the engine's: here one call serves all who want one meanwhile
+        self._pulls = EmbeddingCache(0)  # keeps nothing; it only lets concurrent requests share a call
         self._engine = await start_engine(config)
         self._settings = Checkpoint(config.model).processor
         self._description = description(self._settings, self._engine.kv_tokens)
         freeze_heap()
 
     async def generate(self, call: Call, *pictures: Picture) -> AsyncIterator[FirstPiece | str]:
-        """Runs one call about some pictures: SSE text for a stream, its JSON for anything else.
+        """Runs one call about the given pictures. A stream yields SSE text piece by piece; any other call yields its
+        JSON.
 
-        An embedding that is lost on its way to the engine is pulled once more, unless something is sent already.
+        The first item is a ``FirstPiece``. If an embedding is lost on its way to the engine, it is pulled once more,
+        unless the first item has been sent.
         """
         from cluster.decode.answer import generate  # imports vLLM: not before the engine has started
 
@@ -65,7 +66,8 @@ class Decoder:
                     lost_before = True
 
     async def _pull(self, pictures: Sequence[Picture]) -> tuple[dict[Digest, Embedding], Spent]:
-        """Embeddings that are kept here or else come from the encoders, and where the time until the last of them went."""
+        """The embeddings of the pictures, kept here or from the encoders, and the stages of the one that was ready
+        last."""
         if not pictures:
             return {}, {}
         started_s = time.perf_counter()
@@ -90,30 +92,30 @@ class Decoder:
         return embedding
 
     def _num_bytes(self, picture: Picture) -> int:
-        """Of a picture or its embedding, whichever is more."""
+        """The bytes of a picture or of its embedding, whichever is more."""
         return max(
             len(picture.data), self._settings.num_tokens(picture.num_pixels) * self._engine.embedding_shape.row_bytes
         )
 
     def record_replica_metadata(self) -> dict[str, Any]:
-        """For the request routers, once: how pictures come to patches, and how many tokens the KV cache takes."""
+        """Tells the request routers once how pictures become patches, and how many tokens fit into the KV cache."""
         return self._description
 
     def record_routing_stats(self) -> dict[str, float]:
-        """For the request routers, time and again: what the engine has to do."""
+        """Tells the request routers regularly how busy the engine is."""
         return self._engine.stats()
 
     async def check_health(self) -> None:
-        """Called by Serve; raises once the engine is gone."""
+        """Called by Serve; it raises when the engine has died."""
         await self._engine.check_health()
 
     def metrics(self) -> ProcessMetrics:
-        """This process's metrics, vLLM's own among them, as Prometheus text."""
+        """This process's metrics, vLLM's included, as Prometheus text."""
         ENGINE_REQUESTS.set(self._engine.num_requests)
         return ProcessMetrics.of_this_replica()
 
     async def parameter_names(self) -> list[list[str]]:
-        """Every weight that this replica holds, by its name in the model, for each of the engine's workers."""
+        """The names of all weights of each of the engine's workers."""
         return await self._engine.parameter_names()
 
     def __del__(self) -> None:

@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger("ray.serve")
 
 CLAIM_TIMEOUT_S: Final = 1.0
-"""How long an encoder waits for another's word, which takes a millisecond or two unless the other is gone."""
+"""How long an encoder waits for the reply to a claim. Without a fault the reply takes a millisecond or two."""
 PROVEN_S: Final = 5.0
-"""For so long a run that went well says that the tower works."""
+"""How long a successful run counts as proof that the vision tower works."""
 
 
 class VisionEncoder:
-    """Turns pictures into embeddings, pulling their pixels from the preprocessors."""
+    """Turns pictures into embeddings. It pulls their patches from the preprocessors."""
 
     def __init__(self, config: PrismConfig, preprocessor: DeploymentHandle[Any]) -> None:
         log_refusals_briefly()
-        import torch  # only in the replica: whoever builds the application needs no model code
+        import torch  # imported in the replica only: building the application needs no model code
 
         from cluster.encode.batch_queue import BatchQueue
         from cluster.encode.picture_encoder import TOWER_PREFIXES, PictureEncoder
@@ -70,19 +70,22 @@ class VisionEncoder:
     async def encode(
         self, picture: Picture, *, home: Replica | None = None, at: Replica | None = None
     ) -> Embedding | Elsewhere:
-        """A picture's embedding, and where its time went; or the replica to ask for it.
+        """The embedding of a picture with the times of its stages, or the replica that makes it.
 
         Args:
-            picture: It.
-            home: The picture's home, which the request router fills in where it passed that over.
-            at: Whom another replica named, and the request router found.
+            picture: The picture.
+            home: The picture's home, if this replica stands in for it. The request router fills this in.
+            at: The name of this replica, if another replica has sent the caller here.
         """
         with answering("encoder"):
             return await self._flight.embedding_for(picture, self._encode, home=home, is_sent_on=at is not None)
 
     def claim(self, digest: Digest, asker: Replica) -> Embedding | Elsewhere | None:
-        """Called by another encoder: who has a picture or makes it, by what this one knows; if nobody, the asker makes
-        it."""
+        """Called by another encoder before it makes an embedding.
+
+        Returns:
+            The embedding, if it is kept here; ``Elsewhere``, if a replica makes it; None, if the asker is to make it.
+        """
         return self._flight.claim(digest, asker)
 
     async def _ask(self, peer: Replica, picture: Picture) -> Embedding | Elsewhere | None:
@@ -92,7 +95,7 @@ class VisionEncoder:
             async with asyncio.timeout(CLAIM_TIMEOUT_S):
                 reply: Embedding | Elsewhere | None = await call(actor, "claim", picture.digest, self._name)
         except (TimeoutError, *GONE) as error:
-            log.warning("the encoder %s did not say who makes a picture: %r", peer, error)
+            log.warning("the encoder %s did not reply to a claim: %r", peer, error)
             return None
         return reply
 
@@ -118,15 +121,15 @@ class VisionEncoder:
         return replace(encoded.embedding, spent=spent)
 
     def _num_bytes(self, picture: Picture) -> int:
-        """Of a picture or its patches, whichever is more."""
+        """The bytes of a picture or of its patches, whichever is more."""
         return max(len(picture.data), self._settings.num_patches(picture.num_pixels) * self._settings.patch_bytes)
 
     def record_replica_metadata(self) -> dict[str, Any]:
-        """For the request routers, once: how pictures come to patches here, and of how many the embeddings are kept."""
+        """Tells the request routers once how pictures become patches, and for how many patches embeddings are kept."""
         return self._description
 
     def record_routing_stats(self) -> dict[str, int]:
-        """For the request routers, time and again: patches that wait or run here, each picture's once."""
+        """Tells the request routers regularly how many patches wait or run here. A picture counts once."""
         return {"patches": self._num_patches}
 
     @contextmanager
@@ -138,9 +141,12 @@ class VisionEncoder:
             self._num_patches -= num_patches
 
     async def check_health(self) -> None:
-        """Called by Serve, which replaces a replica whose tower fails on the smallest picture or does not come to it.
+        """Runs the vision tower on the smallest picture, unless it has worked within ``PROVEN_S``.
 
-        A tower that works is not kept from it, and those who ask together share one answer.
+        Serve replaces a replica whose check fails or takes too long. Callers at the same time share one run.
+
+        Raises:
+            Exception: The error of the vision tower.
         """
         if time.perf_counter() - self._queue.worked_at_s > PROVEN_S:
             if self._check is None or self._check.done():
@@ -148,9 +154,9 @@ class VisionEncoder:
             await asyncio.shield(self._check)
 
     def metrics(self) -> ProcessMetrics:
-        """This process's metrics, as Prometheus text."""
+        """This process's metrics as Prometheus text."""
         return ProcessMetrics.of_this_replica()
 
     async def parameter_names(self) -> list[str]:
-        """Every weight that this replica holds, by its name in the tower."""
+        """The names of all weights of the vision tower."""
         return self._tower.parameter_names

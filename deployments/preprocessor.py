@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 
 class Preprocessor:
-    """Turns pictures into patches. More throughput means more replicas, never more threads: Pillow holds the GIL."""
+    """Turns pictures into patches. More replicas give more throughput; more threads would not, because Pillow holds
+    the GIL."""
 
     def __init__(self, config: PrismConfig) -> None:
         log_refusals_briefly()
-        import torch  # only in the replica: whoever builds the application needs no model code
+        import torch  # imported in the replica only: building the application needs no model code
 
         from cluster.preprocess import preprocess
 
@@ -37,7 +38,7 @@ class Preprocessor:
         freeze_heap()
 
     async def preprocess(self, picture: Picture) -> Pixels:
-        """Decodes, resizes and patchifies one picture, off the event loop."""
+        """Decodes, resizes and cuts up one picture, in a thread."""
         with answering("preprocessor"):
             pixels = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, picture)
         PICTURES.labels("preprocess").inc()
@@ -49,5 +50,5 @@ class Preprocessor:
         return replace(pixels, ran_s=time.perf_counter() - started_s)
 
     def metrics(self) -> ProcessMetrics:
-        """This process's metrics, as Prometheus text."""
+        """This process's metrics as Prometheus text."""
         return ProcessMetrics.of_this_replica()

@@ -1,4 +1,4 @@
-"""Reads application files, key by key: Ray itself accepts, and ignores, a key that it does not know."""
+"""Reads application files and checks every key, because Ray silently ignores keys that it does not know."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ BUILDER: Final = "deployments.app:build"
 APPLIED: Final = frozenset({"proxy_location", "http_options", "logging_config", "applications"})
 APPLIED_TO_HTTP: Final = frozenset({"host", "port"})
 APPLIED_TO_APPLICATION: Final = frozenset({"name", "route_prefix", "import_path", "args"})
-"""The keys of Serve's that ``prism serve`` applies. For where a file wants to listen, ``--port`` and loopback stand in;
-on one node every ``proxy_location`` is the same."""
+"""The keys of Serve's schema that ``prism serve`` applies. Of the HTTP options it takes none: it listens on loopback
+at the port of ``--port``. ``proxy_location`` makes no difference on one node."""
 
 LOOSE: dict[tuple[type[BaseModel], str], type[BaseModel]] = {
     (ServeApplicationSchema, "args"): PrismConfig,
     (ServeApplicationSchema, "autoscaling_policy"): AutoscalingPolicy,
 }
-"""Keys that Ray's schema types as a plain dict, and what they must satisfy all the same."""
+"""Keys that Ray's schema types as a plain dict, and the schemas that they must satisfy."""
 
 
 Part = tuple[type[BaseModel], "Mapping[str, Any]", str]
-"""A schema, the mapping that it is for, and the path to it with a dot at its end."""
+"""A schema, the mapping that it is for, and the path of the mapping with a dot at its end."""
 
 
 class UnknownKeyError(ValueError):
-    """A key that no schema names."""
+    """A key is in none of the schemas."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApplicationFile:
-    """An application file, read and checked: Serve's part and Prism's."""
+    """An application file that has been read and checked: Serve's part and Prism's part."""
 
     path: Path
     serve: ServeDeploySchema
@@ -54,9 +54,8 @@ class ApplicationFile:
         Raises:
             UnknownKeyError: A key is in none of the schemas; the message gives its path.
             ValidationError: A value is wrong; the message names it.
-            ValueError: The file does not hold exactly one application of Prism's, or asks Serve for what only ``serve
-                run``
-                and KubeRay give.
+            ValueError: The file does not hold exactly one application of Prism's, or uses a key that only ``serve run``
+                and KubeRay apply.
         """
         content = yaml.safe_load(path.read_text())
         if not isinstance(content, dict):
@@ -79,11 +78,14 @@ class ApplicationFile:
 
 
 def check_serve_config(config: Mapping[str, Any]) -> ServeDeploySchema:
-    """The configuration as Ray reads it.
+    """Checks a whole file.
+
+    Returns:
+        The configuration as Ray reads it.
 
     Raises:
         UnknownKeyError: A key is in none of the schemas; the message gives its path.
-        ValidationError: A value is not what its schema wants.
+        ValidationError: A value does not satisfy its schema.
     """
     parts = list(_parts(ServeDeploySchema, config, ""))
     unknown = [path + key for schema, part, path in parts for key in part if key not in schema.model_fields]
@@ -95,7 +97,7 @@ def check_serve_config(config: Mapping[str, Any]) -> ServeDeploySchema:
 
 
 def _parts(schema: type[BaseModel], config: Mapping[str, Any], path: str) -> Iterator[Part]:
-    """Every mapping inside a configuration for which there is a schema, itself first."""
+    """Every mapping of a configuration for which there is a schema; the configuration itself comes first."""
     yield schema, config, path
     for key in config.keys() & schema.model_fields.keys():
         inner = LOOSE.get((schema, key)) or _model_in(schema.model_fields[key].annotation)
@@ -106,7 +108,7 @@ def _parts(schema: type[BaseModel], config: Mapping[str, Any], path: str) -> Ite
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model that an annotation such as ``Optional[list[Union[dict, Model]]]`` is about."""
+    """The model inside an annotation such as ``Optional[list[Union[dict, Model]]]``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((model for argument in get_args(annotation) if (model := _model_in(argument))), None)

@@ -38,20 +38,19 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 DRAIN_S = 20.0
-"""What Ctrl-C leaves to requests in flight, and then to an engine for its end. Serve kills a replica that takes longer.
-"""
+"""Seconds that Ctrl-C leaves to requests in flight, and then to an engine. Serve kills a replica that takes longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A cluster that runs: where it listens, and where its logs are."""
+    """A running cluster: its URL, and the folder of its logs."""
 
     url: str
     logs: Path
 
 
 class MachineTooSmallError(RuntimeError):
-    """The pools reserve more than there is; Serve would wait for it for ever."""
+    """The pools reserve more CPUs or GPUs than the machine has. Serve would wait for them for ever."""
 
 
 def _silent(_: str) -> None:
@@ -60,19 +59,19 @@ def _silent(_: str) -> None:
 
 @contextmanager
 def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None] = _silent) -> Iterator[Cluster]:
-    """A cluster of this machine alone, bound to loopback, up and ready inside the block and gone after it.
+    """Runs a cluster of this machine alone inside the block, bound to loopback. It is ready at the start of the block.
 
     Args:
-        file: What to run.
-        port: Where to listen for HTTP.
-        progress: Told in a few words what is still starting.
+        file: The application file.
+        port: The port for HTTP.
+        progress: Called with a short text about the pools that are still starting.
 
     Raises:
         MachineTooSmallError: The pools reserve more CPUs or GPUs than this machine has.
-        RuntimeError: The port is taken, or the application did not start; the logs say why and are kept.
+        RuntimeError: The port is taken, or the application did not start. The logs say why and are kept.
     """
-    # HTTP is on loopback, but Ray's own ports are not, and whoever may use them can run code here. Where nothing else
-    # is said, `ray.init` asks for a token, and takes this one rather than leave its own in the home directory.
+    # HTTP is on loopback, but Ray's own ports are not, and everyone who can use them can run code here. So ray.init
+    # must ask for a token. It takes this one, and then does not write its own into the home directory.
     os.environ.pop("RAY_AUTH_MODE", None)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -81,13 +80,12 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
     _check_port(port)
     adopt_orphans()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     strangers = descendants()
     folder = Path(tempfile.mkdtemp(prefix="prism-"))
     held: set[Path] = set()
     failed = True
     try:
-        # Replicas inherit where temporary files go: vLLM removes neither its sockets nor its caches.
+        # Replicas inherit the folder for temporary files, because vLLM removes neither its sockets nor its caches.
         lean = haproxy.environment(folder, max_stream_s=file.config.router.request_timeout_s)
         with signals_kept(), variables({"TMPDIR": str(folder), **lean}):
             start_ray(folder, host=LOOPBACK)
@@ -102,10 +100,7 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         failed = False
         raise
     finally:
-        with (
-            uninterrupted(),
-            ExitStack() as last,
-        ):  # each step runs, in this order from the bottom, whatever the others do
+        with uninterrupted(), ExitStack() as last:  # all steps run, the last one first, even if one of them fails
             if not failed:
                 last.callback(shutil.rmtree, folder, ignore_errors=True)
             last.callback(shared_memory.unlink, held | shared_memory.held_by(descendants() - strangers))
@@ -130,7 +125,7 @@ def _deploy(file: ApplicationFile, logs: Path) -> None:
     from deployments.app import compose
 
     application = file.serve.applications[0]
-    config = file.config.without_pool_labels()  # they choose among nodes, and here is one
+    config = file.config.without_pool_labels()  # labels choose among nodes, and there is only one
     _check_room(config)
     try:
         serve.run(
@@ -162,7 +157,7 @@ def _check_room(config: PrismConfig) -> None:
 
 @contextmanager
 def _watched(progress: Callable[[str], None]) -> Iterator[None]:
-    """Reports which pools are still starting, once a second."""
+    """Reports once a second which pools are still starting."""
 
     def watch() -> None:
         states = read_pool_states()
@@ -175,7 +170,7 @@ def _watched(progress: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray reports the calls that its own shutdown cuts off as if they had failed; nobody needs to read that."""
+    """Hides the output of Ray's shutdown, which reports the calls that it cuts off as if they had failed."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         yield
 

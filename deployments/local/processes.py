@@ -1,4 +1,4 @@
-"""The processes of a cluster on this machine: adopted, looked after while it runs, and ended with it."""
+"""The processes of a cluster on this machine: adopted, looked after while they run, and ended."""
 
 from __future__ import annotations
 
@@ -26,13 +26,17 @@ LOWEST_PRIORITY = 19
 
 @contextmanager
 def minded(held: set[Path], strangers: set[Any]) -> Iterator[None]:
-    """Looks after the cluster's processes every few seconds, from a thread that gives way to all others.
+    """Looks after the processes of a cluster every few seconds, in a thread with the lowest priority.
 
-    Notes the shared memory that they hold, for a replica that is killed leaves its engine's behind; and lets those go
-    that came to us when their own parent died, and have ended. Not at once, but a round later: to one that was started
-    in this process somebody waits here.
+    Notes the shared memory that they hold, because a killed replica leaves that of its engine. Also reaps zombies
+    inherited when their parent died, one round late, because a new zombie may be a child that other code in this
+    process is about to wait for.
+
+    Args:
+        held: Gains the segments of shared memory that are found.
+        strangers: Processes that do not belong to the cluster.
     """
-    known = set(psutil.Process().children())  # Ray's own, whose end Ray takes note of
+    known = set(psutil.Process().children())  # Ray's own, which Ray waits for
     ended: set[psutil.Process] = set()
 
     def mind() -> None:
@@ -57,11 +61,17 @@ def _is_zombie(process: psutil.Process) -> bool:
 
 @contextmanager
 def every(interval_s: float, work: Callable[[], None], *, niceness: int = 0) -> Iterator[None]:
-    """Does some work time and again inside the block, from a thread of its own."""
+    """Calls a function regularly inside the block, in a thread of its own.
+
+    Args:
+        interval_s: Seconds between two calls.
+        work: The function.
+        niceness: Added to the thread's niceness, on Linux.
+    """
     done = threading.Event()
 
     def repeat() -> None:
-        if sys.platform == "linux":  # elsewhere it would be the whole process's
+        if sys.platform == "linux":  # on other systems this would change the whole process
             os.nice(niceness)
         while not done.wait(interval_s):
             work()
@@ -77,7 +87,7 @@ def every(interval_s: float, work: Callable[[], None], *, niceness: int = 0) -> 
 
 @contextmanager
 def variables(values: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables for the processes that start meanwhile."""
+    """Sets environment variables inside the block, for the processes that start there."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -91,7 +101,8 @@ def variables(values: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """Ray brings a handler for SIGTERM of its own, which ends the process on the spot and leaves the cluster behind."""
+    """Restores the handler of SIGTERM after the block. Ray's own handler ends the process at once and leaves the
+    cluster behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -104,7 +115,7 @@ def signals_kept() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C must not leave half a cluster behind."""
+    """Ignores Ctrl-C and SIGTERM inside the block, so that a second Ctrl-C does not leave half a cluster behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -117,21 +128,20 @@ def uninterrupted() -> Iterator[None]:
 
 
 def adopt_orphans() -> None:
-    """Makes this process the parent of every descendant whose own parent dies, so that none can slip away (Linux)."""
+    """Makes this process the parent of every descendant whose own parent dies, so that none escapes (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def descendants() -> set[Any]:
-    """Every process that this one started, directly or not, and that runs or waits to be reaped."""
+    """Every process that this one has started, directly or not, and that runs or waits to be reaped."""
     return set(psutil.Process().children(recursive=True))
 
 
 def end_children(*, but: set[Any]) -> None:
-    """Ends what is left of the cluster's processes: a polite signal, then a certain one.
+    """Ends all descendants but the given ones: SIGTERM first, then SIGKILL.
 
-    Python's resource trackers are left for last: they end by themselves, once they have unlinked what the dead left
-    behind.
+    Python's resource trackers come last. They end by themselves once they have removed what dead processes left.
     """
     left = descendants() - but
     trackers = {child for child in left if _is_tracker(child)}

@@ -1,7 +1,7 @@
-"""How HTTP reaches the Router: HAProxy instead of Serve's Python proxy, and no thread switch that buys nothing.
+"""HTTP comes in through HAProxy instead of Serve's Python proxy, and a replica runs its code in one event loop.
 
-Serve takes all of this from the environment alone; on Kubernetes the manifests set what stands in ``LEAN``, and the
-path of the command ``prism-haproxy``.
+Serve reads these settings from the environment. On Kubernetes the manifests set the variables of ``LEAN`` and the path
+of the command ``prism-haproxy``.
 """
 
 from __future__ import annotations
@@ -20,62 +20,63 @@ BINARY: Final = "RAY_SERVE_HAPROXY_BINARY_PATH"
 LEAN: Final = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # Prism's own /metrics counts requests by status
-    # Nothing of Prism's blocks an event loop, so the replica's own work and the user's share one.
+    # Prism never blocks an event loop, so Serve's part of a replica and Prism's can share one.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # 0.1 by default: 4 % of a core where nobody asks for anything
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # 0.1 by default, which costs an idle cluster 4 % of a core
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",  # 100 by default, in every replica
-    "RAY_worker_niceness": "0",  # 15 by default, engines included: any other process would come before them
+    "RAY_worker_niceness": "0",  # 15 by default: any other process would come before the engines
 }
-"""Wherever Prism runs. Measured at concurrency 1 on two cores: 25 ms to a text's first token without these, 14 ms with
-them."""
+"""The variables that every Prism cluster sets. Measured (concurrency 1, two cores): a text's first token 25 ms
+without them → 14 ms."""
 
 
 def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:
-    """What the processes of a cluster of this machine alone must find in their environment.
+    """The environment variables for the processes of a cluster of this machine alone.
 
     Args:
-        folder: The cluster's own, for HAProxy's files; it exists.
-        max_stream_s: How long HAProxy lets streams go on when it takes up a change of the Router's replicas.
+        folder: An existing folder for HAProxy's files. Its path must be short.
+        max_stream_s: How long HAProxy lets streams continue when the set of Router replicas changes.
     """
     return {
         **LEAN,
         BINARY: str(Path(sysconfig.get_path("scripts"), "prism-haproxy")),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        # Short: Ray puts 56 digits between the two, HAProxy some more behind, and a socket's path has 107 characters.
+        # One letter: Ray adds 56 digits to it, HAProxy adds more, and the path of a socket has at most 107 characters.
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "a"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(round(max_stream_s)),
-        "RAY_task_events_report_interval_ms": "0",  # only Ray's dashboard, which does not run here, would show them
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # there is no load balancer beyond it that would have to notice
+        "RAY_task_events_report_interval_ms": "0",  # only Ray's dashboard shows them, and it does not run here
+        # No load balancer in front of HAProxy has to notice that a Router drains.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }
 
 
 def run_haproxy() -> NoReturn:
-    """The command ``prism-haproxy``: HAProxy, with what Ray's configuration for it lacks. Ray calls it with ``-db -f
-    FILE``."""
+    """The command ``prism-haproxy``: corrects the configuration that Ray has written, and becomes HAProxy.
+
+    Ray calls it with ``-db -f FILE``.
+    """
     path = Path(sys.argv[sys.argv.index("-f") + 1])
     path.write_text(mended(path.read_text(), path.parent))
-    del os.environ[BINARY]  # it names this command
+    del os.environ[BINARY]  # otherwise ``get_haproxy_binary`` would give this command
     haproxy = get_haproxy_binary()
     os.execv(haproxy, [haproxy, *sys.argv[1:]])  # noqa: S606
 
 
 def mended(configuration: str, folder: Path) -> str:
-    """Ray's configuration for HAProxy, mended.
+    """Ray's configuration for HAProxy with three corrections.
 
-    - Its statistics come on sockets in the folder: the ports that Ray gives them are on all interfaces, without a
-      password, and
-      the same for every cluster.
-    - Requests say when they came, for the waterfall; what a client says of that does not count.
-    - Requests are not spliced: of a connection whose body it spliced, HAProxy 2.8 reads nothing more before the answer,
-      and a
-      client that leaves would keep its place in the engine.
+    - HAProxy's statistics are on sockets in the folder. Ray puts them on ports of all interfaces, without a password,
+      and the same ports for every cluster.
+    - Each request gets the header ``X-Request-Start`` for the waterfall. A client's own value is overwritten.
+    - Requests are not spliced. HAProxy 2.8 reads nothing more from a connection whose body it has spliced, until the
+      answer is written. A client that leaves would then keep its slot in the engine.
     """
     for pattern, replacement in (
-        (r"^(frontend prometheus\n *bind )\*?:\d+$", rf"\1unix@{folder}/p"),  # short, as the admin socket
+        (r"^(frontend prometheus\n *bind )\*?:\d+$", rf"\1unix@{folder}/p"),  # one letter, as above
         (r"^(listen stats\n *bind )\*?:\d+$", rf"\1unix@{folder}/s"),
         (r"^ *option splice-request\n", ""),
         (r"^frontend http_frontend\n", r"\g<0>    http-request set-header x-request-start t=%[date(0,us)]\n"),

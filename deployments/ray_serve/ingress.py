@@ -1,4 +1,4 @@
-"""The base class of an ingress whose HTTP application needs the replica itself."""
+"""The base class of an ingress deployment whose HTTP application needs the replica itself."""
 
 from __future__ import annotations
 

@@ -14,34 +14,34 @@ from cluster.errors import PrismError
 
 @dataclass(frozen=True, slots=True)
 class ProcessMetrics:
-    """One replica's metrics, as Prometheus text, under the replica's own name."""
+    """The metrics of one replica as Prometheus text, with the name of the replica."""
 
     replica: str
     text: bytes
 
     @classmethod
     def of_this_replica(cls) -> ProcessMetrics:
-        """What this process has counted."""
+        """The metrics of this process."""
         return cls(serve.get_replica_context().replica_id.unique_id, generate_latest())
 
 
 def freeze_heap() -> None:
-    """Takes all that a replica has made by the end of its start out of the garbage collector's sight, as vLLM's server
-    does.
+    """Excludes all objects that exist now from garbage collection. Call it at the end of a replica's start.
 
-    To go through it takes half a second in a decoder, and no stream goes on meanwhile.
+    A full collection takes half a second in a decoder, and no stream continues while it runs. vLLM's server does the
+    same.
     """
     gc.collect()
     gc.freeze()
 
 
 def log_refusals_briefly() -> None:
-    """Serve logs every exception of a call with its traceback; for a request's typed end, one line is enough."""
+    """Makes Serve log a client's mistake on one line. By default Serve logs a traceback for every exception."""
     logging.getLogger("ray.serve").addFilter(_Refusals())
 
 
 class _Refusals(logging.Filter):
-    """Takes the traceback from records about errors that are a client's."""
+    """Removes the traceback from log records about errors with a status below 500."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None

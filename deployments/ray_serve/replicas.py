@@ -1,6 +1,6 @@
-"""Single replicas of a pool: their heap, and calls by name and past their queues, for what a full one must answer, too.
+"""Calls to single replicas of a pool, past their queues, so that even a full replica answers.
 
-Serve has nothing public for such calls: one to a deployment, and its broadcast as well, waits until a replica has room.
+Serve has no public way to do this: a call to a deployment, and Serve's broadcast too, waits until a replica has room.
 """
 
 from __future__ import annotations
@@ -22,43 +22,52 @@ if TYPE_CHECKING:
     from cluster.messages import Replica
 
 GONE: Final = (RayError, RayServeException)
-"""What Ray and Serve raise for a replica that cannot be asked, or that raises itself."""
+"""The exceptions of Ray and Serve for a replica that is gone, or that raises one itself."""
 POLL_S: Final = 0.05
 
 
 def own_pool() -> DeploymentHandle[Any]:
-    """The pool that this replica is one of."""
+    """The handle of the pool that this replica belongs to."""
     context = serve.get_replica_context()
     return opened(serve.get_deployment_handle(context.deployment, context.app_name))
 
 
 def opened(pool: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
-    """The same, and Serve begins to tell this process of its replicas."""
+    """The same handle, after Serve has begun to tell this process of its replicas."""
     if not pool.is_initialized:
         pool._init()  # type: ignore[no-untyped-call]
     return pool
 
 
 def actors_of(pool: DeploymentHandle[Any]) -> dict[Replica, ActorHandle[Any]]:
-    """The actors of the replicas that calls to an opened pool are routed to now, as far as this process knows."""
+    """The actors of the replicas that calls to an opened pool may go to, as far as this process knows."""
     router = _router(pool)
     return {name.unique_id: replica._actor_handle for name, replica in router.curr_replicas.items()} if router else {}
 
 
 def call(actor: ActorHandle[Any], method: str, *arguments: Any) -> Awaitable[Any]:
-    """Calls a replica's method, one that is not async, on its actor's event loop."""
+    """Calls a method of a replica on its actor's event loop. The method must not be async."""
     return cast("Awaitable[Any]", actor.__ray_call__.remote(_call, method, *arguments))
 
 
 def check_health(actor: ActorHandle[Any]) -> Awaitable[None]:
-    """Serve's own health check of a replica; raises what that raises."""
+    """Runs Serve's own health check of a replica. It raises what the check raises."""
     return cast("Awaitable[None]", actor.check_health.remote())
 
 
 async def ask_all(
     pool: DeploymentHandle[Any], ask: Callable[[ActorHandle[Any]], Awaitable[Any]], *, timeout_s: float
 ) -> list[Any]:
-    """Asks every replica of an opened pool; the answers of those that gave one in time."""
+    """Asks every replica of an opened pool at the same time.
+
+    Args:
+        pool: The opened pool.
+        ask: Starts the question to one actor.
+        timeout_s: Seconds to wait for all answers.
+
+    Returns:
+        The answers that came in time. A replica that is gone or fails gives none.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
 
@@ -68,19 +77,19 @@ async def ask_all(
                 return [await ask(actor)]
         return []
 
-    while not _knows(pool) and loop.time() < deadline:  # noqa: ASYNC110 -- this process has just begun
+    while not _knows(pool) and loop.time() < deadline:  # noqa: ASYNC110 -- only right after the start
         await asyncio.sleep(POLL_S)
     answers = await asyncio.gather(*map(ask_one, actors_of(pool).values()))
     return [answer for found in answers for answer in found]
 
 
 def _knows(pool: DeploymentHandle[Any]) -> bool:
-    """Whether Serve has told this process of the pool's replicas."""
+    """Whether Serve has told this process of the replicas of a pool."""
     return _router(pool) is not None and bool(pool.running_replicas_populated())
 
 
 def _router(pool: DeploymentHandle[Any]) -> Any:
-    """What chooses the pool's replicas, once there is one. On plain Serve it belongs to another thread."""
+    """The pool's request router, once there is one. On plain Serve it belongs to another thread."""
     return cast(Any, pool._router)._asyncio_router._request_router
 
 

@@ -1,5 +1,7 @@
-"""Serve's side of routing: two request routers. Each process that calls a pool has one; the choice is
-``cluster.routing.ledger``'s."""
+"""Request routers: Serve asks one of these classes for the replica of each call. ``cluster.routing`` makes the choice.
+
+Each process that calls a pool has a request router of its own for that pool.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,11 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 NAMED_PATIENCE_S = 0.25
-"""How long a call waits for room in the replica that it names, before any other will do."""
+"""How long a call waits for the replica that it names to have room, before any other replica will do."""
 
 
 def routing_options(routing: RoutingConfig) -> dict[str, Any]:
-    """Serve's options for how calls to a pool are routed."""
+    """Serve's options for the way in which calls to a pool are routed."""
     if routing.policy == "balanced":
         return {}
     kind = EncoderRequestRouter if isinstance(routing, EncoderRoutingConfig) else DecoderRequestRouter
@@ -45,19 +47,19 @@ def routing_options(routing: RoutingConfig) -> dict[str, Any]:
 
 
 def description(settings: ProcessorSettings, max_held: float) -> dict[str, Any]:
-    """What a replica says about itself, once: how its pictures come to patches, and how much it can hold."""
+    """The metadata that a replica reports once: how its pictures become patches, and how much it can hold."""
     return {"processor": settings.model_dump(mode="json"), "max_held": max_held}
 
 
 class AffinityRequestRouter(RequestRouter, Generic[Item]):
-    """Asks ``Routes`` for the order of the replicas, and tells it what becomes of each call.
+    """Orders the replicas of a pool by ``Routes``, and reports to it what becomes of each call.
 
-    A call with the argument ``at`` goes to the replica of that name; if that is gone, or full for long, to any: Serve
-    looks for room for a few calls at a time, and the others must not wait behind one.
+    A call with the argument ``at`` goes to the replica of that name. If this replica is gone, or stays full, the call
+    goes to any other: Serve places only a few calls at a time, and the others must not wait behind this one.
 
-    Serve gives a chosen replica to the waiting call that has the id of the client's request. All calls that a request
-    causes have the same: of several that wait at a time, one is found and the others wait for ever. Here each call has
-    its own, and each new try as well, so that the end of one is not taken for the end of another.
+    Serve matches a chosen replica to a pending call by request id, but all calls made for one client request share that
+    id: with several pending, one is matched and the rest hang. This class gives every call, and every retry, a fresh
+    id; this also keeps completion callbacks apart.
     """
 
     routes: Routes[Item]
@@ -70,15 +72,15 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
 
     @abstractmethod
     def item(self, call: PendingRequest, settings: ProcessorSettings) -> Item | None:
-        """What routing looks at in a call; none, if there is nothing."""
+        """The part of a call that routing looks at, or None if there is nothing."""
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """The controller says which replicas there are, and what they reported last."""
+        """Called by Serve with the replicas that there are, and their last reports."""
         before, self._reported = self._reported, {_name(replica): replica.routing_stats for replica in replicas}
         self.routes.retain(self._reported)
         for replica in replicas:
             name, stats = _name(replica), replica.routing_stats
-            if name not in before and replica.replica_metadata:  # one of other code has none, and routes as it may
+            if name not in before and replica.replica_metadata:  # a replica of other code has none
                 self.routes.describe(name, max_held=replica.replica_metadata["max_held"])
                 self._settings = ProcessorSettings(**replica.replica_metadata["processor"])
             if stats and stats != before.get(name):
@@ -88,11 +90,12 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The replicas one by one, the best one first; those whose queue is full, as far as is known, behind the
-        others."""
+        """The replicas in order of preference, one per group. Replicas whose queue seems full come last."""
         if pending_request is None:
             return [candidate_replicas]
-        pending_request.routing_context.should_backoff = True  # or Serve asks again without a pause while all are full
+        pending_request.routing_context.should_backoff = (
+            True  # otherwise Serve asks again without a pause while all are full
+        )
         call = pending_request.metadata.internal_request_id
         by_name, now_s = {_name(replica): replica for replica in candidate_replicas}, time.monotonic()
         if (named := by_name.get(pending_request.kwargs.get("at", ""))) is not None:
@@ -103,7 +106,7 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
         order = [by_name[name] for name in self.routes.rank(item, by_name, now_s)]
         free = self.select_available_replicas(order)
         order = free + [replica for replica in order if replica not in free]
-        # At once: others choose before this one is on its way.
+        # Book it now: other calls are placed before this one is sent.
         self.routes.sent(call, item, _name(order[0]), now_s, is_sure=False)
         return [[replica] for replica in order]
 
@@ -112,8 +115,8 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
     ) -> RunningReplica:
         call = uuid4().hex
         pending_request.metadata = replace(pending_request.metadata, internal_request_id=call)
-        pending_request.kwargs.pop("home", None)  # of an earlier try
-        # Read here and not where it is needed: what is raised there leaves the call waiting.
+        pending_request.kwargs.pop("home", None)  # from an earlier try
+        # Read it here: an exception in ``choose_replicas`` would leave the call pending.
         item = self.item(pending_request, self._settings) if len(self.curr_replicas) != 1 else None
         if item is None:
             return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
@@ -130,15 +133,15 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
         return replica
 
     def complete(self, call: PendingRequest, item: Item, replica: Replica) -> None:
-        """Adds to a call what the replica should know that it goes to."""
+        """Adds arguments to a call that depend on the chosen replica."""
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:  # noqa: ARG002
-        """A replica has answered, failed or refused."""
+        """Called by Serve when a replica has answered, failed or refused a call."""
         self.routes.ended(internal_request_id)
 
 
 class EncoderRequestRouter(AffinityRequestRouter[PictureWork]):
-    """By the picture."""
+    """Routes a call to an encoder by its picture."""
 
     def initialize_state(self, **kwargs: Any) -> None:
         self.routes = PictureRoutes(kwargs["routing"]["load_factor"])
@@ -150,14 +153,14 @@ class EncoderRequestRouter(AffinityRequestRouter[PictureWork]):
         return None
 
     def complete(self, call: PendingRequest, item: PictureWork, replica: Replica) -> None:
-        """Who else to ask about the picture: its home, if that is another."""
+        """Tells a stand-in the home of the picture, in the argument ``home``."""
         where = home(item.digest, [_name(other) for other in self.curr_replicas.values()] or [replica])
         if where != replica:
             call.kwargs["home"] = where
 
 
 class DecoderRequestRouter(AffinityRequestRouter[Conversation]):
-    """By the conversation and its pictures."""
+    """Routes a call to a decoder by its conversation and its pictures."""
 
     def initialize_state(self, **kwargs: Any) -> None:
         self.routes = ConversationRoutes(kwargs["routing"]["report_period_s"])

@@ -19,6 +19,7 @@ def start_ray(folder: Path, *, host: str) -> None:
             are limited.
         host: The address that Ray's own services are told to use.
     """
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     ray.init(
         "local",  # never a cluster that RAY_ADDRESS names: the caller ends this one
         _node_ip_address=host,

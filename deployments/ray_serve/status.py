@@ -8,7 +8,11 @@ from ray import serve
 
 
 def read_pool_states() -> dict[str, Any]:
-    """Asks Serve's controller; blocks for a few milliseconds."""
+    """Asks Serve's controller for the states of all pools. The call blocks for a few milliseconds.
+
+    Returns:
+        For each pool its ``status``, its ``replicas`` (a number for each state) and Serve's ``message``.
+    """
     status = serve.status()
     return {
         name: {
