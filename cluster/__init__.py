@@ -1,5 +1,6 @@
-"""The logic of Prism, in the order of a request's path. Nothing here imports Ray; ``deployments`` says where each part
-runs.
+"""The logic of Prism, in the order of a request's path. Nothing here imports Ray.
+
+``deployments`` says in which process each part runs.
 
 The stages, none of which imports another:
 

@@ -27,9 +27,9 @@
         ├── PoolUnavailable          503  a pool has no replica that can serve, or lost the one in use; a retry can help
         └── DeadlineExceeded         504  the request's time ran out
 
-Each leaf gives its HTTP ``status``, its OpenAI ``type`` and ``code``, and ``can_retry``: whether the same request can succeed
-later. The HTTP surface sends ``Retry-After`` exactly where ``can_retry`` is true. Errors cross process borders whole: they
-pickle with their message and parameters.
+Each leaf gives its HTTP ``status``, its OpenAI ``type`` and ``code``, and ``can_retry``: whether the same request can
+succeed later. The HTTP surface sends ``Retry-After`` exactly where ``can_retry`` is true. Errors cross process borders
+whole: they pickle with their message and parameters.
 """
 
 from __future__ import annotations

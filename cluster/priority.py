@@ -1,5 +1,6 @@
-"""The niceness of processes and threads that share CPU cores: token-carrying ones first, an engine on shared cores
-last.
+"""The niceness of processes and threads that share CPU cores.
+
+Processes that carry tokens come first. An engine that shares its cores comes last.
 
 The values are Linux's niceness, added to the niceness of the process. Each step means about a quarter more or less CPU
 time, as long as others want the core. Everything that is not named here talks to clients or engines; it needs little

@@ -1,5 +1,7 @@
-"""Limits on what a request may ask of the engine, checked after vLLM has parsed the fields: it reads "7" and 7.0 as
-7."""
+"""Limits on what a request may ask of the engine, checked after vLLM has parsed its fields.
+
+vLLM accepts "7" and 7.0 for the integer 7, so the parsed values are checked.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Joins pieces of streams while many streams run: sending a piece to the client costs the same for one token as for
-many."""
+"""Joins pieces of streams while many streams run, because each piece costs the same to send."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Starts vLLM's engine and the serving objects of its OpenAI layer, as vLLM's own launcher does, without an HTTP
-server."""
+"""Starts vLLM's engine and the serving objects of its OpenAI layer.
+
+It does what vLLM's own launcher does, without an HTTP server.
+"""
 
 from __future__ import annotations
 

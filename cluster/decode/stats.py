@@ -1,5 +1,4 @@
-"""Reads vLLM's statistics: the times of one request at its first output, and how busy the scheduler was in its last
-step."""
+"""Reads vLLM's statistics: the times of one request, and how busy the scheduler is."""
 
 from __future__ import annotations
 

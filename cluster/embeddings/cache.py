@@ -1,6 +1,7 @@
-"""Embeddings by digest, bounded in bytes, and never two runs for one picture at a time: the encoder's memory.
+"""A cache of embeddings by picture digest, bounded in bytes, that also lets concurrent requests share one run.
 
-A decoder has one too, which keeps nothing: there a run is a call to the encoders.
+Encoders keep embeddings in it. Decoders use the same class with ``max_bytes=0``: nothing is kept, but concurrent
+requests for one picture share a single call to the encoder pool.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     from cluster.messages import Digest, Embedding, Picture
 
 Outcome = Literal["hit", "joined", "miss"]
+"""How a caller got an embedding: from the cache, from a run that was under way, or from a run that it started."""
 
 
 class EmbeddingCache:
-    """Embeddings that were used lately; what has not been used for longest goes first.
+    """A least-recently-used cache of embeddings, with at most one run per picture at any time.
 
     Args:
-        max_bytes: What the kept embeddings may take together; 0 keeps none, and still joins those who wait for one run.
+        max_bytes: The most bytes of all kept embeddings. With 0 none is kept, but callers still share runs.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -40,26 +42,32 @@ class EmbeddingCache:
         self.num_bytes = 0
 
     def __contains__(self, digest: Digest) -> bool:
-        """Whether nothing has to be begun for this picture: it is kept or in the making."""
+        """Whether the embedding of this picture is kept, or a run that makes it is under way."""
         return digest in self._kept or digest in self._runs
 
     def find(self, digest: Digest) -> Embedding | None:
-        """The embedding of a picture, used now, if it is kept."""
+        """The kept embedding of a picture, or None. It becomes the most recently used one."""
         if (kept := self._kept.get(digest)) is not None:
-            with suppress(
-                KeyError
-            ):  # on plain Serve another encoder's question comes in another thread: evicted just now
+            # On Serve's default settings, a claim of another encoder comes in another thread. Then the embedding can be
+            # evicted between the two lines.
+            with suppress(KeyError):
                 self._kept.move_to_end(digest)
         return kept
 
     async def embedding_for(
         self, picture: Picture, make: Callable[[Picture], Coroutine[Any, Any, Embedding]]
     ) -> Embedding:
-        """A picture's embedding, with the time that it took this caller, if another had it made.
+        """The embedding of a picture: kept, from a run that is under way, or made now.
+
+        If this call did not start the run, ``spent`` of the result is the time that this caller waited, in seconds.
+
+        Args:
+            picture: The picture.
+            make: Makes the embedding; called only if it is neither kept nor being made.
 
         Raises:
-            Exception: What ``make`` raised, perhaps for another caller; one about the picture names this caller's
-                field.
+            Exception: The error of the run, which another caller may have started. A ``PrismError`` is changed to name
+                the request field of this caller's picture.
         """
         started_s = perf_counter()
         try:
@@ -74,12 +82,17 @@ class EmbeddingCache:
     async def get_or_join(
         self, digest: Digest, make: Callable[[], Coroutine[Any, Any, Embedding]]
     ) -> tuple[Embedding, Outcome]:
-        """The embedding of a picture, and how it was come by: kept, being made for somebody else, or made now.
+        """The embedding of a picture, and how this caller got it.
 
-        A run goes on as long as anybody waits for it, whoever asked first; a failure is everybody's, and is not kept.
+        A run goes on as long as at least one caller waits for it, even if the caller that started it has left. If the
+        run fails, all its callers get the error; the next caller starts a new run.
+
+        Args:
+            digest: The picture's digest.
+            make: Makes the embedding; called only if it is neither kept nor being made.
 
         Raises:
-            Exception: What ``make`` raised.
+            Exception: The error of the run.
         """
         if (kept := self.find(digest)) is not None:
             CACHE_LOOKUPS.labels("hit").inc()
@@ -95,11 +108,13 @@ class EmbeddingCache:
         finally:
             run.num_waiting -= 1
             if not run.num_waiting and not run.task.done():
-                del self._runs[digest]  # at once: who comes now must not wait for what is being ended
+                # Before the task has ended, so that the next caller does not join a cancelled run.
+                del self._runs[digest]
                 run.task.cancel()
 
     def _start(self, digest: Digest, making: Coroutine[Any, Any, Embedding]) -> _Run:
-        # In a context of its own: what belongs to the request that came first is not for the others to lose with it.
+        # An empty context, because Serve cancels everything in a request's context when that request is cancelled. The
+        # run must go on for the other callers.
         run = self._runs[digest] = _Run(asyncio.create_task(making, context=Context()))
 
         def finish(task: asyncio.Task[Embedding]) -> None:
@@ -112,7 +127,10 @@ class EmbeddingCache:
         return run
 
     def keep(self, embedding: Embedding) -> None:
-        """Keeps an embedding as the one used last."""
+        """Adds an embedding as the most recently used one and evicts others to make room.
+
+        An embedding larger than ``max_bytes`` is not kept.
+        """
         if embedding.rows.nbytes > self._max_bytes or embedding.digest in self._kept:
             return
         self._kept[embedding.digest] = embedding
@@ -125,7 +143,7 @@ class EmbeddingCache:
 
 @dataclass(slots=True)
 class _Run:
-    """One picture being encoded, and how many wait for it."""
+    """A run that makes one picture's embedding, and the number of callers that wait for it."""
 
     task: asyncio.Task[Embedding]
     num_waiting: int = 0

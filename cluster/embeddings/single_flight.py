@@ -1,18 +1,29 @@
-"""One run per picture in a whole pool of encoders: who is not a picture's home asks there before it makes one.
+"""Makes each embedding only once in the whole encoder pool: a replica asks one other replica before it encodes.
 
-A picture's home is the replica that rendezvous hashing gives it, and most pictures are sent there. A caller passes the
-home over when it takes it for busy, and may be alone with that view. So the replica that is given the picture instead,
-and is told of the home, claims it there; from then on the home knows who makes it:
+``EmbeddingCache`` already lets the callers of one replica share a run. This module does the same between replicas.
 
-    the home has the embedding          it lends it, and the other keeps it too: a picture in demand spreads
-    the home or another makes it        ``Elsewhere``: the caller asks there, and joins the run
-    nobody does                         the claim is granted
+Each picture has a home: one replica that the digest alone determines (``cluster.routing.pictures.home``). Callers
+normally send the picture to its home, and the home encodes it without asking anyone.
 
-The home, given the picture itself, asks whoever claimed it in the same way. No question waits for a run, and a caller
-is sent elsewhere once at the most: there can be no circle.
+A caller that believes the home is overloaded sends the picture to another replica; other callers may disagree. That
+replica is told which replica is the home and claims the picture there before encoding it (``SingleFlight.claim``). The
+reply of the home depends on what it knows:
 
-There are two runs, and never none, where a question fails or takes too long, where callers that see different pools
-name different homes, and perhaps where an embedding that was claimed has been evicted meanwhile.
+    the home                                   its reply                     the replica that asked
+    has the embedding                          the embedding                 keeps a copy and returns it
+    is making it, or granted another's claim   ``Elsewhere`` with a replica  tells its caller to ask that replica
+    knows nothing of the picture               None: the claim is granted    encodes the picture
+
+The first reply also spreads a popular picture over the pool. A caller that follows an ``Elsewhere`` gets the embedding
+from that replica's cache or run. After a grant, the home remembers the replica that makes the embedding. If a caller
+then sends the picture to the home, the home claims it at that replica by the same rules.
+
+The calls cannot go in a circle: ``claim`` replies at once without waiting for a run, and a caller is sent elsewhere at
+most once.
+
+A picture may still be encoded twice, but every call gets a result. A second run is possible in three cases: a claim
+fails or times out; callers see different pools and so name different homes; or the embedding was evicted after its
+claim was granted.
 """
 
 from __future__ import annotations
@@ -33,17 +44,18 @@ if TYPE_CHECKING:
     from cluster.messages import Digest, Picture, Replica
 
 MAX_CLAIMS: Final = 65_536
-"""Claims that a home remembers, in about 20 MB."""
+"""The most granted claims that one replica remembers. They take about 20 MB."""
 
 
 class SingleFlight:
-    """What one replica has, makes, and knows of others' making.
+    """One replica's part in making each embedding once: its cache, and the claims that it has granted to others.
 
     Args:
-        name: The replica's own.
-        cache: What it has and makes.
-        ask: Calls ``claim`` of the replica of a name, about a picture.
-        is_there: Whether the pool has a replica of a name.
+        name: The name of this replica.
+        cache: The embeddings that this replica has or is making.
+        ask: Calls ``claim`` of another replica, for this replica, and returns its reply. It returns None if the other
+            replica is gone or does not reply in time.
+        is_there: Whether the pool has a replica of that name.
     """
 
     def __init__(
@@ -69,16 +81,20 @@ class SingleFlight:
         home: Replica | None,
         is_sent_on: bool,
     ) -> Embedding | Elsewhere:
-        """A picture's embedding, kept, joined, lent or made; or who makes it.
+        """The embedding of a picture, or the replica that the caller must ask for it.
+
+        The embedding comes from this replica's cache, from a run under way here, from the replica that was asked, or
+        from a new run here.
 
         Args:
-            picture: It.
-            make: Makes the embedding here.
-            home: The picture's, if that is another.
-            is_sent_on: Whether the caller was told to ask here: then it gets the embedding, whatever it takes.
+            picture: The picture.
+            make: Makes the embedding on this replica.
+            home: The picture's home, or None if this replica is the home.
+            is_sent_on: Whether another replica sent the caller here by ``Elsewhere``. The result is then always the
+                embedding, even if it has to be made here.
 
         Raises:
-            Exception: What ``make`` raised.
+            Exception: The error of the run.
         """
         digest = picture.digest
         if digest not in self._cache and not is_sent_on and (peer := home or self._claims.get(digest)):
@@ -94,20 +110,32 @@ class SingleFlight:
                 return reply
             if isinstance(reply, Embedding):
                 CACHE_LOOKUPS.labels("lent").inc()
-                lent = replace(reply, rows=reply.rows.copy(), spent={})  # or, kept, it would keep Ray's memory
+                # A copy, because the rows lie in Ray's shared memory. Ray could not free it as long as they are kept.
+                lent = replace(reply, rows=reply.rows.copy(), spent={})
                 self._cache.keep(lent)
                 return replace(lent, spent={"cache_hit": perf_counter() - started_s})
         self._claims.pop(digest, None)
         return await self._cache.embedding_for(picture, make)
 
     def claim(self, digest: Digest, asker: Replica) -> Embedding | Elsewhere | None:
-        """The embedding of a picture; or who makes it; or nothing, and then the one who asks is to make it."""
+        """Replies to another replica that is about to encode a picture.
+
+        Args:
+            digest: The picture's digest.
+            asker: The replica that asks.
+
+        Returns:
+            The embedding, if this replica has it. ``Elsewhere``, if this or a third replica makes it. None, if nobody
+            is known to make it: the claim is then granted, and the asker makes the embedding.
+        """
         if (kept := self._cache.find(digest)) is not None:
             return kept
         if digest in self._cache:
             return Elsewhere(self._name)
         holder = self._claims.get(digest)
-        if holder is None and digest in self._asking:  # of its home, which sent the asker here: a grant is on its way
+        if holder is None and digest in self._asking:
+            # This replica's own claim is still unanswered. The asker is the home: it granted that claim, and the grant
+            # is on its way here.
             return Elsewhere(self._name)
         if holder not in (None, asker) and self._is_there(holder):
             return Elsewhere(holder)

@@ -1,6 +1,9 @@
-"""The way to the vision tower: pictures of many requests wait here, and go through it together, off the event loop.
+"""The batch queue of the vision tower: pictures of many requests wait here and are encoded in common runs.
 
-In: ``Pixels``, one at a time. Out: ``Encoded``. One run at a time; which pictures share it is decided in ``batching``.
+In: ``Pixels``, one picture per call. Out: ``Encoded``.
+
+The tower runs in a thread, not in the event loop, and does one run at a time. ``cluster.encode.batching`` decides which
+pictures share a run.
 """
 
 from __future__ import annotations
@@ -27,8 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What became of a picture: how long it waited for the tower, and how long the tower then took, for all in its
-    batch."""
+    """The embedding of a picture, and where the time went.
+
+    ``waited_s`` is the time in seconds that the picture waited for the tower. ``ran_s`` is the time in seconds that the
+    tower took for the whole batch of this picture.
+    """
 
     embedding: Embedding
     waited_s: float
@@ -36,12 +42,12 @@ class Encoded:
 
 
 class BatchQueue:
-    """The pictures that wait for one vision tower, and the thread that it runs in.
+    """The pictures that wait for one vision tower, and the thread in which the tower runs.
 
     Args:
-        encode: Runs pictures together; gives an embedding for each.
-        batch_patches: What a run may have. A picture above it runs alone.
-        niceness: Of the thread, on top of the process's.
+        encode: Encodes several pictures in one run and returns an embedding for each, in the same order.
+        batch_patches: The most patches of one run. A picture with more patches runs alone.
+        niceness: The niceness that is added to the thread of the tower.
     """
 
     def __init__(
@@ -59,11 +65,14 @@ class BatchQueue:
         self._num_run_patches = 0
         self._run_s = 0.0
         self.worked_at_s = -math.inf
-        """When the last run ended, by ``perf_counter``, if it went well."""
+        """The time of ``perf_counter`` at which the last run succeeded; minus infinity if the last run failed."""
 
     @contextmanager
     def coming(self) -> Iterator[None]:
-        """Around whatever brings a picture here, so that the tower may wait a moment for it."""
+        """Tells the queue, while the context is open, that a picture is on its way here.
+
+        A free tower may then wait a moment for that picture before it starts a run.
+        """
         self._num_coming += 1
         try:
             yield
@@ -72,26 +81,35 @@ class BatchQueue:
             self._changed.set()
 
     async def encode(self, pixels: Pixels) -> Encoded:
-        """A picture's embedding, equal to that of a run of its own. Who leaves while waiting leaves the queue.
+        """Waits for a run of the tower and returns the picture's embedding.
+
+        The embedding does not depend on the other pictures of the run. A caller that is cancelled while it waits takes
+        its picture out of the queue.
 
         Raises:
-            Exception: What the tower raises on this picture alone.
+            Exception: The error of the tower on this picture. An error of another picture in the batch is not raised
+                here.
         """
-        place = _Queued(pixels, Waiting(pixels.num_patches, perf_counter()))
-        self._waiting.append(place)
+        queued = _Queued(pixels, Waiting(pixels.num_patches, perf_counter()))
+        self._waiting.append(queued)
         self._changed.set()
         if self._worker is None or self._worker.done():
-            # In a context of its own: it goes on for others after the request that came first.
+            # An empty context, because Serve cancels everything in a request's context when that request is cancelled.
+            # The worker must go on for the other requests.
             self._worker = asyncio.create_task(self._work(), context=Context())
         try:
-            return await place.result
+            return await queued.result
         finally:
-            with suppress(ValueError):  # in the tower, or through it
-                self._waiting.remove(place)
+            with suppress(ValueError):  # it is no longer in the queue if its run has started
+                self._waiting.remove(queued)
             self._changed.set()
 
     async def run(self, call: Callable[..., Result], *arguments: Any) -> Result:
-        """Calls something in the tower's thread, after the run that is under way."""
+        """Calls a function in the tower's thread, after the run that is under way, and returns its result.
+
+        Raises:
+            Exception: The error of the function.
+        """
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
         except Exception:
@@ -101,9 +119,9 @@ class BatchQueue:
         return result
 
     async def _work(self) -> None:
-        """Takes batch after batch, as long as anybody waits."""
+        """Runs one batch after the other until the queue is empty."""
         while self._waiting:
-            pictures = [place.picture for place in self._waiting]
+            pictures = [queued.picture for queued in self._waiting]
             delay_s = wait_s(
                 pictures, now_s=perf_counter(), num_coming=self._num_coming, budget_patches=self._batch_patches
             )
@@ -116,40 +134,40 @@ class BatchQueue:
             batch = [
                 self._waiting[index] for index in take(pictures, budget_patches=self._batch_patches, patch_s=patch_s)
             ]
-            for place in batch:
-                self._waiting.remove(place)
+            for queued in batch:
+                self._waiting.remove(queued)
             await self._run_batch(batch)
 
     async def _run_batch(self, batch: list[_Queued]) -> None:
         started_s = perf_counter()
         try:
-            embeddings = await self.run(self._encode, [place.pixels for place in batch])
-        except Exception as error:  # noqa: BLE001 -- it is for whoever waits
+            embeddings = await self.run(self._encode, [queued.pixels for queued in batch])
+        except Exception as error:  # noqa: BLE001 -- the callers get it
             if len(batch) == 1:
                 batch[0].fail(error)
                 return
         else:
             ran_s = perf_counter() - started_s
-            self._num_run_patches += sum(place.picture.num_patches for place in batch)
+            self._num_run_patches += sum(queued.picture.num_patches for queued in batch)
             self._run_s += ran_s
-            for place, embedding in zip(batch, embeddings, strict=True):
-                place.finish(Encoded(embedding, started_s - place.picture.arrived_s, ran_s))
+            for queued, embedding in zip(batch, embeddings, strict=True):
+                queued.finish(Encoded(embedding, started_s - queued.picture.arrived_s, ran_s))
             return
-        for place in batch:  # one of them may be at fault: the others must not fail with it
-            if not place.result.done():
-                await self._run_batch([place])
+        for queued in batch:  # one by one, so that only the picture that causes the error fails
+            if not queued.result.done():
+                await self._run_batch([queued])
 
 
 @dataclass(eq=False, slots=True)
 class _Queued:
-    """One picture in the queue, and whoever waits for it."""
+    """A picture in the queue, and the future that its caller waits for."""
 
     pixels: Pixels
     picture: Waiting
     result: asyncio.Future[Encoded] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def finish(self, encoded: Encoded) -> None:
-        if not self.result.done():  # whoever waited may have left
+        if not self.result.done():  # the caller may have been cancelled
             self.result.set_result(encoded)
 
     def fail(self, error: Exception) -> None:

@@ -1,11 +1,16 @@
-"""Measures the vision tower beside the library's module: is it right, and how much of the device does it use?
+"""Compares the vision tower with the library's module: are its numbers right, and how fast is it?
 
-    python -m cluster.encode.benchmark                          # on a GPU: the 32B model's geometry, random weights,
-    bfloat16 taskset -c 0 python -m cluster.encode.benchmark --device cpu --geometry demo --dtype float32 --batch 1
+    python -m cluster.encode.benchmark
+    taskset -c 0 python -m cluster.encode.benchmark --device cpu --geometry demo --dtype float32 --batch 1
     taskset -c 0 python -m cluster.encode.benchmark --device cpu --grid 32x32 --batch 1 --repeats 6
 
-Needs torch and transformers alone. The tower is timed on patches that lie on the device, normalised: neither a
-picture's way there nor its embedding's way back is counted, for the library's module no more than for ours.
+The first line is for a GPU: the geometry of the 32B model, random weights, bfloat16. It needs torch and transformers,
+but neither Ray nor vLLM.
+
+Both towers are timed on normalised patches that are on the device already. Neither the way of the patches there nor
+the way of the embeddings back is counted.
+
+Exit codes: 0 the numbers are right; 1 they are not; 2 the command line is wrong.
 """
 
 from __future__ import annotations
@@ -56,16 +61,18 @@ MEGAPIXEL: Final = (1, 74, 72)
 GEOMETRIES: Final[dict[str, tuple[dict[str, Any], Grid]]] = {"32B": (LARGE, MEGAPIXEL), "demo": (DEMO, (1, 12, 16))}
 """A tower and the picture that it is measured with, if nothing else is asked for."""
 MAX_ERROR: Final = 1e-5
-"""In float32, of the largest number."""
+"""The largest error in float32, as a share of the largest number."""
 MAX_ERROR_RATIO: Final = 1.5
-"""How far from the library's float32 our bfloat16 may be, over how far the library's own bfloat16 is."""
+"""The most that the tower's bfloat16 may differ from the library's float32, in multiples of the library's own
+bfloat16 error."""
 BLOCK: Final = 10
-"""Runs of one tower before the other's turn: in use, a tower finds the caches as it left them."""
+"""Runs of one tower before the other runs. In use a tower finds the caches as its own runs left them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How fast a tower ran: ``matmul_fraction`` is of the ceiling that was measured beside it."""
+    """The speed of a tower. ``matmul_fraction`` is its share of the matrix-multiplication rate that was measured in
+    the same run."""
 
     pictures_per_s: float
     run_s: float
@@ -74,7 +81,7 @@ class Speed:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, prints a table, and writes JSON if asked to; 1 if the numbers are wrong."""
+    """Measures, prints a table, and writes JSON if asked to. The result is 1 if the numbers are wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
     parser.add_argument("--geometry", choices=list(GEOMETRIES), default="32B", help="of the tower")
@@ -168,7 +175,8 @@ def make_library(
 def run_library(
     module: Qwen2_5_VisionTransformerPretrainedModel, pictures: Sequence[Tensor], grids: Sequence[Grid]
 ) -> Tensor:
-    """What the library makes of still pictures: each [num_patches, 3 · patch · patch], of which it wants both frames."""
+    """The library's output for pictures of [num_patches, 3 · patch · patch] each. It wants every picture as two
+    equal frames."""
     frames = torch.cat([*pictures]).view(sum(map(len, pictures)), 3, 1, -1).expand(-1, -1, 2, -1)
     rows: Tensor = module(frames.flatten(1), grid_thw=torch.tensor(grids, device=module.device)).pooler_output
     return rows
@@ -185,14 +193,15 @@ def mean_error(rows: Tensor, expected: Tensor) -> float:
 
 
 def matmul_tflops(device: str, dtype: torch.dtype, side: int, repeats: int) -> float:
-    """The most that the device multiplies: square matrices, the median of several."""
+    """The rate at which the device multiplies square matrices, in TFLOP/s: the median of several runs."""
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     [run_s] = by_turns([lambda: left @ right], device=device, repeats=repeats)
     return 2 * side**3 / run_s / 1e12
 
 
 def by_turns(calls: Sequence[Callable[[], object]], *, device: str, repeats: int) -> list[float]:
-    """The median time of each call, in seconds; they take turns of ``BLOCK`` runs, so that all meet the same device."""
+    """The median time of each call in seconds. The calls alternate in blocks of ``BLOCK`` runs, so that all meet the
+    same device."""
     times_s: list[list[float]] = [[] for _ in calls]
     while len(times_s[-1]) < repeats:
         for call, times in zip(calls, times_s, strict=True):
@@ -233,7 +242,8 @@ def table(report: dict[str, Any]) -> str:
     """The report for people, as Markdown."""
     width, height = report["picture_pixels"][::-1]
     lines = [
-        f"{report['device']}; {report['geometry']} geometry; {report['pictures_per_run']} pictures of {width} x {height} a run",
+        f"{report['device']}; {report['geometry']} geometry; "
+        f"{report['pictures_per_run']} pictures of {width} x {height} a run",
         f"matrix multiplication: {report['matmul_tflops']:.2f} TFLOP/s",
         f"float32 against the library: {report['float32_error']:.1e} of the largest number",
         f"{report['dtype']} against that: {report['error']:.1e}; the library's own: {report['library_error']:.1e}",

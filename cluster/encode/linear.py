@@ -1,7 +1,10 @@
-"""A linear layer and what follows it at once, in one step where the CPU's kernels can.
+"""Linear layers that also do the operation after them, in the same step where the CPU's kernels can.
 
-On x86 torch multiplies float32 matrices with MKL, which takes half the vector width on AMD's processors; oneDNN, also
-part of torch, takes all of it everywhere, and applies what follows the product while the numbers are still in cache.
+In: rows [num_rows, num_in] float. Out: rows [num_rows, num_out] of the same dtype.
+
+On x86, torch multiplies float32 matrices with MKL, which uses half the vector width of AMD's processors. oneDNN is also
+part of torch and uses the full width on all of them. It also applies the operation that follows the product while the
+numbers are still in the CPU's cache.
 """
 
 from __future__ import annotations
@@ -16,22 +19,34 @@ if TYPE_CHECKING:
 
 
 def make_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """The layer in the fastest form for the weight's device and dtype: ``weight`` [num_out, num_in], ``bias``
-    [num_out]."""
+    """Makes the layer in the fastest form for the weight's device and dtype.
+
+    Args:
+        weight: [num_out, num_in] float32 or bfloat16.
+        bias: [num_out] of the same dtype, or None for a layer without bias.
+    """
     return (
         OneDnnLinear(weight, bias) if weight.device.type == "cpu" and has_onednn(weight.dtype) else Linear(weight, bias)
     )
 
 
 def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether this CPU has oneDNN's own kernels for a dtype; where it has none, oneDNN refuses the dtype or crawls."""
+    """Whether this CPU has oneDNN's own kernels for a dtype. Without them, oneDNN refuses the dtype or is very slow."""
     if not (torch._C._has_mkldnn and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Linear:
-    """Plain torch. ``x`` is always [num_rows, num_in], the result [num_rows, num_out]."""
+    """A linear layer in plain torch.
+
+    In all methods ``x`` is [num_rows, num_in]; ``other`` and the result are [num_rows, num_out]. All of them have the
+    weight's dtype.
+
+    Args:
+        weight: [num_out, num_in].
+        bias: [num_out], or None.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight: Final = weight
@@ -41,24 +56,26 @@ class Linear:
         return functional.linear(x, self._weight, self._bias)
 
     def silu(self, x: Tensor) -> Tensor:
-        """``silu(linear(x))``."""
+        """Returns ``silu(linear(x))``."""
         return functional.silu(self(x), inplace=True)
 
     def gelu(self, x: Tensor) -> Tensor:
-        """``gelu(linear(x))``, by the error function."""
+        """Returns ``gelu(linear(x))``, with the exact form of GELU that uses the error function."""
         return functional.gelu(self(x))
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """``linear(x) · other``."""
+        """Returns ``linear(x) · other``, multiplied number by number."""
         return self(x).mul_(other)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """``linear(x) + other``."""
+        """Returns ``linear(x) + other``."""
         return self(x).add_(other)
 
 
 class OneDnnLinear(Linear):
-    """The operators that torch's own compiler calls, with the weight in oneDNN's order: the weight given may be let go.
+    """A linear layer in oneDNN, with the operators that torch's own compiler uses.
+
+    It keeps a copy of the weight in oneDNN's order, so the caller may free the original.
 
     Source: ``torch._inductor.fx_passes.mkldnn_fusion`` of torch 2.13.
     """

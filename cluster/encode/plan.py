@@ -1,4 +1,5 @@
-"""Where each patch of a picture lies in the vision tower, and which rows attend to each other."""
+"""The layout of pictures in the vision tower: the row of each patch, and the spans of rows that attend to each
+other."""
 
 from __future__ import annotations
 
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpans:
-    """Rows that attend to each other, stretch after stretch.
+    """Consecutive spans of rows. Rows of one span attend to each other, and to no other row.
 
-    ``runs`` are pairs of a length in rows and how many stretches of that length follow each other. The same for kernels
-    that take variable lengths: ``bounds`` [num_stretches + 1] int32 says where each begins, ``longest`` how long one is
-    at most.
+    ``runs`` are pairs of a length in rows and a number of spans of that length that follow each other. ``bounds`` and
+    ``longest`` say the same for kernels that take spans of various lengths: ``bounds`` [num_spans + 1] int32 holds the
+    first row of each span, and ``longest`` is the length of the longest.
     """
 
     runs: tuple[tuple[int, int], ...]
@@ -33,14 +34,19 @@ class AttentionSpans:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> AttentionSpans:
-        """AttentionSpans of the given lengths, in their order."""
+        """Spans of the given lengths, in their order."""
         runs = tuple((length, len([*group])) for length, group in groupby(lengths))
         bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         return cls(runs, bounds.to(device), max(lengths))
 
     @classmethod
     def join(cls, parts: Sequence[AttentionSpans], firsts: Sequence[int]) -> AttentionSpans:
-        """The stretches of several pictures, each of which begins at its first row."""
+        """Joins the spans of several pictures.
+
+        Args:
+            parts: The spans of each picture.
+            firsts: The first row of each picture.
+        """
         runs = [run for part in parts for run in part.runs]
         joined = tuple((length, sum(count for _, count in group)) for length, group in groupby(runs, key=itemgetter(0)))
         bounds = torch.cat(
@@ -51,12 +57,12 @@ class AttentionSpans:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How the patches of a picture, or of several, are laid out in rows: picture by picture, the shortest windows
+    """The layout of one or several pictures in rows: picture by picture, and in each picture the shortest windows
     first.
 
-    ``order`` [num_patches] says which patch lies in each row; ``tokens`` [num_tokens] where, counted in tokens, each
-    token of the pictures lies. ``angles`` [num_patches, 1, 1, head_dim / 2] complex64 are the rows' rotations.
-    ``windows`` and ``pictures`` say which rows attend to each other.
+    ``order`` [num_patches] is the patch in each row. ``tokens`` [num_tokens] is the position of each token of the
+    pictures, counted in tokens. ``angles`` [num_patches, 1, 1, head_dim / 2] complex64 are the rotary factors of the
+    rows. ``windows`` and ``pictures`` are the spans of rows for windowed and for full attention.
     """
 
     order: Tensor
@@ -67,21 +73,30 @@ class Plan:
 
 
 def make_plan(grid: Grid, config: Qwen2_5_VLVisionConfig, device: torch.device) -> Plan:
-    """Lays out one picture."""
+    """Lays out one picture.
+
+    Args:
+        grid: Its patches as (1, height, width).
+        config: The configuration of the vision tower.
+        device: The device for the tensors.
+    """
     _, height, width = grid
     merge = config.spatial_merge_size
     unit = merge**2
+    # [token_rows, token_columns]
     tokens = torch.arange(height * width // unit).view(height // merge, width // merge)
     side = config.window_size // config.patch_size // merge
     tiles = (tile for band in torch.split(tokens, side) for tile in torch.split(band, side, dim=1))
     windows = sorted(tiles, key=torch.Tensor.numel)
-    laid = torch.cat([window.flatten() for window in windows])
-    order = (laid[:, None] * unit + torch.arange(unit)).flatten()
-    # The processor puts a token's patches next to each other: where is each of them in the picture?
+    laid = torch.cat([window.flatten() for window in windows])  # [num_tokens]
+    order = (laid[:, None] * unit + torch.arange(unit)).flatten()  # [num_patches]
+    # The processor puts the patches of a token next to each other. x and y are their places in the picture:
+    # [num_patches]
     y = torch.arange(height).view(-1, 1, merge, 1).expand(-1, width // merge, -1, merge).flatten()[order]
     x = torch.arange(width).view(1, -1, 1, merge).expand(height // merge, -1, merge, -1).flatten()[order]
     half = config.hidden_size // config.num_heads // 2
     frequencies = 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, half, 2, dtype=torch.float32) / half)
+    # [num_patches, 1, 1, head_dim / 2]
     angles = torch.cat([y[:, None] * frequencies, x[:, None] * frequencies], dim=1)[:, None, None]
     return Plan(
         order=order.to(device),

@@ -1,14 +1,14 @@
-"""The vision tower's forward pass: the library's weights and mathematics, laid out so that nothing loops over windows.
+"""The vision tower's forward pass: the library's weights and mathematics, in a layout that needs no loop over windows.
 
-transformers attends window by window. Here a picture's rows are sorted by window, so that windows of one length lie
-side by side and are attended as one batch: a picture's windows have at most four lengths (full, right edge, bottom
-edge, corner). On a GPU all windows of all pictures are one call, as are all pictures in the layers with full attention.
-What depends on a picture's grid alone, the order of its patches and their rotary angles, is worked out once per grid.
+transformers attends window by window. Here the rows of a picture are sorted by window, so windows of one length are
+neighbours and are attended as one batch. The windows of a picture have at most four lengths (full, right edge, bottom
+edge, corner). On a GPU all windows of all pictures are one call; so are all pictures in the layers with full attention.
+The order of the patches and their rotary angles depend on the picture's grid alone, and are computed once per grid.
 
-The weights are rearranged once, when they are loaded. Both frames of a still picture are equal, so the patch
-embedding's weights for them are added up and one frame is multiplied. The numbers that a rotary angle turns together
-are laid next to each other, for one multiplication of complex numbers; queries and keys are reordered alike, so that
-their products stay.
+The weights are rearranged once, when they are loaded. A picture counts as two equal frames, so the two halves of the
+patch embedding's weights are added up, and one frame is multiplied. The two numbers that a rotary angle rotates are put
+next to each other, so that the rotation is one multiplication of complex numbers. Queries and keys are reordered in the
+same way, so their products do not change.
 
 Source: ``Qwen2_5_VisionTransformerPretrainedModel`` of transformers 5.19; Qwen2.5-VL technical report (arXiv
     2502.13923).
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from cluster.messages import Grid
 
 EPSILON: Final = 1e-6
-"""Of the norms; the library has it as a constant too."""
+"""The epsilon of the norms. The library has it as a constant too."""
 MAX_PLANS: Final = 64
-"""Grids whose plans are kept, on the device. One takes 350 bytes a patch: 2 MB for a megapixel, 20 MB for the 12.8
-megapixels that published settings allow."""
+"""The most grids whose plans are kept, on the device. A plan takes 350 bytes per patch: 2 MB for a megapixel, 20 MB
+for the 12.8 megapixels that published settings allow."""
 
 
 class Tower:
-    """Runs the weights of the library's module, of which it keeps nothing that it has rearranged."""
+    """Runs the weights of the library's module. It keeps nothing of the module but what it has rearranged."""
 
     def __init__(self, module: Qwen2_5_VisionTransformerPretrainedModel) -> None:
         config = module.config
@@ -64,27 +64,27 @@ class Tower:
         self._plan: Final = lru_cache(MAX_PLANS)(partial(make_plan, config=config, device=module.device))
 
     def __call__(self, patches: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
-        """Encodes pictures together.
+        """Encodes several pictures in one pass.
 
         Args:
-            patches: For each picture [num_patches, 3 · patch · patch], normalised, in the weights' dtype.
+            patches: For each picture [num_patches, 3 · patch · patch], normalised, in the dtype of the weights.
             grids: For each picture its patches as (1, height, width).
 
         Returns:
-            For each picture [num_tokens, out_hidden_size], in the order in which the language model reads them.
+            For each picture [num_tokens, out_hidden_size], in the order in which the language model reads the tokens.
         """
         layout = join([self._plan(grid) for grid in grids])
         x = self._embed(patches[0] if len(patches) == 1 else torch.cat([*patches]))
-        x = x[layout.order]
+        x = x[layout.order]  # [num_patches, hidden_size]
         for number, block in enumerate(self._blocks):
             x = block(x, layout.angles, layout.pictures if number in self._full else layout.windows)
-        x = norm(x, self._last_norm).view(-1, self._unit * x.shape[1])
-        tokens = self._out(self._merge.gelu(x))[layout.tokens]
+        x = norm(x, self._last_norm).view(-1, self._unit * x.shape[1])  # [num_tokens, unit · hidden_size]
+        tokens = self._out(self._merge.gelu(x))[layout.tokens]  # [num_tokens, out_hidden_size]
         return [*torch.split(tokens, [len(picture) // self._unit for picture in patches])]
 
 
 class Block:
-    """One layer: attention, then SwiGLU, each on normalised rows and added to them."""
+    """One layer: attention, then SwiGLU. Each works on normalised rows, and its result is added to them."""
 
     def __init__(self, block: Qwen2_5_VLVisionBlock, num_heads: int) -> None:
         weights = {name: weight.detach() for name, weight in block.named_parameters()}
@@ -98,15 +98,15 @@ class Block:
             for name in ("attn.proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
         )
 
-    def __call__(self, x: Tensor, angles: Tensor, stretches: AttentionSpans) -> Tensor:
-        """[num_patches, hidden_size] → the same, attending within stretches of rows."""
-        x = self._proj.plus(self._attend(norm(x, self._norms[0]), angles, stretches), x)
+    def __call__(self, x: Tensor, angles: Tensor, spans: AttentionSpans) -> Tensor:
+        """[num_patches, hidden_size] → the same shape. Rows attend to each other within the given spans."""
+        x = self._proj.plus(self._attend(norm(x, self._norms[0]), angles, spans), x)
         return self._down.plus(self._gated(norm(x, self._norms[1])), x)
 
-    def _attend(self, x: Tensor, angles: Tensor, stretches: AttentionSpans) -> Tensor:
-        qkv = self._qkv(x).view(len(x), 3, self._num_heads, -1)
-        turn(qkv[:, :2], angles)
-        return attend(qkv, stretches).flatten(1)
+    def _attend(self, x: Tensor, angles: Tensor, spans: AttentionSpans) -> Tensor:
+        qkv = self._qkv(x).view(len(x), 3, self._num_heads, -1)  # [num_patches, 3, num_heads, head_dim]
+        rotate(qkv[:, :2], angles)
+        return attend(qkv, spans).flatten(1)
 
     def _gated(self, x: Tensor) -> Tensor:
         if x.is_cuda:
@@ -116,34 +116,40 @@ class Block:
 
 @cache
 def kernels() -> ModuleType:
-    """The GPU's own, which need what a plain machine lacks."""
+    """The GPU kernels. They need Triton, which a machine without a GPU may lack."""
     return import_module("cluster.encode.kernels")
 
 
-def turn(qk: Tensor, angles: Tensor) -> None:
-    """Turns queries and keys [num_rows, 2, num_heads, head_dim] in place, in float32 as the library does it."""
+def rotate(qk: Tensor, angles: Tensor) -> None:
+    """Applies the rotary embedding to queries and keys in place, in float32 as the library does.
+
+    Args:
+        qk: [num_rows, 2, num_heads, head_dim].
+        angles: [num_rows, 1, 1, head_dim / 2] complex64.
+    """
     if qk.is_cuda:
-        kernels().turn(qk, angles)
+        kernels().rotate(qk, angles)
         return
-    turned = qk.float()  # itself, if it is float32
-    torch.view_as_complex(turned.view(*turned.shape[:-1], -1, 2)).mul_(angles)
-    if turned is not qk:
-        qk.copy_(turned)
+    rotated = qk.float()  # the same tensor, if it is float32
+    torch.view_as_complex(rotated.view(*rotated.shape[:-1], -1, 2)).mul_(angles)
+    if rotated is not qk:
+        qk.copy_(rotated)
 
 
-def attend(qkv: Tensor, stretches: AttentionSpans) -> Tensor:
-    """Attention within stretches of rows: [num_rows, 3, num_heads, head_dim] → [num_rows, num_heads, head_dim]."""
-    if qkv.is_cuda and qkv.dtype != torch.float32:  # the kernel knows no other
+def attend(qkv: Tensor, spans: AttentionSpans) -> Tensor:
+    """Attention within spans of rows: [num_rows, 3, num_heads, head_dim] → [num_rows, num_heads, head_dim]."""
+    if qkv.is_cuda and qkv.dtype != torch.float32:  # the kernel takes no float32
         q, k, v = qkv.unbind(1)
-        bounds, longest = stretches.bounds, stretches.longest
+        bounds, longest = spans.bounds, spans.longest
         return cast("Tensor", varlen_attn(q, k, v, bounds, bounds, longest, longest))
-    runs = torch.split(qkv, [length * count for length, count in stretches.runs])
-    parts = [attend_run(run, length) for run, (length, _) in zip(runs, stretches.runs, strict=True)]
+    runs = torch.split(qkv, [length * count for length, count in spans.runs])
+    parts = [attend_run(run, length) for run, (length, _) in zip(runs, spans.runs, strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def attend_run(qkv: Tensor, length: int) -> Tensor:
-    """Attention within stretches of one length."""
+    """Attention within spans of one length, with the same shapes as ``attend``."""
+    # each [num_spans, num_heads, length, head_dim]
     q, k, v = qkv.view(-1, length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
     return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
 
@@ -154,12 +160,17 @@ def norm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def in_pairs(qkv: Tensor, num_heads: int) -> Tensor:
-    """Lays the numbers of queries and keys that one angle turns, which are half a head apart, next to each other.
+    """Reorders a weight so that the two numbers that one angle rotates are neighbours. They are half a head apart in
+    the checkpoint.
 
     Args:
-        qkv: A weight [3 · hidden_size, hidden_size] or bias [3 · hidden_size].
-        num_heads: Of which hidden_size is made.
+        qkv: A weight [3 · hidden_size, hidden_size] or a bias [3 · hidden_size].
+        num_heads: The number of heads that hidden_size consists of.
+
+    Returns:
+        The same shape; values keep their order.
     """
+    # [3, num_heads, 2, head_dim / 2, ...]
     heads = qkv.view(3, num_heads, 2, -1, *qkv.shape[1:])
     qk, v = heads[:2], heads[2:]
     return torch.cat([qk.transpose(2, 3).flatten(0, 3), v.flatten(0, 3)])

@@ -1,1 +1,8 @@
-"""Map."""
+"""Media stage: turns the URL of a picture into bounded bytes with a size and a digest.
+
+In: the ``data:`` or ``https:`` URL of one picture. Out: a ``Picture``.
+
+reader.py  the stage itself: decodes or fetches a picture, checks its limits and computes its digest
+fetch.py   fetches pictures over https, from public addresses only
+header.py  reads a picture's width and height from its header
+"""

@@ -1,8 +1,10 @@
 """Fetches pictures over https from the public internet, and from nowhere else.
 
-The address is checked where the connection is opened, so that the address checked is the one dialled: a name is
-resolved once for each connection, and a second answer (DNS rebinding) is never asked for. TLS names the host of the
-URL, not the address.
+In: an ``https:`` URL. Out: the bytes of the body.
+
+The address of a host is checked in the same place where the connection is opened. Each host name is resolved once per
+connection, and the connection goes to an address that was checked. So a second, different DNS answer (DNS rebinding)
+has no effect. TLS still verifies the host name of the URL, not the address.
 """
 
 from __future__ import annotations
@@ -26,15 +28,16 @@ if TYPE_CHECKING:
     from cluster.config import MediaConfig
 
 Resolver = Callable[[str], Awaitable[list[str]]]
-"""From a host name to the addresses it has; raises OSError where it has none."""
+"""Gives the addresses of a host name, and raises OSError if it has none."""
 
 MAX_URL_CHARS: Final = 8192
 MAX_ADDRESSES: Final = 4
-"""Addresses of one host that are tried in turn."""
+"""The most addresses of one host that are tried, one after the other."""
 CONNECT_TIMEOUT_S: Final = 3.0
-"""For each address, so that a dead one leaves time for the next."""
+"""The time for each address. It is short, so that a dead address leaves time for the next one."""
 KEEPALIVE_S: Final = 3.0
-"""Shorter than object stores keep an idle connection, so that none is used while its server closes it."""
+"""How long an idle connection stays open. Object stores keep idle connections longer, so that a request never uses a
+connection that its server is about to close."""
 MAX_IDLE_CONNECTIONS: Final = 32
 MAX_RESOLVER_THREADS: Final = 16
 
@@ -43,12 +46,12 @@ HEADERS: Final = ((b"Accept", b"image/*"), (b"Accept-Encoding", b"identity"), (b
 
 
 class Fetcher:
-    """Gets bounded bytes from https URLs, each in bounded time, with no cookies, credentials or proxies.
+    """Fetches the bodies of https URLs with a limit on bytes and time, and without cookies, credentials or proxies.
 
     Args:
-        config: The limits, the hosts that may be private, and a CA to trust besides the system's.
-        resolver: Stands in for the system's resolver.
-        network: What opens the connections, once their address has been checked.
+        config: The limits, the hosts that may have private addresses, and a CA to trust in addition to the system's.
+        resolver: Replaces the system's resolver of host names; for tests.
+        network: Opens the connections after their address has been checked; for tests.
     """
 
     def __init__(
@@ -73,13 +76,16 @@ class Fetcher:
         )
 
     async def fetch(self, url: str, hold: Callable[[int], None]) -> bytes:
-        """The body behind an https URL, redirects followed; ``hold`` is called before more bytes are kept, and may
-        refuse.
+        """Fetches the body of an https URL and follows redirects.
+
+        Args:
+            url: The URL.
+            hold: Called with a number of bytes before that many more are kept; it may refuse by raising.
 
         Raises:
-            UnsupportedScheme: The URL, or one that it redirects to, is not https.
-            ForbiddenUrl: It is malformed, carries credentials, or its host has an address that is not public.
-            FetchFailed: The server cannot be reached, answers with anything but 200, or takes too long.
+            UnsupportedScheme: The URL, or a URL that it redirects to, is not https.
+            ForbiddenUrl: The URL is malformed, carries credentials, or its host has an address that is not public.
+            FetchFailed: The server cannot be reached, answers with a status other than 200, or takes too long.
             PictureTooLarge: The body has more than ``max_picture_bytes``.
         """
         try:
@@ -135,16 +141,21 @@ class Fetcher:
         return b"".join(chunks)
 
     async def _resolve(self, host: str) -> list[str]:
-        """The system's answer, by threads of its own: a slow name server then holds up nobody but other fetches."""
+        """Resolves a host with the system's resolver, in separate threads: a slow name server delays only fetches."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._resolver_threads, _resolve, host)
 
 
 class AddressGuard(httpcore2.AsyncNetworkBackend):
-    """Opens connections to public addresses only, but for hosts that are trusted.
+    """Opens connections to public addresses only. Trusted hosts may have any address.
 
-    One answer that is not public condemns the host: with a choice left to the network, a mixed answer would be a
-    lottery that an attacker may enter as often as they like.
+    A host is refused if only one of its addresses is not public. If Prism chose the public ones instead, an attacker
+    could repeat the request until a connection goes to a private address.
+
+    Args:
+        resolver: Gives the addresses of a host.
+        network: Opens the connections.
+        trusted_hosts: The names of the trusted hosts.
     """
 
     def __init__(
@@ -162,7 +173,7 @@ class AddressGuard(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Resolves ``host`` once, checks every address, and connects to the first of them that answers."""
+        """Resolves ``host`` once, checks all its addresses, and connects to the first address that answers."""
         addresses = await self._checked(host)
         timeout = CONNECT_TIMEOUT_S if timeout is None else min(timeout, CONNECT_TIMEOUT_S)
         failure: Exception = httpcore2.ConnectError()
@@ -181,32 +192,37 @@ class AddressGuard(httpcore2.AsyncNetworkBackend):
         timeout: float | None = None,  # noqa: ARG002, ASYNC109 - httpcore's signature
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,  # noqa: ARG002
     ) -> httpcore2.AsyncNetworkStream:
-        """Refuses: no picture lives behind a Unix socket."""
+        """Refuses every path, because a picture never comes from a Unix socket."""
         raise httpcore2.ConnectError(f"no connection is opened to {path}")
 
     async def _checked(self, host: str) -> list[str]:
-        """A name that has no address is refused in the same words as a private one, so that names cannot be probed."""
+        """The addresses of a host, if all of them are allowed.
+
+        A host without an address is refused in the same words as a host with a private one. So a client cannot find out
+        which private names exist.
+        """
         try:
             addresses = await self._resolver(host)
         except socket.gaierror as error:
             if error.errno == socket.EAI_AGAIN:
                 raise FetchFailed("The host of the picture's URL could not be looked up just now; try again.") from None
             addresses = []
-        except ValueError:  # a name that cannot be one
+        except ValueError:  # the text cannot be a host name
             addresses = []
         trusted = _plain(host) in self._trusted_hosts
         if not addresses or not (trusted or all(map(is_public, addresses))):
             raise ForbiddenUrl(
-                "The host of the picture's URL does not resolve to a public address; check its name, or use a data: URL."
+                "The host of the picture's URL does not resolve to a public address; "
+                "check its name, or use a data: URL."
             )
         return addresses
 
 
 class FreshStream(httpcore2.AsyncNetworkStream):
-    """A connection before TLS, which is all that https ever does with it. It closes where TLS does not come about.
+    """A new connection on which TLS has not started yet. It closes itself if TLS cannot start.
 
-    httpcore does so for errors but not for cancellation: a server that never answers the greeting would keep its
-    socket.
+    httpcore closes it after an error, but not after a cancellation. Without this class, the socket to a server that
+    never answers the TLS greeting would stay open.
     """
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
@@ -218,7 +234,7 @@ class FreshStream(httpcore2.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
     ) -> httpcore2.AsyncNetworkStream:
-        """The connection under TLS."""
+        """Starts TLS and returns the encrypted connection."""
         try:
             return await self._stream.start_tls(ssl_context, server_hostname, timeout)
         except BaseException:
@@ -231,8 +247,10 @@ class FreshStream(httpcore2.AsyncNetworkStream):
 
 
 def is_public(address: str) -> bool:
-    """Whether a numeric address is one of the public internet's: global, unicast, and no gate to an address that is
-    not."""
+    """Whether a numeric address belongs to the public internet: it is global and unicast.
+
+    An IPv6 address that stands for an IPv4 address is public if the IPv4 address is.
+    """
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         carried = ip.ipv4_mapped or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None)
@@ -243,26 +261,28 @@ def is_public(address: str) -> bool:
 
 
 NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
-"""How a network without IPv4 writes IPv4 addresses (RFC 6052); the address within is checked."""
+"""IPv6 addresses that stand for IPv4 addresses in networks without IPv4 (RFC 6052); the IPv4 address is checked."""
 
 GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+"""All IPv6 addresses that are assigned to the public internet."""
 
 NEVER_V6: Final = (
     ipaddress.IPv6Network("2001::/32"),  # Teredo and 6to4 carry IPv4 addresses and are retired
     ipaddress.IPv6Network("2002::/16"),
     ipaddress.IPv6Network("3fff::/20"),  # documentation (RFC 9637)
 )
+"""IPv6 addresses that are refused, although some versions of Python's ``is_global`` accept them."""
 
 NEVER_V4: Final = (
     ipaddress.IPv4Network("168.63.129.16/32"),  # Azure's host agent, on a public address
     ipaddress.IPv4Network("192.0.0.0/24"),  # protocol assignments; one cloud's metadata service
     ipaddress.IPv4Network("192.88.99.0/24"),  # 6to4 relays, retired
 )
-"""Addresses that Python's ``is_global`` lets pass in some of its versions."""
+"""IPv4 addresses that are refused, although some versions of Python's ``is_global`` accept them."""
 
 
 def _https_url(url: str) -> httpx2.URL:
-    """Parses a URL once, for all that follows, and checks what its text alone can show."""
+    """Parses a URL and checks its length, scheme, credentials and host. No name is resolved here."""
     if len(url) > MAX_URL_CHARS:
         raise ForbiddenUrl(f"The picture's URL has {len(url)} characters; {MAX_URL_CHARS} are allowed.")
     try:

@@ -1,9 +1,12 @@
-"""Reads a picture's size from its first bytes, in bounded time whatever the file says.
+"""Reads a picture's width and height from its header, in bounded time for any input.
 
-Pillow is not asked here: opening a file with it is lazy about pixels, but not about metadata. Files of 20 MiB made for
-the purpose cost ``Image.open`` 13 s of a core (compressed profiles in a PNG), or 900 MiB of memory and nearly a second
-in which no other thread runs (comments in a GIF), and this code runs in the Router's event loop. The Preprocessor, a
-process of its own, opens the file with Pillow, and refuses it where Pillow finds another size.
+In: the bytes of a picture file. Out: its (width, height) in pixels.
+
+This code runs in the Router's event loop, so it does not use Pillow. ``Image.open`` reads no pixels, but it reads all
+metadata, and a malicious file can make that expensive. Measured (files of 20 MiB made for the purpose): compressed
+profiles in a PNG → 13 s of a core; comments in a GIF → 900 MiB of memory, and nearly a second in which no other thread
+runs. The Preprocessor, a separate process, later opens the file with Pillow and refuses it if Pillow finds another
+size.
 """
 
 from __future__ import annotations
@@ -18,17 +21,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Size = tuple[int, int]
+"""(width, height) in pixels."""
 
 MAX_STEPS: Final = 4096
-"""Segments, blocks or tags that are walked past on the way to the size; honest files have some dozens."""
+"""The most segments, blocks or tags that are skipped on the way to the size. Ordinary files have a few dozen."""
 
 
 def read_size(data: bytes) -> Size:
-    """The (width, height) that a PNG, JPEG, WebP, GIF, BMP or TIFF announces: pixels as stored, before EXIF
-    orientation.
+    """The (width, height) of a picture from the header of its file, in pixels as stored, before EXIF orientation.
+
+    Args:
+        data: The bytes of a PNG, JPEG, WebP, GIF, BMP or TIFF.
 
     Raises:
-        InvalidPicture: It is none of these, has no pixels, or its header is broken.
+        InvalidPicture: The bytes are in none of these formats, the header is broken, or the picture has no pixels.
     """
     reader = next((reader for magic, reader in READERS.items() if data.startswith(magic)), None)
     if reader is None:
@@ -80,7 +86,7 @@ def _webp(data: bytes) -> Size:
 
 
 def _gif(data: bytes) -> Size:
-    """The screen, or more where the first frame reaches out of it."""
+    """The size of a GIF's screen, enlarged if the first frame reaches beyond the screen."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     in_extension = False
@@ -106,11 +112,11 @@ def _bmp(data: bytes) -> Size:
         width, height = struct.unpack_from("<HH", data, 18)
     else:
         width, height = struct.unpack_from("<ii", data, 18)
-    return width, abs(height)  # a negative height stands for rows from the top
+    return width, abs(height)  # a negative height means that the top row is stored first
 
 
 def _tiff(data: bytes) -> Size:
-    """Classic and BigTIFF, in either byte order; the first page's tags."""
+    """The size in the tags of the first page, for classic TIFF and BigTIFF in either byte order."""
     order = "<" if data[:2] == b"II" else ">"
     if data[2:4] in (b"\x2b\0", b"\0\x2b"):
         (directory,) = struct.unpack_from(order + "Q", data, 8)
@@ -142,14 +148,15 @@ READERS: Final[dict[bytes, Callable[[bytes], Size]]] = {
     b"II+\0": _tiff,
     b"MM\0+": _tiff,
 }
+"""The function that reads the size, by the first bytes of the file."""
 
 FRAME_MARKERS: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""JPEG's start-of-frame segments."""
+"""The markers of JPEG's start-of-frame segments, which hold the size."""
 
 BARE_MARKERS: Final = frozenset({0x00, 0x01, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
-"""JPEG markers that no length follows."""
+"""The JPEG markers that are not followed by a length."""
 
 WIDTH_TAG: Final = 256
 HEIGHT_TAG: Final = 257
 INTEGER_KINDS: Final = {3: "H", 4: "I", 16: "Q"}
-"""TIFF's types for a size: SHORT, LONG and LONG8."""
+"""The types that a TIFF may use for a size (SHORT, LONG and LONG8), as format characters of ``struct``."""

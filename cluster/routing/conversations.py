@@ -1,12 +1,13 @@
-"""Decoder routing: which decoder a call goes to, and the chain of prompt prefixes by which it is chosen.
+"""Decoder routing: chooses a decoder for each call, by the part of the prompt that the decoder has cached already.
 
-In: a ``Call``, the pool's replicas, what they report, and the time. Out: the replicas, the best one first.
+In: a ``Call``, the replicas of the pool, their reports, and the time. Out: the replicas, best first.
 
-A call goes where it is done soonest, counted in tokens to prefill: what of its prompt is not in the replica's KV cache,
-and what the replica has before it. A prompt is read as a chain of links that name whole prefixes, as vLLM's prefix
-cache does with its
-blocks: two conversations share a link if, and only if, they are alike up to there. The next turn begins with all its
-    links.
+A call goes to the decoder that will start its answer first. The time until then is counted in tokens to prefill: the
+tokens of the prompt that are not in the replica's KV cache, and the work that the replica has to do before.
+
+A prompt is read as a chain of links. As in vLLM's prefix cache, the name of a link covers the whole prefix of the
+prompt up to the end of that link. Two conversations share a link if, and only if, they are equal up to there. When a
+conversation goes on, its new prompt begins with all the links of its old one.
 """
 
 from __future__ import annotations
@@ -27,24 +28,30 @@ if TYPE_CHECKING:
     from cluster.messages import Call, Digest, Replica
 
 RUNNING_TOKENS: Final = 128
-"""What a request costs its decoder beside its prompt, until it ends: about half of a usual answer."""
+"""The cost in tokens of a request besides its prompt, from its start to its end: about half of a usual answer."""
 FETCH_SHARE: Final = 0.1
-"""What it costs to bring an embedding to a decoder that has not had it, as a share of its prefill."""
+"""The cost of sending an embedding to a decoder that does not have it, as a share of the cost of its prefill."""
 PREFIX_SHARE: Final = 0.5
-"""From this share of the prompt on, a prefix draws a call to where it is cached. A short system prompt that all
-conversations have in common must not keep them together."""
+"""A cached prefix counts only if it is at least this share of the prompt. Otherwise a short system prompt that all
+conversations have in common would send all of them to one replica."""
 MIN_FREE_KV: Final = 0.05
-"""The fuller a decoder's KV cache, the more its work weighs: by 1 / free, and no more than 20 times."""
+"""The work of a decoder is divided by the free share of its KV cache, so that a full decoder gets fewer calls. The free
+share counts as at least this much, so that the work weighs at most 20 times."""
 CHARS_PER_TOKEN: Final = 4
+"""An estimate: routing has no tokenizer."""
 CHUNK_CHARS: Final = 1024
-"""A longer text is several links, so that texts which begin alike share some."""
+"""A longer text is split into several links, so that texts with the same beginning share their first links."""
 MAX_LINKS: Final = 256
-"""What stands behind so many links is counted, and not told apart."""
+"""The rest of a longer prompt gets no links; only its tokens are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A point in a prompt: ``name`` stands for all before and in it, ``num_tokens`` is about what it adds."""
+    """One segment of a prompt.
+
+    ``name`` is a hash of the prompt from its beginning to the end of this segment. ``num_tokens`` estimates the tokens
+    of this segment alone. ``picture`` is the digest of the picture, if the segment is one.
+    """
 
     name: bytes
     num_tokens: int
@@ -53,18 +60,18 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A prompt as a chain of links; ``num_tokens`` counts all of it, what stands behind the last link too."""
+    """A prompt as a chain of links. ``num_tokens`` estimates the whole prompt, with the text after the last link."""
 
     links: tuple[Link, ...]
     num_tokens: int
 
 
 class ConversationRoutes(Routes[Conversation]):
-    """Where calls to a language model go. Work and what is held are counted in tokens.
+    """Chooses a decoder for each call. Work and cache contents are counted in tokens.
 
     Args:
-        report_period_s: How often replicas report. A prompt counts as waiting until a report must have said whether it
-            does.
+        report_period_s: The time in seconds between two reports of a replica. The prompt of a new call counts as work
+            for two periods. After that, the replica's own reports include it if it still waits.
     """
 
     def __init__(self, report_period_s: float) -> None:
@@ -72,15 +79,26 @@ class ConversationRoutes(Routes[Conversation]):
         self._settles_after_s: Final = 2 * report_period_s
 
     def rank(self, item: Conversation, replicas: Collection[Replica], now_s: float) -> list[Replica]:
-        """The cheapest first; among equals the one that holds least, so that conversations spread over an idle pool."""
+        """The replicas, the cheapest for this call first.
+
+        Among replicas of equal cost, the one with the least in its cache comes first, so that conversations spread over
+        an idle pool.
+        """
         return sorted(replicas, key=lambda replica: (self.cost(item, replica, now_s), self._state(replica).held.weight))
 
     def cost(self, item: Conversation, replica: Replica, now_s: float) -> float:
-        """Tokens' worth of work until a replica has begun to answer this."""
+        """The work that a replica must do before it begins to answer this prompt, in tokens to prefill."""
         state = self._state(replica)
         return self._prefill(item, state) + state.work.total(now_s) / max(1 - state.kv_use, MIN_FREE_KV)
 
     def report(self, replica: Replica, stats: Mapping[str, float], now_s: float) -> None:
+        """Notes a decoder's report.
+
+        Args:
+            replica: The decoder.
+            stats: ``queued_tokens``, ``waiting`` and ``running`` (numbers of requests), and ``kv_use`` (0 to 1).
+            now_s: The time in seconds, on the clock of all other calls.
+        """
         state = self._state(replica)
         state.work.report(stats["queued_tokens"] + RUNNING_TOKENS * (stats["waiting"] + stats["running"]), now_s)
         state.kv_use = stats["kv_use"]
@@ -89,15 +107,15 @@ class ConversationRoutes(Routes[Conversation]):
         return call, Task(RUNNING_TOKENS + self._prefill(item, state), RUNNING_TOKENS, now_s + self._settles_after_s)
 
     def _hold(self, item: Conversation, held: Held) -> None:
-        for link in reversed(
-            item.links
-        ):  # the beginning is used last and so kept longest: what follows is nothing without it
+        # Backwards, so that the beginning of the prompt counts as used last and is forgotten last: the later links are
+        # useless without it.
+        for link in reversed(item.links):
             held.use(link.name, link.num_tokens)
             if link.picture is not None:
                 held.use(link.picture, 0)
 
     def _prefill(self, item: Conversation, state: ReplicaState) -> float:
-        """Tokens of a prompt that a replica has to compute, and what it has to fetch for them."""
+        """The cost of a prompt's prefill on a replica, in tokens: those not cached, plus the embeddings to fetch."""
         num_cached = sum(link.num_tokens for link in takewhile(lambda link: link.name in state.held, item.links))
         if num_cached < PREFIX_SHARE * item.num_tokens:
             num_cached = 0
@@ -110,8 +128,14 @@ class ConversationRoutes(Routes[Conversation]):
 
 
 def read_conversation(call: Call, settings: ProcessorSettings) -> Conversation:
-    """Reads a call's prompt. The body is the client's, and nobody has validated it yet: whatever it holds makes a
-    chain."""
+    """Reads the prompt of a call as a chain of links.
+
+    The body comes from the client and has not been validated yet, so any JSON gives a chain and nothing is refused.
+
+    Args:
+        call: The call; requests with different ``cache_salt`` values have no link in common.
+        settings: The processor's settings, which say how many tokens a picture has.
+    """
     links, name = [], blake2b(cache_salt(call.body), digest_size=16).digest()
     segments = _segments_of_prompt(call.body)
     for kind, segment in islice(segments, MAX_LINKS):
@@ -129,7 +153,11 @@ def _num_tokens(text: str) -> int:
 
 
 def _segments_of_prompt(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The prompt in order, as pairs of a kind and the segment: text, the digest of a picture, or whose words follow."""
+    """Yields the segments of a prompt in order, as pairs (kind, segment).
+
+    The kinds are ``text``, ``picture`` (the segment is the picture's digest), and ``role`` (the role of the message
+    whose content follows).
+    """
     for first in ("tools", "prompt"):
         if value := body.get(first):
             yield from _texts(value)
@@ -149,6 +177,7 @@ def _segments_of_prompt(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _texts(value: object) -> Iterator[tuple[str, str]]:
+    """Yields a text, or any other value as JSON, in segments of at most ``CHUNK_CHARS`` characters."""
     text = value if isinstance(value, str) else json.dumps(value)
     for start in range(0, len(text), CHUNK_CHARS):
         yield "text", text[start : start + CHUNK_CHARS]

@@ -1,4 +1,8 @@
-"""What one process knows of a pool: the work that each replica has to do, and what its cache should hold."""
+"""The knowledge that one process has of a pool: the work of each replica, and the contents of its cache.
+
+Choosing a replica sends no message. The process counts the calls that it sends itself, and each replica reports all its
+work from time to time.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,15 @@ CallId = str
 Item = TypeVar("Item")
 
 MAX_HELD: Final = 65_536
-"""Names that are remembered for one replica, in about 10 MB."""
+"""The most names that are remembered for one replica. They take about 10 MB."""
 
 
 class Held:
-    """What one replica's cache should hold, by name: what was not used for longest goes first, as it does there."""
+    """An estimate of the contents of one replica's cache, as names with weights.
+
+    When ``capacity`` is exceeded, the least recently used names are forgotten first, as in the cache itself. ``weight``
+    is the sum of all weights.
+    """
 
     def __init__(self) -> None:
         self.capacity = math.inf
@@ -32,7 +40,7 @@ class Held:
         return name in self._names
 
     def use(self, name: Hashable, weight: float) -> None:
-        """It is used now, and held from now on. The weights of all that is held come to ``capacity`` at the most."""
+        """Notes that the replica uses a name now and keeps it; older names are forgotten if there are too many."""
         self.weight += weight - self._names.pop(name, 0.0)
         self._names[name] = weight
         while self.weight > self.capacity or len(self._names) > MAX_HELD:
@@ -41,7 +49,10 @@ class Held:
 
 @dataclass(slots=True)
 class Task:
-    """Work that this process gave to a replica; ``num_calls`` share it. From ``settles_at_s`` on it weighs ``settled``."""
+    """Work that this process gave to a replica.
+
+    It weighs ``weight`` until the time ``settles_at_s``, and ``settled`` from then on. ``num_calls`` calls share it.
+    """
 
     weight: float
     settled: float
@@ -50,10 +61,11 @@ class Task:
 
 
 class Work:
-    """What one replica has to do: what this process sent there and has not seen end, and what others sent.
+    """The work that one replica has to do: this process's own calls that have not ended, and the calls of others.
 
-    The others' is what the replica reports beyond the most that this process had there since the report before: a
-    report is old when it comes, and of our own calls we know better.
+    The work of others is computed from the replica's reports: it is the reported work minus our own. A report is
+    already old when it arrives, and our own work may have changed since. So the highest value that our own work had
+    since the previous report is subtracted. That way our own calls are not taken for those of others.
     """
 
     def __init__(self) -> None:
@@ -65,25 +77,25 @@ class Work:
         return name in self._tasks
 
     def begin(self, name: Hashable, task: Task, now_s: float) -> None:
-        """A call is sent. Calls of one name share one task."""
+        """Notes that a call was sent. If there is a task of this name already, the call shares it."""
         self._tasks.setdefault(name, task).num_calls += 1
         self._peak = max(self._peak, self._own(now_s))
 
     def end(self, name: Hashable) -> None:
-        """A call of this name is over."""
+        """Notes that one call of this name has ended. The task ends with its last call."""
         task = self._tasks[name]
         task.num_calls -= 1
         if not task.num_calls:
             del self._tasks[name]
 
     def report(self, total: float, now_s: float) -> None:
-        """The replica says how much it has to do, for this process and all others."""
+        """Notes the replica's report of all its work, which this process and all others sent."""
         own = self._own(now_s)
         self._others = max(0.0, total - max(self._peak, own))
         self._peak = own
 
     def total(self, now_s: float) -> float:
-        """All of it, in the unit of the weights."""
+        """The work of this replica, our own and that of others, in the unit of the weights."""
         return self._others + self._own(now_s)
 
     def _own(self, now_s: float) -> float:
@@ -92,7 +104,7 @@ class Work:
 
 @dataclass(slots=True)
 class ReplicaState:
-    """What is known of one replica."""
+    """One replica as this process knows it. ``kv_use`` is the used share of a decoder's KV cache, from 0 to 1."""
 
     work: Work = field(default_factory=Work)
     held: Held = field(default_factory=Held)
@@ -100,7 +112,10 @@ class ReplicaState:
 
 
 class Routes(ABC, Generic[Item]):
-    """One process's view of a pool. Every call is ``sent`` and ``ended``."""
+    """One process's view of a pool, and the base class of both kinds of routing.
+
+    The caller says ``sent`` and later ``ended`` for every call. Times are seconds on any clock that never goes back.
+    """
 
     def __init__(self) -> None:
         self._states: Final[dict[Replica, ReplicaState]] = {}
@@ -108,11 +123,18 @@ class Routes(ABC, Generic[Item]):
 
     @abstractmethod
     def rank(self, item: Item, replicas: Collection[Replica], now_s: float) -> list[Replica]:
-        """The replicas, the best one for this item first."""
+        """The replicas, the best one for this item first. All of them are in the result."""
 
     def sent(self, call: CallId, item: Item, replica: Replica, now_s: float, *, is_sure: bool = True) -> None:
-        """A call goes to a replica, which will hold what it needs if that is sure. Said again, it goes to this one
-        instead."""
+        """Notes that a call goes to a replica. If the call was noted for another replica before, it moves to this one.
+
+        Args:
+            call: A name of the call that no other call has.
+            item: The picture or conversation of the call.
+            replica: The replica.
+            now_s: The time of sending.
+            is_sure: Whether the replica has accepted the call. Only then is the item noted as cached there.
+        """
         state = self._state(replica)
         if self._calls.get(call, ("", None))[0] != replica:
             self.ended(call)
@@ -124,20 +146,20 @@ class Routes(ABC, Generic[Item]):
 
     @abstractmethod
     def report(self, replica: Replica, stats: Mapping[str, float], now_s: float) -> None:
-        """A replica says what it has to do, for all who send to it."""
+        """Notes a replica's own report of its work, which comes from all processes that send to it."""
 
     def describe(self, replica: Replica, *, max_held: float) -> None:
-        """How much a replica can hold: patches whose embeddings an encoder keeps, tokens in a decoder's KV cache."""
+        """Sets the size of a replica's cache: an encoder's in patches, a decoder's in tokens of its KV cache."""
         self._state(replica).held.capacity = max_held
 
     def ended(self, call: CallId) -> None:
-        """The call is over, or went nowhere. One that is not known is none of ours."""
+        """Notes that a call has ended, or was never sent. A call that is not known here is ignored."""
         replica, name = self._calls.pop(call, ("", None))
         if replica in self._states and name in (work := self._states[replica].work):
             work.end(name)
 
     def retain(self, replicas: Collection[Replica]) -> None:
-        """Forgets the replicas that are gone."""
+        """Forgets every replica that is not among these."""
         for replica in self._states.keys() - set(replicas):
             del self._states[replica]
 
@@ -148,8 +170,8 @@ class Routes(ABC, Generic[Item]):
 
     @abstractmethod
     def _task(self, call: CallId, item: Item, state: ReplicaState, now_s: float) -> tuple[Hashable, Task]:
-        """The name of the work that a call is for a replica, and what it weighs."""
+        """The work that a call means for a replica: the name of the task, which other calls may share, and the task."""
 
     @abstractmethod
     def _hold(self, item: Item, held: Held) -> None:
-        """Notes what a replica holds once it has worked on this."""
+        """Notes everything that a replica has in its cache after it has worked on this item."""
