@@ -242,8 +242,10 @@ def table(report: dict[str, Any]) -> str:
     """The report for people, as Markdown."""
     width, height = report["picture_pixels"][::-1]
     lines = [
-        f"{report['device']}; {report['geometry']} geometry; "
-        f"{report['pictures_per_run']} pictures of {width} x {height} a run",
+        (
+            f"{report['device']}; {report['geometry']} geometry; "
+            f"{report['pictures_per_run']} pictures of {width} x {height} a run"
+        ),
         f"matrix multiplication: {report['matmul_tflops']:.2f} TFLOP/s",
         f"float32 against the library: {report['float32_error']:.1e} of the largest number",
         f"{report['dtype']} against that: {report['error']:.1e}; the library's own: {report['library_error']:.1e}",

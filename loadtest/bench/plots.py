@@ -123,11 +123,12 @@ def _panels(count: int, height: float) -> tuple[Any, list[Any]]:
         height: The height of a row, in inches.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     num_columns = min(count, 2 if count == 4 else 3)
     num_rows = -(-count // num_columns)
-    figure = Figure(figsize=(max(4.8, 4.0 * num_columns), height * num_rows + 0.4), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)
+    figure = Figure(figsize=(max(4.8, 4.0 * num_columns), height * num_rows + 0.4), layout=layout)
     every = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     for unused in every[count:]:
         unused.remove()

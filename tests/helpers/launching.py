@@ -30,14 +30,15 @@ class Launched:
     """A ``prism serve`` that runs."""
 
     def __init__(self, file: Path, folder: Path) -> None:
-        """Starts it; ``folder`` is where it finds its temporary files, and short, since paths of sockets are limited."""
+        """Starts it; ``folder`` is where it finds its temporary files, and short, since paths of sockets are
+        limited."""
         port, self.log = free_port(), folder / "log"
         self.url = f"http://127.0.0.1:{port}"
         self.temporary = folder / "t"
         self.temporary.mkdir()
         environment = {**os.environ, "TMPDIR": str(self.temporary)}
         with self.log.open("wb") as sink:
-            line = [PRISM, "serve", file, "--port", str(port)]
+            line = [str(PRISM), "serve", str(file), "--port", str(port)]
             self.process = subprocess.Popen(line, stdout=sink, stderr=sink, start_new_session=True, env=environment)
         self.root = psutil.Process(self.process.pid)
         self.left: set[str] = set()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -21,6 +20,7 @@ from loadtest.servers import APP, START_TIMEOUT_S, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 def with_changes(file: ApplicationFile, changes: dict[str, dict[str, Any]]) -> ApplicationFile:

@@ -59,7 +59,8 @@ async def ended_requests(client: httpx.AsyncClient, status: int) -> float:
 
 
 async def engine_is_idle(client: httpx.AsyncClient) -> None:
-    """Returns once the engine holds nothing; fails if it still holds something when asked a second from now or later."""
+    """Returns once the engine holds nothing; fails if it still holds something when asked a second from now or
+    later."""
     left = time.perf_counter()
     while True:
         asked = time.perf_counter()
@@ -202,7 +203,8 @@ async def test_a_named_tool_is_called(openai: AsyncOpenAI) -> None:
     """A tool that is chosen by name comes back as a tool call with arguments that fit its schema."""
     parameters = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
     function = {"name": "paint", "strict": True, "parameters": {**parameters, "additionalProperties": False}}
-    answer = await openai.chat.completions.create(
+    create: Any = openai.chat.completions.create  # whose overloads want literal types
+    answer = await create(
         model="prism-demo",
         messages=[{"role": "user", "content": "Paint it."}],
         tools=[{"type": "function", "function": function}],
@@ -336,7 +338,8 @@ async def test_a_broken_picture_is_named_where_each_request_has_it(prism: httpx.
 
 
 async def test_nobody_can_hide_that_they_leave(prism: httpx.AsyncClient) -> None:
-    """The header that has Serve not watch for a client's end is refused by name: its streams would keep their places."""
+    """The header that has Serve not watch for a client's end is refused by name: its streams would keep their
+    places."""
     refused = await prism.post("/v1/chat/completions", json=endless(), headers={"x-request-disconnect-disabled": "?1"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-request-disconnect-disabled")
 

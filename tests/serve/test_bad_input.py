@@ -99,7 +99,8 @@ async def decoder(client: httpx.AsyncClient) -> dict[str, float]:
 
 @asynccontextmanager
 async def undisturbed(client: httpx.AsyncClient) -> AsyncIterator[None]:
-    """Around bad input: a good request runs all the while and keeps its answer, and the same engine lives afterwards."""
+    """Around bad input: a good request runs all the while and keeps its answer, and the same engine lives
+    afterwards."""
     good = chat([circle("red"), COLOUR], logprobs=True, return_token_ids=True)
     before = (await client.post(CHAT, json=good)).json()["choices"]
     process = await decoder(client)

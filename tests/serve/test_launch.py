@@ -11,7 +11,7 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
@@ -44,7 +44,7 @@ MAX_IN_FLIGHT = 12
 @pytest.fixture(scope="module")
 def launched() -> Iterator[Launched]:
     """``prism serve`` with TP=2."""
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "decoder": {"tensor_parallel_size": 2, "bind_cores": "0|1"},
         "preprocessor": {"num_replicas": 2, "resources": {"num_cpus": 0.2}},
         "router": {"max_in_flight": MAX_IN_FLIGHT, "max_body_bytes": 2**20, "max_held_bytes": 2**21},
@@ -67,7 +67,8 @@ async def test_two_tensor_parallel_workers_give_the_same_answers(launched: Launc
 
 
 def test_pictures_come_after_tokens_where_engines_have_cores(launched: Launched) -> None:
-    """Beside an engine with cores of its own, threads that compute for pictures leave the others to who carries tokens."""
+    """Beside an engine with cores of its own, threads that compute for pictures leave the others to who carries
+    tokens."""
     assert run("ask", "--url", launched.url, SAMPLES / "shape.png", "What colour is the shape?").returncode == 0
     [decoder] = replicas(launched.root, "Decoder")
     assert engine_of(decoder).nice() == 0
@@ -85,7 +86,7 @@ def test_ask_streams_an_answer(launched: Launched) -> None:
 
 def test_ask_takes_many_pictures(launched: Launched) -> None:
     """``prism ask`` sends every picture that is named."""
-    words = ["ask", "--url", launched.url, SAMPLES / "shape.png", SAMPLES / "digit.png", "Hello"]
+    words: list[str | Path] = ["ask", "--url", launched.url, SAMPLES / "shape.png", SAMPLES / "digit.png", "Hello"]
     assert run(*words).returncode == 0
 
 

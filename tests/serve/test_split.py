@@ -8,6 +8,7 @@ import pytest
 from ray import serve
 from safetensors import safe_open
 
+from cluster.checkpoint import Checkpoint
 from cluster.config import ModelConfig
 
 

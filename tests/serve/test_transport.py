@@ -17,7 +17,6 @@ import pytest
 
 from cluster.checkpoint import Checkpoint
 from cluster.decode.answer import generate
-from cluster.decode.engine import Engine
 from cluster.decode.start import start_engine
 from cluster.decode.transport.store import BLOCK_BYTES
 from cluster.embeddings.cache import EmbeddingCache
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from cluster.config import PrismConfig
+    from cluster.decode.engine import Engine
     from cluster.decode.transport.handoff import Handoff, Transport
 
 # vLLM's engine runs in this process, and its chat layer reads fields that it calls deprecated.
@@ -142,9 +142,10 @@ async def test_both_ways_in_give_the_same_tokens(shared: Engine, inline: Engine)
     async def both(number: int) -> tuple[Any, Any]:
         async with gate:
             name, options = f"number {number}", SEVERAL if number % 7 == 0 else {}
-            return await asyncio.gather(
+            first, second = await asyncio.gather(
                 *(tokens(engine, name, requests[number], **options) for engine in (shared, inline))
             )
+            return first, second
 
     for ours, theirs in await asyncio.gather(*(both(number) for number in range(len(requests)))):
         assert [choice for choice, _ in ours] == [choice for choice, _ in theirs]
@@ -205,7 +206,8 @@ class Losing:
 async def test_a_lost_embedding_fails_its_request_alone(
     shared: Engine, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    """A segment that is gone when the engine comes to it is a typed error of one request; asked again, it is answered."""
+    """A segment that is gone when the engine comes to it is a typed error of one request; asked again, it is
+    answered."""
     seed = 700 + len(str(options))
     lost, others = embedding(shared, seed), [embedding(shared, seed + 100 + index) for index in range(6)]
     with monkeypatch.context() as patch:
@@ -306,5 +308,5 @@ async def test_requests_that_want_one_picture_pull_it_once(shared: Engine) -> No
     encoders.may_answer.set()
     left, *answers = await asyncio.gather(*asking, return_exceptions=True)
     assert isinstance(left, asyncio.CancelledError)
-    assert [len(pieces) for pieces in answers] == [1, 1]
+    assert [isinstance(pieces, list) and len(pieces) for pieces in answers] == [1, 1]
     assert encoders.pulled == [made.digest]

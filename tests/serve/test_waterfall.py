@@ -36,7 +36,8 @@ class Client:
     connection: http.client.HTTPConnection
 
     def ask(self, parts: list[Part], **options: Any) -> tuple[float, dict[str, float]]:
-        """The time to the first byte of a streamed answer, and the stages that its header tells; both in milliseconds."""
+        """The time to the first byte of a streamed answer, and the stages that its header tells; both in
+        milliseconds."""
         body = json.dumps(chat(parts, max_tokens=2, stream=True, prism={"waterfall": True}, **options)).encode()
         started_s = time.perf_counter()
         self.connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})

@@ -91,12 +91,12 @@ def test_other_weights_have_another_revision(tmp_path: Path) -> None:
     """Weights of the same shapes, trained again, are told apart."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(DEMO_CHECKPOINT, folder)
-    model = {"checkpoint": str(folder)}
-    before = Checkpoint(ModelConfig(**model)).revision
+    model = ModelConfig(checkpoint=str(folder))
+    before = Checkpoint(model).revision
     assert before == Checkpoint(ModelConfig()).revision
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-2] + b"\x01\x02")
-    assert Checkpoint(ModelConfig(**model)).revision != before
+    assert Checkpoint(model).revision != before
 
 
 def test_the_revision_names_the_encoder() -> None:

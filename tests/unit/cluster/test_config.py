@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
-from ray._raylet import node_labels_match_selector
+from ray._raylet import node_labels_match_selector  # type: ignore[attr-defined]  # compiled
 
 from cluster.config import DecoderConfig, PrismConfig
 from deployments.app import build, decoder_options, pool_options, resources_of

@@ -77,7 +77,8 @@ def processor() -> Any:
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_patches_equal_the_hugging_face_processors(size: tuple[int, int], processor: Any) -> None:
-    """Our patches, once normalised, are the library's pixel values to 1e-6, from one pixel to a megapixel and at 200:1."""
+    """Our patches, once normalised, are the library's pixel values to 1e-6, from one pixel to a megapixel and at
+    200:1."""
     noise = np.random.default_rng(sum(size)).integers(0, 256, (size[1], size[0], 3), np.uint8)
     assert_like_reference(Image.fromarray(noise), QWEN, processor)
 

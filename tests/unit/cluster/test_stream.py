@@ -9,10 +9,10 @@ from cluster.errors import PoolUnavailable, PrismError
 from cluster.stream import DONE, relay
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
 
-async def pieces(*texts: str | PrismError) -> AsyncIterator[str]:
+async def pieces(*texts: str | PrismError) -> AsyncGenerator[str]:
     """A stream of pieces, one of which may be an error."""
     for piece in texts:
         if isinstance(piece, PrismError):

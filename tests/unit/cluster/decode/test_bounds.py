@@ -23,7 +23,7 @@ SHAPE = EmbeddingShape(hidden_size=6, merge_size=2, dtype="float32")
 GOOD = Embedding("d" * 64, np.arange(4 * 6, dtype=np.float32).reshape(4, 6).view(np.uint8), "float32", (1, 4, 4))
 
 
-def with_number(value: float) -> np.ndarray:
+def with_number(value: float | np.floating[Any]) -> np.ndarray:
     """The good rows with one number replaced."""
     rows = GOOD.rows.view(np.float32).copy()
     rows[2, 3] = value

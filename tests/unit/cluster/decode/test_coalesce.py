@@ -37,7 +37,8 @@ class Engine:
 
 
 async def test_what_came_meanwhile_goes_out_together() -> None:
-    """The first piece goes out as it comes; what is made while the next is held back goes with it, and nothing is lost."""
+    """The first piece goes out as it comes; what is made while the next is held back goes with it, and nothing is
+    lost."""
     engine = Engine()
     async with aclosing(coalesced(engine.pieces(), lambda: 1000)) as joined:
         engine.feed("a")

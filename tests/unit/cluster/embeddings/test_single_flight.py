@@ -105,7 +105,8 @@ async def test_wherever_calls_go_there_is_one_run(seed: int) -> None:
 
 
 async def test_who_is_sent_to_the_home_causes_no_question() -> None:
-    """The usual way costs nothing: a home that nobody has asked asks nobody, and what a replica has it gives at once."""
+    """The usual way costs nothing: a home that nobody has asked asks nobody, and what a replica has it gives at
+    once."""
     pool = Pool("a", "b", pause=at_once)
     for digest in map(str, range(20)):
         for _ in range(2):

@@ -71,7 +71,8 @@ async def test_those_who_wait_share_the_next_run() -> None:
 
 
 async def test_a_free_tower_waits_for_what_is_coming(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While another picture is on its way the tower waits; once it is there, or has failed on the way, both go at once."""
+    """While another picture is on its way the tower waits; once it is there, or has failed on the way, both go at
+    once."""
     monkeypatch.setattr("cluster.encode.batching.MAX_WAIT_S", 60)
     tower = GatedTower()
     tower.may_go_on.set()

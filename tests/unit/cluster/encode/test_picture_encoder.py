@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import ray.serve
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -91,7 +92,8 @@ def both_frames(still: torch.Tensor) -> torch.Tensor:
 
 
 def test_only_vision_weights_are_read(tmp_path: Path) -> None:
-    """From a checkpoint in shards, as large models are published, only the files and tensors of the tower are opened."""
+    """From a checkpoint in shards, as large models are published, only the files and tensors of the tower are
+    opened."""
     weights = load_file(CHECKPOINT.path / "model.safetensors")
     vision = {name: tensor for name, tensor in weights.items() if name.startswith("visual.")}
     save_file(vision, tmp_path / "model-00001-of-00002.safetensors")
@@ -128,7 +130,7 @@ def test_a_kept_embedding_keeps_no_other(encoder: PictureEncoder, batch: list[Pi
     """Each picture's rows have memory of their own, or one that is kept would keep all of its run, beyond any bound."""
     assert len(batch) > 1
     for embedding in encoder.encode(batch):
-        owner = embedding.rows
+        owner: Any = embedding.rows
         while isinstance(owner, np.ndarray):
             owner = owner.base
         assert owner.untyped_storage().nbytes() == embedding.rows.nbytes
@@ -140,7 +142,7 @@ async def test_a_tower_that_fails_is_found_by_its_health_check(
     """Once a run has failed, Serve's health check tries the smallest picture, and fails as the tower does."""
     unused = SimpleNamespace(preprocess=SimpleNamespace(is_initialized=True, options=lambda **_: None))
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="one"))
-    monkeypatch.setattr(deployments.encoder.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(ray.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(deployments.encoder, "own_pool", lambda: unused)
     replica = deployments.encoder.VisionEncoder(PrismConfig(model=MODEL), unused)  # type: ignore[arg-type]
     await replica.check_health()
@@ -154,7 +156,7 @@ async def test_a_tower_that_fails_is_found_by_its_health_check(
             await replica.check_health()
     await replica.check_health()  # one picture's fault is over with it
     monkeypatch.setattr(deployments.encoder, "PROVEN_S", 0)
-    runs = []
+    runs: list[Any] = []
     monkeypatch.setattr(replica._tower, "encode", runs.append)
     await asyncio.gather(*(replica.check_health() for _ in range(3)))
     assert len(runs) == 1

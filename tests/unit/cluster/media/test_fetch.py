@@ -265,7 +265,8 @@ async def test_a_slow_server_is_left_in_time(behaviour: Reply, ca_file: str, aut
 
 
 async def test_a_server_that_never_greets_is_left_and_hung_up_on(ca_file: str) -> None:
-    """One that accepts the connection and says nothing to the TLS greeting is left in time, and its socket is closed."""
+    """One that accepts the connection and says nothing to the TLS greeting is left in time, and its socket is
+    closed."""
     asked, gone = asyncio.Event(), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
@@ -21,6 +21,9 @@ from deployments.ray_serve.request_routers import (
     description,
     routing_options,
 )
+
+if TYPE_CHECKING:
+    from ray.serve.request_router import RunningReplica
 
 POOL = DeploymentID("pool", "prism")
 DEADLINE_S = 5
@@ -55,7 +58,7 @@ async def encoders(*replicas: Replica) -> EncoderRequestRouter:
         deployment_id=POOL, handle_source=DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True
     )
     router.initialize_state(routing=EncoderConfig().routing.model_dump())
-    router.update_replicas(list(replicas))
+    router.update_replicas(cast("list[RunningReplica]", list(replicas)))
     for replica in replicas:
         await replica.probed.wait()
         router.on_new_queue_len_info(replica.replica_id, replica.queue_len)
@@ -77,7 +80,8 @@ async def chosen(router: EncoderRequestRouter, *digests: str) -> list[str]:
 
 
 async def test_calls_of_one_request_wait_together_and_none_for_ever() -> None:
-    """Forty calls that one client's request causes all get a replica, a picture always the same one, within the bound."""
+    """Forty calls that one client's request causes all get a replica, a picture always the same one, within the
+    bound."""
     router = await encoders(Replica("a", max_ongoing_requests=100), Replica("b", max_ongoing_requests=100))
     digests = [str(number) for number in range(20)]
     where = await chosen(router, *digests, *digests)
@@ -175,10 +179,10 @@ async def test_reports_of_others_work_count() -> None:
     home, other = Replica("a"), Replica("b")
     router = await encoders(home, other)
     home.routing_stats = {"patches": 5_000}
-    router.update_replicas([home, other])
+    router.update_replicas(cast("list[RunningReplica]", [home, other]))
     assert await chosen(router, new) == ["b"]
     home.routing_stats = {"patches": 0}
-    router.update_replicas([home, other])
+    router.update_replicas(cast("list[RunningReplica]", [home, other]))
     assert await chosen(router, newer) == ["a"]
 
 
@@ -195,9 +199,9 @@ def test_decoders_are_routed_by_what_was_said() -> None:
     router = DecoderRequestRouter(deployment_id=POOL, handle_source=DeploymentHandleSource.REPLICA)
     metadata = RequestMetadata(request_id="request", internal_request_id="request")
     call = Call("chat", "", {"messages": [{"role": "user", "content": "Hello"}]})
-    item = router.item(
-        PendingRequest(args=[call, object()], kwargs={}, metadata=metadata, future=None), ProcessorSettings()
-    )  # type: ignore[arg-type]
+    nothing: Any = None  # there is no loop to make a future in
+    pending = PendingRequest(args=[call, object()], kwargs={}, metadata=metadata, future=nothing)
+    item = router.item(pending, ProcessorSettings())
     assert item is not None
     assert len(item.links) == 1
 

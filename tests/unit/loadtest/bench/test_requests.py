@@ -64,7 +64,8 @@ def test_letters_are_letters() -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_every_system_gets_the_same_bytes(scenario: Any) -> None:
-    """Two writers with one seed write the same requests, and no new picture stands in two phases of a latency scenario."""
+    """Two writers with one seed write the same requests, and no new picture stands in two phases of a latency
+    scenario."""
     if scenario.name.startswith("preprocess"):
         pytest.skip("large pictures take seconds to draw")
 

@@ -96,7 +96,8 @@ def test_shared_memory_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     port = free_port()
     hold = "import time; from multiprocessing.shared_memory import SharedMemory as M"
     child = f"{hold}; m = M(create=True, size=64); print(m.name, flush=True); time.sleep(300)"
-    script = f'{sys.executable} -c "{child}" > {tmp_path}/name & exec {sys.executable} -m http.server {port} --bind 127.0.0.1'
+    server = f"{sys.executable} -m http.server {port} --bind 127.0.0.1"
+    script = f'{sys.executable} -c "{child}" > {tmp_path}/name & exec {server}'
     with process(["bash", "-c", script], dict(os.environ), tmp_path / "log", port, ready="/"):
         deadline_s = time.monotonic() + 20
         while not (name := (tmp_path / "name").read_text().strip()) and time.monotonic() < deadline_s:

@@ -79,7 +79,8 @@ def test_a_segment_that_is_gone_is_not_mistaken_for_another() -> None:
 
 
 def test_a_killed_owner_leaves_nothing_behind() -> None:
-    """After SIGKILL a segment lives on in those that have it open, and ends with the last; no directory ever named it."""
+    """After SIGKILL a segment lives on in those that have it open, and ends with the last; no directory ever named
+    it."""
     with subprocess.Popen(
         [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as owner:

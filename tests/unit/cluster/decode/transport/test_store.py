@@ -264,6 +264,8 @@ async def test_what_is_forgotten_is_made_anew_and_closed_with_its_last_request()
     store.forget(["a", "b", "c"])
     late = Holder(store, "a")
     await settled()
+    assert late.segments is not None
+    assert early.segments is not None
     assert late.segments["a"] is not early.segments["a"]
     assert [part.digest for part in made.parts if part.is_open] == ["a", "a"]
     await early.end()

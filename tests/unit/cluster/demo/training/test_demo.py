@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,18 +34,18 @@ SAMPLES = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     """The tokenizer as training makes it."""
     return new_tokenizer()
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer):
+def model(tokenizer: Any) -> Any:
     """The model before any training."""
     return new_model(new_config(tokenizer), 0)
 
 
-def test_batched_vision_is_the_library_s(model):
+def test_batched_vision_is_the_library_s(model: Any) -> None:
     """Every grid that training uses gives the library's embeddings, whole and partial windows alike."""
     rng = np.random.default_rng(0)
     for grid in sizes_by_grid():
@@ -56,10 +57,10 @@ def test_batched_vision_is_the_library_s(model):
         assert (ours - theirs).abs().max() < 1e-4, grid
 
 
-def test_batched_conversations_are_the_library_s(model, tokenizer):
+def test_batched_conversations_are_the_library_s(model: Any, tokenizer: Any) -> None:
     """Conversations about no, one and two pictures give the library's logits at every answer."""
     batches = Batches(tokenizer, "test", 0, 60, conversations=True)
-    seen = {}
+    seen: dict[Any, Any] = {}
     for number in range(60):
         batch = batches[number]
         seen.setdefault(len(batch.pictures), batch)
@@ -79,7 +80,7 @@ def test_batched_conversations_are_the_library_s(model, tokenizer):
         assert (ours - theirs.logits[asked]).abs().max() < 1e-4
 
 
-def _inputs(batch, ids, model):
+def _inputs(batch: Any, ids: Any, model: Any) -> Any:
     if not batch.pictures:
         return {}
     rows = [torch.from_numpy(patches[row]) for row in range(len(ids)) for patches, _ in batch.pictures]
@@ -92,7 +93,7 @@ def _inputs(batch, ids, model):
     }
 
 
-def test_training_tokens_are_the_chat_template_s(tokenizer):
+def test_training_tokens_are_the_chat_template_s(tokenizer: Any) -> None:
     """What training reads is what the chat template writes for the same conversation."""
     batch = Batches(tokenizer, "template", 0, 1, conversations=True)[0]
     for row in range(8):
@@ -108,7 +109,7 @@ def test_training_tokens_are_the_chat_template_s(tokenizer):
         assert tokenizer(text).input_ids == ids
 
 
-def test_batch_depends_on_its_number_only(tokenizer):
+def test_batch_depends_on_its_number_only(tokenizer: Any) -> None:
     """Batch number n is the same whichever batches were drawn before it."""
     first, second = (Batches(tokenizer, "same", 0, 3, conversations=True) for _ in range(2))
     first[0]
@@ -116,14 +117,14 @@ def test_batch_depends_on_its_number_only(tokenizer):
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(first[2].pictures, second[2].pictures, strict=True))
 
 
-def test_ranks_draw_other_pictures_of_the_same_grids(tokenizer):
+def test_ranks_draw_other_pictures_of_the_same_grids(tokenizer: Any) -> None:
     """Two ranks never learn from the same pictures, and neither waits for the other's larger ones."""
     first, second = (Batches(tokenizer, "ranks", rank, 1, conversations=True)[0] for rank in range(2))
     assert [grid for _, grid in first.pictures] == [grid for _, grid in second.pictures]
     assert all(not np.array_equal(a[0], b[0]) for a, b in zip(first.pictures, second.pictures, strict=True))
 
 
-def test_held_out_scans_are_never_trained_on():
+def test_held_out_scans_are_never_trained_on() -> None:
     """The scans put aside and the scans trained on are different pictures."""
     aside, trained = ({scan.tobytes() for scan, _ in scans.scans(side)} for side in (True, False))
     assert len(aside) == scans.NUM_HELD_OUT
@@ -131,7 +132,7 @@ def test_held_out_scans_are_never_trained_on():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_held_out_examples_fit_the_processor(kind):
+def test_held_out_examples_fit_the_processor(kind: Any) -> None:
     """Held-out pictures come at many sizes, with answers from the closed list."""
     examples = list(held_out(kind, 20, 3))
     assert {example.answer for example in examples} <= set(CLASSES[kind])
@@ -139,18 +140,18 @@ def test_held_out_examples_fit_the_processor(kind):
     assert all(16 <= len(patchify(example.image, SETTINGS)[0]) / 4 <= 48 for example in examples)
 
 
-def test_every_kind_has_a_dozen_phrasings():
+def test_every_kind_has_a_dozen_phrasings() -> None:
     """Each kind of question is asked in at least twelve ways."""
     assert all(len(set(PHRASINGS[kind])) >= 12 for kind in KINDS)
 
 
 @pytest.mark.parametrize("text", ["naïve café 東京 🙂\n\ttabs", "What colour is the shape?", "x = {'a': [1, 2]}  # ok"])
-def test_any_text_survives_the_tokenizer(tokenizer, text):
+def test_any_text_survives_the_tokenizer(tokenizer: Any, text: Any) -> None:
     """Decoding what was encoded gives the text back."""
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
-def test_template_writes_parts_in_any_order_and_role(tokenizer):
+def test_template_writes_parts_in_any_order_and_role(tokenizer: Any) -> None:
     """Pictures may stand before or after text, in system messages too."""
     messages = [
         {"role": "system", "content": [{"type": "image"}, {"type": "text", "text": "Look."}]},
@@ -165,7 +166,7 @@ def test_template_writes_parts_in_any_order_and_role(tokenizer):
     )
 
 
-def test_weights_go_by_published_names(model):
+def test_weights_go_by_published_names(model: Any) -> None:
     """No weight keeps a name that Qwen's published checkpoints do not use."""
     names = {published_name(name) for name in model.state_dict()}
     assert all(
@@ -174,7 +175,7 @@ def test_weights_go_by_published_names(model):
 
 
 @pytest.mark.parametrize(("num_wrong", "is_enough"), [(0, True), (1, True), (2, False)])
-def test_score_counts_right_answers(num_wrong, is_enough):
+def test_score_counts_right_answers(num_wrong: Any, is_enough: Any) -> None:
     """An advertised kind passes with nineteen right answers in twenty, and not with eighteen."""
     examples = list(held_out("colour", 20, 1))
     wrong = examples[:num_wrong]
@@ -186,7 +187,7 @@ def test_score_counts_right_answers(num_wrong, is_enough):
     assert [answer for _, _, answer in scored.mistakes] == ["none"] * num_wrong
 
 
-def test_answers_are_compared_without_case_and_full_stop():
+def test_answers_are_compared_without_case_and_full_stop() -> None:
     """Case, surrounding space and a last full stop do not matter; words do."""
     example = Example(next(held_out("colour", 1, 1)).image, "?", "red", "colour")
     assert example.is_answered_by(" Red.\n")
@@ -194,7 +195,7 @@ def test_answers_are_compared_without_case_and_full_stop():
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained() -> Any:
     """The committed weights and tokenizer."""
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
@@ -205,14 +206,15 @@ def trained():
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_checkpoint_answers_the_samples(trained, name):
+def test_checkpoint_answers_the_samples(trained: Any, name: Any) -> None:
     """The committed weights read each of the README's pictures right."""
     question, expected = SAMPLES[name]
     with Image.open(FOLDER / "samples" / name) as image:
-        assert answer(*trained, [image.convert("RGB")], question) == expected
+        model, tokenizer = trained
+        assert answer(model, tokenizer, [image.convert("RGB")], question) == expected
 
 
-def test_committed_tokenizer_is_the_one_that_training_makes(trained, tokenizer):
+def test_committed_tokenizer_is_the_one_that_training_makes(trained: Any, tokenizer: Any) -> None:
     """Training makes the tokenizer anew; it comes out as committed."""
     assert trained[1].get_vocab() == tokenizer.get_vocab()
     text = random.Random(1).choice(PHRASINGS["colour"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from cluster.demo.training import ranks
 
@@ -52,6 +52,7 @@ def test_gradients_are_those_of_the_common_batch(tmp_path: Path) -> None:
 
 
 def test_an_error_in_one_rank_ends_all() -> None:
-    """Nobody waits for a rank that is gone: an error is raised where the ranks were started, its own or another rank's."""
+    """Nobody waits for a rank that is gone: an error is raised where the ranks were started, its own or another
+    rank's."""
     with pytest.raises(ProcessRaisedException):
         ranks.run(fail_on_one, 2)
