@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -19,6 +18,7 @@ import yaml
 
 from loadtest.bench.binding import go_first
 from loadtest.servers import APP, START_TIMEOUT_S, free_port
+from tests.helpers.waiting import until, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,11 +46,12 @@ class Launched:
 
     def wait_until(self, said: str) -> None:
         """Returns once something is printed."""
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while said not in self.log.read_text():
+
+        def is_said() -> bool:
             assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.25)
+            return said in self.log.read_text()
+
+        wait_until(is_said, START_TIMEOUT_S, f"{said!r} was not printed")
 
     def end(self) -> None:
         """Makes sure that it has ended; after a test that ended it there is nothing to do."""
@@ -81,10 +82,11 @@ def launched_with(changes: dict[str, dict[str, Any]]) -> Iterator[Launched]:
 
 async def is_ready_again(client: httpx.AsyncClient) -> None:
     """Returns once ``/health`` says that every pool can serve."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while (await client.get("/health")).status_code != httpx.codes.OK:
-        assert time.monotonic() < deadline, "the pool did not come back"
-        await asyncio.sleep(0.25)
+
+    async def is_ready() -> bool:
+        return (await client.get("/health")).status_code == httpx.codes.OK
+
+    await until(is_ready, START_TIMEOUT_S, "the pool did not come back")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from tests.helpers.k8s.manifests import K8S, ROOT, build, read_document, read_do
 if TYPE_CHECKING:
     from tests.helpers.k8s.manifests import Object
 
-CRDS = ROOT.parent / "shared" / "crds"
+CRDS = ROOT / "tests" / "k8s" / "crds"
 APPLICATIONS = {"cpu": "app.yaml"}
 """Which application file each overlay runs."""
 
@@ -53,8 +54,5 @@ def rayservice(objects: list[Object]) -> Object:
 @pytest.fixture(scope="session")
 def rayservice_schema() -> dict[str, Any]:
     """The closed schema of RayService, from the CRD of KubeRay 1.7.0."""
-    path = CRDS / "ray.io_rayservices.yaml"
-    if not path.exists():
-        pytest.skip(f"KubeRay's CRD is not here: put ray.io_rayservices.yaml of v1.7.0 into {CRDS} to run this test")
-    with path.open() as file:
+    with gzip.open(CRDS / "ray.io_rayservices.yaml.gz") as file:
         return strict_schema(yaml.load(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader)), "v1")

@@ -8,7 +8,6 @@ import json
 import signal
 import subprocess
 import tempfile
-import time
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from tests.helpers.launching import (
     replicas,
     thread_niceness,
 )
+from tests.helpers.waiting import until
 from tests.serve.test_parity import compare, requests
 
 if TYPE_CHECKING:
@@ -248,12 +248,11 @@ async def test_a_decoder_that_dies_ends_its_streams_with_a_typed_error(launched:
         *_, error, done = await last_events(client, [decoder])
         assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
         await is_ready_again(client)
-    deadline = time.monotonic() + 4 * MINDING_S
-    while zombies := [
-        child for child in launched.root.children(recursive=True) if child.status() == psutil.STATUS_ZOMBIE
-    ]:
-        assert time.monotonic() < deadline, zombies
-        await asyncio.sleep(0.25)
+
+    async def no_zombies() -> bool:
+        return all(child.status() != psutil.STATUS_ZOMBIE for child in launched.root.children(recursive=True))
+
+    await until(no_zombies, 4 * MINDING_S, "zombies are left")
 
 
 def test_ctrl_c_leaves_nothing_behind(launched: Launched) -> None:

@@ -141,6 +141,7 @@ async def test_new_pictures_spread_over_the_encoders(client: httpx.AsyncClient) 
         await asked(client, [picture, text("Hello")], max_tokens=1)
     new = await lookups(client, "miss") - before
     assert sum(new.values()) == 40
+    assert len(new) == 2, "one encoder got every picture"
     assert min(new.values()) >= 8
     for picture in pictures:
         await asked(client, [picture, text("Hello")], max_tokens=1)

@@ -14,6 +14,7 @@ import pytest
 from cluster.embeddings.cache import EmbeddingCache
 from cluster.errors import InvalidPicture, PrismError
 from cluster.messages import Embedding, Picture
+from tests.helpers.waiting import settled
 
 ROW = 100
 
@@ -78,7 +79,7 @@ async def test_each_caller_has_its_own_time_and_its_own_field() -> None:
         return asyncio.create_task(cache.embedding_for(picture, lambda picture: encoder.encode(picture.digest)))
 
     first, broken = ask("a", "first"), [ask("broken", str(number)) for number in range(3)]
-    await asyncio.sleep(0.05)
+    await settled()
     came_s, late = perf_counter(), ask("a", "late")
     await asyncio.sleep(0)
     encoder.may_go_on.set()
@@ -96,12 +97,12 @@ async def test_a_run_outlives_whoever_asked_first_and_ends_with_the_last() -> No
     cache, encoder = EmbeddingCache(10 * ROW), Encoder()
     first, second = asking(cache, encoder, "a", 2)
     last, other = asking(cache, encoder, "b", 2)
-    await asyncio.sleep(0.01)
+    await settled()
     first.cancel()
     last.cancel()
     other.cancel()
     await asyncio.wait({first, last, other})
-    await asyncio.sleep(0.01)
+    await settled()
     assert encoder.ended == ["b"]
     encoder.may_go_on.set()
     assert (await second)[0].digest == "a"
@@ -113,7 +114,7 @@ async def test_a_picture_asked_for_again_while_its_run_is_being_ended_gets_a_run
     """Whoever comes just after the last caller has left is not told that it left."""
     cache, encoder = EmbeddingCache(10 * ROW), Encoder()
     [left] = asking(cache, encoder, "a")
-    await asyncio.sleep(0.01)
+    await settled()
     left.cancel()
     await asyncio.wait({left})
     encoder.may_go_on.set()

@@ -14,6 +14,7 @@ from cluster.embeddings.cache import EmbeddingCache
 from cluster.embeddings.single_flight import SingleFlight
 from cluster.messages import Elsewhere, Embedding, Picture
 from cluster.routing.pictures import home, rendezvous
+from tests.helpers.waiting import settled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -199,7 +200,7 @@ async def test_a_run_that_fails_fails_all_and_is_not_remembered() -> None:
 
     pool._make = fail  # type: ignore[method-assign]
     calls = [asyncio.ensure_future(pool.encode("0", at)) for at in "abab"]
-    await asyncio.sleep(0.01)
+    await settled()
     may_end.set()
     failed = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(error) for error in failed] == [ValueError] * 4

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import ray.serve
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
-import deployments.encoder
 from cluster.checkpoint import Checkpoint
-from cluster.config import ModelConfig, PrismConfig
+from cluster.config import ModelConfig
 from cluster.encode.picture_encoder import PictureEncoder, read_tower_weights
-from cluster.encode.plan import join, make_plan
 from cluster.messages import Picture, Pixels
 from cluster.preprocess import preprocess
 from tests.helpers.pictures import png
 
 if TYPE_CHECKING:
     from pathlib import Path
-
 SIZES = [(28, 28), (112, 112), (224, 168), (168, 224), (560, 28), (1000, 1000), (333, 777)]
 MODEL = ModelConfig(dtype="float32")
 CHECKPOINT = Checkpoint(MODEL)
@@ -71,19 +65,6 @@ def test_plain_and_fused_layers_give_the_same_numbers(
     for fused, other in zip(encoder.encode(batch), plain.encode(batch), strict=True):
         expected = other.rows.view(np.float32)
         assert np.abs(fused.rows.view(np.float32) - expected).max() < 5e-6 * np.abs(expected).max()
-
-
-def test_stretches_are_the_same_for_kernels_of_fixed_and_of_variable_length() -> None:
-    """However pictures are joined, runs of equal stretches and the bounds of each stretch say the same."""
-    config = Qwen2_5_VLConfig.from_pretrained(CHECKPOINT.path).vision_config
-    grids = [(1, 12, 16), (1, 12, 16), (1, 2, 2), (1, 22, 18), (1, 12, 16)]
-    joined = join([make_plan(grid, config, torch.device("cpu")) for grid in grids])
-    for stretches in (joined.windows, joined.pictures):
-        lengths = [length for length, count in stretches.runs for _ in range(count)]
-        assert stretches.bounds.diff().tolist() == lengths
-        assert stretches.bounds[0] == 0
-        assert stretches.longest == max(lengths)
-    assert joined.pictures.runs == ((192, 2), (4, 1), (396, 1), (192, 1))
 
 
 def both_frames(still: torch.Tensor) -> torch.Tensor:
@@ -134,36 +115,3 @@ def test_a_kept_embedding_keeps_no_other(encoder: PictureEncoder, batch: list[Pi
         while isinstance(owner, np.ndarray):
             owner = owner.base
         assert owner.untyped_storage().nbytes() == embedding.rows.nbytes
-
-
-async def test_a_tower_that_fails_is_found_by_its_health_check(
-    monkeypatch: pytest.MonkeyPatch, batch: list[Pixels]
-) -> None:
-    """Once a run has failed, Serve's health check tries the smallest picture, and fails as the tower does."""
-    unused = SimpleNamespace(preprocess=SimpleNamespace(is_initialized=True, options=lambda **_: None))
-    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="one"))
-    monkeypatch.setattr(ray.serve, "get_replica_context", lambda: context)
-    monkeypatch.setattr(deployments.encoder, "own_pool", lambda: unused)
-    replica = deployments.encoder.VisionEncoder(PrismConfig(model=MODEL), unused)  # type: ignore[arg-type]
-    await replica.check_health()
-    with monkeypatch.context() as patch:
-        patch.setattr(replica._queue, "_encode", broken)
-        patch.setattr(replica._tower, "encode", broken)
-        await replica.check_health()  # it has just worked
-        with pytest.raises(RuntimeError, match="device-side assert"):
-            await replica._queue.encode(batch[0])
-        with pytest.raises(RuntimeError, match="device-side assert"):
-            await replica.check_health()
-    await replica.check_health()  # one picture's fault is over with it
-    monkeypatch.setattr(deployments.encoder, "PROVEN_S", 0)
-    runs: list[Any] = []
-    monkeypatch.setattr(replica._tower, "encode", runs.append)
-    await asyncio.gather(*(replica.check_health() for _ in range(3)))
-    assert len(runs) == 1
-    await replica.check_health()
-    assert len(runs) == 2
-
-
-def broken(_: list[Pixels]) -> None:
-    """What a CUDA device says once it has failed, to whatever comes after."""
-    raise RuntimeError("CUDA error: device-side assert triggered")

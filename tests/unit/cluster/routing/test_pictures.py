@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections import Counter, OrderedDict
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cluster.routing.ledger import Held, Task, Work
 from cluster.routing.pictures import PictureRoutes, PictureWork, rendezvous, within_bound
 
 if TYPE_CHECKING:
@@ -60,58 +59,6 @@ def test_the_bound_gives_what_a_search_gives(seed: int) -> None:
     mean = sum(work.values()) / len(order)
     assert ranked[0] == next(name for name in order if work[name] <= factor * mean)
     assert sorted(ranked) == sorted(order)
-
-
-def test_what_is_held_is_what_a_cache_of_that_size_holds() -> None:
-    """Over random uses exactly the names are held that a plain list of uses, cut to the capacity, holds."""
-    draw, oracle = random.Random(0), OrderedDict[int, int]()
-    held = Held()
-    held.capacity = 500
-    sizes = [draw.choice([20, 50, 100, 600]) for _ in range(40)]
-    for _ in range(3_000):
-        name = min(draw.randrange(40), draw.randrange(40))
-        held.use(name, sizes[name])
-        oracle[name] = sizes[name]
-        oracle.move_to_end(name)
-        while sum(oracle.values()) > 500:
-            oracle.popitem(last=False)
-        assert held.weight == sum(oracle.values())
-        assert [name in held for name in range(40)] == [name in oracle for name in range(40)]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_of_ones_own_calls_none_is_lost_or_counted_twice(seed: int) -> None:
-    """With nobody else in the pool the work is what a plain list of calls says, however late reports are."""
-    draw, work = random.Random(seed), Work()
-    running: list[tuple[str, int]] = []
-    totals = [0.0]
-    weights = {name: draw.randint(1, 100) for name in "abcdefgh"}
-    for step in range(500):
-        if running and draw.random() < 0.5:
-            name, _ = running.pop(draw.randrange(len(running)))
-            work.end(name)
-        else:
-            name = draw.choice("abcdefgh")
-            running.append((name, weights[name]))
-            work.begin(name, Task(weights[name], weights[name]), step)
-        totals.append(float(sum(dict(running).values())))
-        if step % 10 == 9:
-            work.report(draw.choice(totals[-10:]), step)
-        assert work.total(step) == totals[-1]
-
-
-def test_others_work_is_learnt_from_reports() -> None:
-    """What a replica reports beyond one's own is others', until the next report."""
-    work = Work()
-    work.begin("mine", Task(100, 100), 0)
-    work.report(350, 1)
-    assert work.total(1) == 350
-    work.end("mine")
-    assert work.total(1) == 250
-    work.report(40, 2)
-    assert work.total(2) == 0
-    work.report(40, 3)
-    assert work.total(3) == 40
 
 
 def test_callers_of_one_picture_are_one_pictures_work() -> None:

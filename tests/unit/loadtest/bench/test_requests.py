@@ -15,14 +15,11 @@ from aiohttp import web
 from PIL import Image
 
 from loadtest.bench.__main__ import DEMO
-from loadtest.bench.load import Client
 from loadtest.bench.requests import Request, Size, body, bursts, letters, new_picture, steady, windows
 from loadtest.bench.workloads import SCENARIOS, Writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-
 FIRST_S, GAP_S = 0.05, 0.02
 
 
@@ -62,12 +59,14 @@ def test_letters_are_letters() -> None:
     assert all(len(token) == 1 and token.isalpha() and token.isascii() for token in found)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+QUICK = [scenario for scenario in SCENARIOS if not scenario.name.startswith("preprocess")]
+"""The scenarios without pictures of 24 megapixels, which take seconds to draw."""
+
+
+@pytest.mark.parametrize("scenario", QUICK, ids=lambda scenario: scenario.name)
 def test_every_system_gets_the_same_bytes(scenario: Any) -> None:
     """Two writers with one seed write the same requests, and no new picture stands in two phases of a latency
     scenario."""
-    if scenario.name.startswith("preprocess"):
-        pytest.skip("large pictures take seconds to draw")
 
     def written_again() -> list[Request]:
         phases = scenario.phases(Writer(random.Random("seed"), [1, 2], quick=True))
@@ -145,39 +144,3 @@ async def url() -> AsyncIterator[str]:
     await site.start()
     yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     await runner.cleanup()
-
-
-def ask(text: str = "hello", at_s: float = 0.0) -> Request:
-    """A question for ``answer``."""
-    return Request("text", body(text, [], 4, [1]), 4, at_s)
-
-
-async def test_the_client_sees_the_servers_times(url: str) -> None:
-    """TTFT is at least what the server waits, the last text comes no sooner than it can, and the times add up."""
-    async with Client(url) as client:
-        samples = await client.closed_loop([[ask() for _ in range(6)]], users_per_queue=2)
-    assert [each.failure for each in samples] == [""] * 6
-    assert all(each.ttft_s >= FIRST_S and len(each.gaps_s) == 3 for each in samples)
-    assert all(each.ttft_s + sum(each.gaps_s) >= FIRST_S + 3 * GAP_S for each in samples)
-    assert all(each.ttft_s + sum(each.gaps_s) <= each.total_s for each in samples)
-    assert all(each.tpot_s == pytest.approx(sum(each.gaps_s) / 3) for each in samples)
-
-
-async def test_an_open_loop_counts_from_when_a_request_was_due(url: str) -> None:
-    """Requests go out at their times, whether or not earlier ones are done, and each counts from its own time."""
-    async with Client(url) as client:
-        samples = await client.open_loop([ask(at_s=at_s) for at_s in (0.0, 0.01, 0.02)])
-    assert [each.start_s for each in samples] == [0.0, 0.01, 0.02]
-    assert samples[2].texts_s[0] < samples[0].done_s
-    assert all(each.ttft_s >= FIRST_S for each in samples)
-
-
-async def test_an_answer_that_is_not_whole_is_a_failure(url: str) -> None:
-    """A refusal, too few letters, an error event and a missing end each fail with their cause."""
-    async with Client(url) as client:
-        samples = await client.closed_loop([[ask("refuse"), ask("short"), ask("error"), ask("cut")]], users_per_queue=1)
-    refused, short_of, error, cut = (each.failure for each in samples)
-    assert refused.startswith("429")
-    assert short_of == "4 tokens with 3 letters instead of 4"
-    assert "gone" in error
-    assert cut == "no [DONE]"
