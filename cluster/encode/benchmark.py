@@ -1,4 +1,4 @@
-"""Compares the vision tower with the library's module: are its numbers right, and how fast is it?
+"""Compares the vision tower with the library's module, in its numbers and in its speed.
 
     python -m cluster.encode.benchmark
     taskset -c 0 python -m cluster.encode.benchmark --device cpu --geometry demo --dtype float32 --batch 1

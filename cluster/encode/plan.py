@@ -1,5 +1,4 @@
-"""The layout of pictures in the vision tower: the row of each patch, and the spans of rows that attend to each
-other."""
+"""The layout of pictures in the vision tower: the row of each patch, and the spans of rows for attention."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -81,3 +82,13 @@ def test_modules_that_a_page_runs_exist(document: Path) -> None:
     for module in modules:
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+def test_the_worked_change_applies(tmp_path: Path) -> None:
+    """The diffs of CONTRIBUTING's worked change apply to the tree as it is."""
+    diffs = re.findall(r"^```diff\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert len(diffs) > 4
+    patch = tmp_path / "worked.patch"
+    patch.write_text("".join(diffs))
+    applied = subprocess.run(["git", "apply", "--check", str(patch)], capture_output=True, text=True, cwd=ROOT)
+    assert applied.returncode == 0, applied.stderr

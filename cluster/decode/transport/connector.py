@@ -1,4 +1,4 @@
-"""vLLM's end of the shared transport: an encoder-cache connector that opens segments by their addresses.
+"""The end of the shared transport in vLLM's processes: a connector that opens segments by their addresses.
 
 The scheduler opens the segments of a request before it first schedules it, and the workers map them through the
 scheduler. An opened segment stays valid until its request has finished and every dispatched step has completed, even if
