@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(
     device: str, geometry: str, *, batch: int, repeats: int, grid: Grid | None = None, dtype: str = "bfloat16"
 ) -> dict[str, Any]:
-    """The whole report: what ran where, how far the numbers are off, and how fast they came."""
+    """Runs the whole comparison. The report says what ran where, the errors of the numbers, and the speeds."""
     torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = (
         False  # by default the library's convolution is in TF32 also where all else is exact
@@ -188,7 +188,7 @@ def largest_error(rows: Tensor, expected: Tensor) -> float:
 
 
 def mean_error(rows: Tensor, expected: Tensor) -> float:
-    """The root mean square of the differences, over that of the numbers."""
+    """The root mean square of the differences, divided by the root mean square of the expected numbers."""
     return float((rows.float() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
@@ -222,7 +222,7 @@ def synchronise(device: str) -> None:
 
 
 def num_flops(config: Qwen2_5_VLVisionConfig, grid: Grid) -> int:
-    """What the mathematics of one picture's matrix multiplications needs, whoever runs them."""
+    """The floating-point operations of one picture's matrix multiplications, which are the same for both towers."""
     _, height, width = grid
     hidden, patches, unit = config.hidden_size, height * width, config.spatial_merge_size**2
     side = config.window_size // config.patch_size

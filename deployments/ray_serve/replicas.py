@@ -33,7 +33,7 @@ def own_pool() -> DeploymentHandle[Any]:
 
 
 def opened(pool: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
-    """The same handle, after Serve has begun to tell this process of its replicas."""
+    """Opens a handle, so that Serve begins to tell this process of the pool's replicas, and gives it back."""
     if not pool.is_initialized:
         pool._init()  # type: ignore[no-untyped-call]
     return pool

@@ -1,4 +1,4 @@
-"""Starts what the tests talk to: Prism itself, and bare vLLM as the oracle beside it."""
+"""Starts the servers that the tests talk to: Prism, and bare vLLM as the oracle."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def application(application_text: str) -> Object:
 
 @pytest.fixture
 def objects(overlay: str) -> list[Object]:
-    """What the overlay would have applied."""
+    """The objects that ``kubectl apply`` would send for the overlay."""
     return read_documents(build(K8S / "overlays" / overlay))
 
 

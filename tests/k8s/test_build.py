@@ -31,7 +31,7 @@ def test_an_overlay_applies_one_rayservice_and_nothing_unchecked(objects: list[O
 
 
 def test_the_application_file_arrives_unchanged(rayservice: Object, application_text: str) -> None:
-    """What `serve run` takes and what the RayService holds are the same text."""
+    """The RayService holds the same text that ``serve run`` reads."""
     assert rayservice["spec"]["serveConfigV2"] == application_text
 
 

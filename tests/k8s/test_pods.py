@@ -1,4 +1,4 @@
-"""What the pods promise beyond the schema: isolation, shared memory, draining, authentication."""
+"""Properties of the pods that the schema does not check: isolation, shared memory, draining, authentication."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_a_pod_lives_until_its_streams_have_drained(pod: dict[str, Any], config:
 
 
 def test_a_pod_has_the_lean_way_in(pod: dict[str, Any], config: PrismConfig) -> None:
-    """What ``prism serve`` sets for every process of Ray's stands in each pod, and HAProxy cuts no stream that may go
-    on."""
+    """Each pod has the variables that ``prism serve`` sets for Ray's processes, and HAProxy cuts no stream that may
+    continue."""
     [container] = pod["containers"]
     environment = {each["name"]: each.get("value") for each in container["env"]}
     assert LEAN.items() <= environment.items()

@@ -112,7 +112,7 @@ async def test_a_client_that_leaves_frees_its_slot(prism: httpx.AsyncClient, pic
 async def test_clients_that_leave_before_their_answer_free_their_slots(
     cluster: Cluster, prism: httpx.AsyncClient
 ) -> None:
-    """Who does not stream is missed as soon, wherever the request was cut on its way."""
+    """A client that leaves without streaming frees its slot, wherever its request was cut into packets."""
     before = await ended_requests(prism, 499)
     body = json.dumps(chat([text("Go on.")], max_tokens=3000, ignore_eos=True)).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: prism\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -236,7 +236,7 @@ async def test_tokenize_counts_what_chat_will_use(prism: httpx.AsyncClient) -> N
 
 
 async def test_models_health_version_and_status(prism: httpx.AsyncClient, openai: AsyncOpenAI) -> None:
-    """What a client, a probe and ``prism status`` ask for is there."""
+    """Models, health, version and status answer what clients, probes and ``prism status`` need."""
     models = await openai.models.list()
     assert [model.id for model in models.data] == ["prism-demo"]
     assert (await openai.models.retrieve("prism-demo")).id == "prism-demo"
@@ -290,7 +290,7 @@ async def test_a_deadline_ends_a_request_with_a_typed_error(prism: httpx.AsyncCl
 
 @pytest.mark.usefixtures("cluster")
 def test_rays_own_ports_ask_for_a_token() -> None:
-    """Ray's agent, which runs commands for whoever may ask it and listens beyond loopback, refuses who has no token."""
+    """Ray's agent runs commands and listens beyond loopback, so it refuses callers without a token."""
     family = psutil.Process().children(recursive=True)
     agents = [process for process in family if "DashboardAgent" in " ".join(process.cmdline())]
     ports = {
@@ -367,7 +367,8 @@ async def test_what_is_large_between_processes_arrives_whole(prism: httpx.AsyncC
 
 
 def test_an_engine_without_cores_of_its_own_comes_last(cluster: Cluster) -> None:
-    """Whoever talks to clients, and the threads that compute for pictures, go before the one that decodes."""
+    """Processes that talk to clients, and threads that compute for pictures, have a higher priority than the
+    engine."""
     assert cluster.url
     [decoder] = replicas(psutil.Process(), "Decoder")
     assert engine_of(decoder).nice() == priority.SHARING_ENGINE

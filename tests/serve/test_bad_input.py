@@ -49,14 +49,14 @@ def circle(colour: str) -> Part:
 
 
 async def answer(client: httpx.AsyncClient, body: dict[str, Any]) -> str:
-    """What the model says."""
+    """The text of the model's answer."""
     response = await client.post(CHAT, json=body)
     assert response.status_code == httpx.codes.OK, response.text
     return str(response.json()["choices"][0]["message"]["content"])
 
 
 async def fault(client: httpx.AsyncClient, bad: Bad) -> str | None:
-    """What is wrong with the way that a kind of bad input is refused; None when nothing is."""
+    """The flaw in the refusal of a kind of bad input, or None."""
     response = await client.request(bad.method, bad.path, content=bad.content)
     if response.headers["content-type"] != "application/json":
         return f"{bad.name}: {response.status_code} {response.text[:300]}"

@@ -67,8 +67,8 @@ async def test_two_tensor_parallel_workers_give_the_same_answers(launched: Launc
 
 
 def test_pictures_come_after_tokens_where_engines_have_cores(launched: Launched) -> None:
-    """Beside an engine with cores of its own, threads that compute for pictures leave the others to who carries
-    tokens."""
+    """If the engine has cores of its own, threads that compute for pictures have a lower priority than
+    token-carrying processes."""
     assert run("ask", "--url", launched.url, SAMPLES / "shape.png", "What colour is the shape?").returncode == 0
     [decoder] = replicas(launched.root, "Decoder")
     assert engine_of(decoder).nice() == 0
@@ -187,7 +187,7 @@ async def test_a_replica_that_dies_with_a_request_in_it_fails_that_request_alone
 
 
 async def test_a_request_that_waits_for_a_replica_outlives_it(launched: Launched) -> None:
-    """What a pool's replicas have not begun on when they die is done by those that take their place."""
+    """Calls that wait for a replica that dies are done by its replacement."""
     ask = chat([square("blue", 90), text("What colour is the shape?")])
     async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
         dying = replicas(launched.root, "Preprocessor", at_least=2)
@@ -269,7 +269,7 @@ def test_ctrl_c_leaves_nothing_behind(launched: Launched) -> None:
 
 
 def test_sigterm_ends_a_start_as_well() -> None:
-    """What a service manager sends, in the middle of a start, leaves nothing behind either."""
+    """SIGTERM in the middle of a start leaves nothing behind."""
     segments = {*Path("/dev/shm").iterdir()}
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         starting = Launched(APP, Path(name))
@@ -293,7 +293,7 @@ def mapped(processes: list[psutil.Process]) -> set[str]:
 
 
 def holds(process: psutil.Process, segment: str) -> bool:
-    """Whether a process maps a segment of shared memory."""
+    """True if a process maps a segment of shared memory."""
     try:
         return any(region.path == f"/dev/shm/{segment}" for region in process.memory_maps())
     except psutil.NoSuchProcess:

@@ -138,15 +138,15 @@ async def compare(
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What a server made of a request: the tokens of its prompt and of its greedy answer, and how likely each of those
-    was."""
+    """A server's work on a request: the tokens of the prompt, the tokens of the greedy answer, and their
+    log-probabilities."""
 
     prompt: list[int]
     answer: list[int]
     logprobs: list[float]
 
     def equals(self, other: Tokens) -> bool:
-        """Whether the tokens are the same, and their log-probabilities but for rounding."""
+        """True if the tokens are equal and the log-probabilities differ by rounding only."""
         if (self.prompt, self.answer) != (other.prompt, other.answer):
             return False
         return all(abs(one - two) <= LOGPROB_TOLERANCE for one, two in zip(self.logprobs, other.logprobs, strict=True))

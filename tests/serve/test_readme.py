@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to paste works as it stands."""
+"""The README's code blocks work as they are written."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ async def counted(client: httpx.AsyncClient, name: str, pool: str, **labels: str
 
 
 async def lookups(client: httpx.AsyncClient, outcome: str) -> Counter[str]:
-    """How often each encoder found a picture kept, in the making, or new."""
+    """The number of cache lookups of each encoder with a given outcome."""
     return await counted(client, "prism_embedding_cache_lookups_total", "encoder", outcome=outcome)
 
 

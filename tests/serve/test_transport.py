@@ -84,7 +84,7 @@ async def shared(inline: Engine) -> AsyncIterator[Engine]:
 
 
 def segments_open(*processes: psutil.Process) -> set[str]:
-    """The segments that processes have open, of those that this process made: a cluster beside it has its own."""
+    """The segments of this process that other processes have open. Those of another cluster do not count."""
     links = [link for process in processes for link in Path(f"/proc/{process.pid}/fd").glob("*")]
     return {target for link in links if (target := os.path.realpath(link)).startswith(f"/memfd:prism-{os.getpid()}-")}
 
@@ -134,7 +134,8 @@ def mixed(engine: Engine) -> list[list[Embedding]]:
 
 
 async def test_both_ways_in_give_the_same_tokens(shared: Engine, inline: Engine) -> None:
-    """More embeddings than fit together at a time: all answers are, token for token, those of the inline way."""
+    """The shared transport gives the same tokens as the inline one, also for more embeddings than fit at the same
+    time."""
     requests = mixed(shared)
     assert sum(picture.rows.nbytes for pictures in requests for picture in pictures) > NUM_BLOCKS * BLOCK_BYTES
     gate = asyncio.Semaphore(24)

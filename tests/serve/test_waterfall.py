@@ -1,4 +1,4 @@
-"""Where a request's first token went, told in the response, in the log and in the metrics."""
+"""The waterfall of a request in the response, in the log and in the metrics."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_the_log_and_the_metrics_tell_the_same(cluster: Cluster, client: Client)
 
 
 def counts(client: Client) -> dict[str, int]:
-    """How many requests each stage has been observed of."""
+    """The number of observed requests of each stage."""
     client.connection.request("GET", "/metrics")
     text = client.connection.getresponse().read().decode()
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)

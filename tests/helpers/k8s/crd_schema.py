@@ -63,7 +63,7 @@ def strict_schema(crd: Node, version: str) -> Node:
 
 
 def mistakes(schema: Node, instance: Any) -> list[str]:
-    """What the schema has against an object, each as ``path: reason``; empty when it is accepted."""
+    """The violations of the schema by an object, each as ``path: reason``."""
     found = sorted(_Validator(schema).iter_errors(instance), key=lambda error: list(map(str, error.absolute_path)))
     return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in found]
 

@@ -1,4 +1,4 @@
-"""Whether the replicas that Serve will ask for have room in the worker groups that KubeRay will make."""
+"""Checks that the replicas of an application fit into the worker groups that KubeRay makes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Group:
 
 
 def pools_of(config: PrismConfig) -> list[Pool]:
-    """What the built application asks of Ray; Ray need not run."""
+    """The resources that the built application asks of Ray. Ray need not run."""
     return [_pool(deployment) for deployment in deployments_of(config)]
 
 

@@ -1,4 +1,4 @@
-"""What stands in messages: pictures, URLs and parts."""
+"""Bad input in messages: pictures, URLs and parts."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def messages() -> Iterator[Bad]:
 
 
 def picture_fields() -> Iterator[Bad]:
-    """What is refused only beside a picture, because it would move or cut it."""
+    """Fields that are refused only together with a picture, because they would move or cut it."""
     marker = "<|image_pad|>"
     called = {"id": "a", "type": "function", "function": {"name": "a", "arguments": "{}"}}
     table: dict[str, tuple[str, dict[str, Any]]] = {

@@ -15,8 +15,8 @@ BIG: Final = 10**30
 
 
 def chat_fields() -> Iterator[Bad]:
-    """Values of the OpenAI API's fields, of vLLM's and of ours; where it says nothing else, the field itself is
-    named."""
+    """Wrong values of fields: of the OpenAI API, of vLLM and of Prism. The error names the field, unless said
+    otherwise."""
     tool = {"type": "function", "function": {"name": "paint", "parameters": {"type": "object"}}}
     schema = {"type": "json_schema", "json_schema": {"name": "a"}}
     # invalid_value: of the wrong kind; invalid_request: what vLLM thinks of the value

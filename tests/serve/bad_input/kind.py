@@ -32,7 +32,7 @@ class Bad:
 
     @property
     def content(self) -> bytes | None:
-        """What goes over the wire."""
+        """The bytes that are sent."""
         return json.dumps(self.body).encode() if isinstance(self.body, dict) else self.body
 
 

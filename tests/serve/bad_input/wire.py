@@ -1,4 +1,4 @@
-"""What is wrong before a field is read: floods, broken JSON and routes."""
+"""Bad input that is wrong before a field is read: floods, broken JSON and routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one Router replica takes on at a time."""
+"""The requests and bytes that one Router replica takes on at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cluster.errors import BodyTooLarge, Overloaded
 
 
 def test_places_and_bytes_come_back() -> None:
-    """What a request holds is free again once it leaves, and leaving twice frees nothing of others."""
+    """A request that leaves frees its slot and bytes. Leaving twice frees nothing of other requests."""
     admission = Admission(2, 100)
     first, second = admission.enter(), admission.enter()
     with pytest.raises(Overloaded, match="2 requests"):

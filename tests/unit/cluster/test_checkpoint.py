@@ -28,8 +28,7 @@ WEIGHTS = {
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where files of a sharded checkpoint arrive, from a Hub that is a folder and obeys the patterns as the real one
-    does."""
+    """The folder for files of a sharded checkpoint. The Hub is a folder that obeys patterns as the real one does."""
     origin, cache = tmp_path / "origin", tmp_path / "cache" / "snapshots" / COMMIT
     origin.mkdir()
     for name in ("config.json", "preprocessor_config.json", "tokenizer.json"):

@@ -61,7 +61,7 @@ def test_a_clients_mistake_hangs_under_the_clients_branch() -> None:
 
 
 def test_the_drawn_tree_is_the_real_one() -> None:
-    """Every error and its status stand in the tree that the module's docstring draws, and nothing else does."""
+    """The tree in the module's docstring holds every error with its status, and no other names."""
     branches = [line.partition("── ")[2].split() for line in (errors.__doc__ or "").splitlines() if "── " in line]
     drawn = {name: status for name, status, *_ in branches}
     real = {kind.__name__ for kind in leaves()} | {"InvalidRequest", "ServingError"}
@@ -72,7 +72,7 @@ def test_the_drawn_tree_is_the_real_one() -> None:
 
 
 def test_an_error_can_be_about_another_field() -> None:
-    """What two requests met together names the field of each; an error that is about no field stays so."""
+    """A copy of an error can name another request's field. An error that is about no field stays so."""
     error = errors.TooManyPictures("Too many.", param="messages", asked=9, limit=8)
     twin = error.at("prompt")
     assert (type(twin), twin.param, twin.message, twin.figures) == (type(error), "prompt", error.message, error.figures)

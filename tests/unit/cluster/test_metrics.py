@@ -9,7 +9,7 @@ from cluster.metrics import merge
 
 
 def process(count: int) -> bytes:
-    """One process's metrics."""
+    """The metrics of one process as Prometheus text."""
     registry = CollectorRegistry()
     Counter("jobs", "Jobs.", ["kind"], registry=registry).labels("a").inc(count)
     Histogram("wait_seconds", "Waits.", registry=registry).observe(count)

@@ -38,7 +38,7 @@ SIZES = [
 
 
 def picture(data: bytes, size: tuple[int, int]) -> Picture:
-    """What the media stage hands on for ``data``."""
+    """The message that the media stage would send for ``data``."""
     return Picture("0" * 64, data, *size, param=PARAM)
 
 
@@ -85,7 +85,7 @@ def test_patches_equal_the_hugging_face_processors(size: tuple[int, int], proces
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name.endswith("-RGB")])
 def test_files_give_the_hugging_face_processors_patches(name: str, processor: Any) -> None:
-    """What is decoded from an opaque file of any format gives the library's patches."""
+    """An opaque file of any format gives the patches of the Hugging Face processor."""
     sample = SAMPLES[name]
     assert_like_reference(decode_image(sample.data, sample.size), QWEN, processor)
 

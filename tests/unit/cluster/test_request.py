@@ -76,7 +76,7 @@ def refusal(kind: type[PrismError], body: Any, param: str | None) -> PrismError:
 
 
 def test_pictures_are_found_in_order_across_roles() -> None:
-    """Pictures come in the order of the conversation, whoever sent them, each with the field that its URL stands in."""
+    """Pictures are found in the order of the conversation and of all roles, each with the path of its URL."""
     body = {
         "messages": [
             turn(text("Look."), picture("a"), role="system"),
@@ -95,7 +95,8 @@ def test_pictures_are_found_in_order_across_roles() -> None:
 
 
 def test_digests_take_the_places_of_pictures() -> None:
-    """Every picture becomes its digest, a uuid goes, and all else stays as the client wrote it."""
+    """Every picture is replaced by its digest, a uuid is dropped, and all other fields stay as the client wrote
+    them."""
     body = ask(
         text("first"), picture("a", uuid="mine"), picture("b"), text("last"), temperature=0.5, tools=[{"x": [1, None]}]
     )
@@ -242,7 +243,7 @@ def test_pictures_are_counted_over_the_whole_request() -> None:
 
 
 def test_text_is_bounded_and_pictures_are_not_counted_as_text() -> None:
-    """The bytes beside the pictures have a limit of their own; those of pictures are bounded where they are read."""
+    """The bytes without pictures have a limit of their own. Picture bytes are limited where pictures are read."""
     url = "data:" + "a" * (2 * MAX_TEXT_BYTES)
     assert read(ask(picture(url), text("hello"))).pictures[0].url == url
     room = MAX_TEXT_BYTES - len(json.dumps({"prompt": ""}))
@@ -348,7 +349,7 @@ def spoiled(draw: random.Random, value: Any) -> Any:
 
 
 def good_bodies() -> Iterable[dict[str, Any]]:
-    """What a client that means well sends."""
+    """Valid bodies of several kinds."""
     parts = (text("hello"), picture("a", uuid="b"), {"type": "image_url", "image_url": {"url": "c", "detail": "low"}})
     yield {
         "model": NAME,
@@ -366,7 +367,7 @@ def good_bodies() -> Iterable[dict[str, Any]]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_body_does_worse_than_a_typed_error(seed: int) -> None:
-    """Whatever JSON comes in, it is read or refused with one of Prism's own errors, and what is read can be sent on."""
+    """Any JSON is read or refused with a typed error, and a body that is read can be sent on."""
     draw = random.Random(seed)
     outcomes: set[type] = set()
     for _ in range(400):

@@ -29,7 +29,7 @@ async def test_a_whole_stream_passes_unchanged() -> None:
 
 
 async def test_an_error_in_mid_stream_ends_it_properly() -> None:
-    """What was made still goes out; then come the typed error and ``[DONE]``."""
+    """Pieces before an error are sent; then the typed error and ``[DONE]`` follow."""
     statuses: list[int] = []
     out = [
         piece async for piece in relay("data: 1\n\n", pieces("data: 2\n\n", PoolUnavailable("Gone.")), statuses.append)
@@ -43,7 +43,7 @@ async def test_an_error_in_mid_stream_ends_it_properly() -> None:
 
 
 async def test_a_stream_that_is_left_has_no_status() -> None:
-    """Where the client leaves, the stream itself says nothing about how it went."""
+    """A stream that the client leaves reports no status."""
     statuses: list[int] = []
     stream = relay("data: 1\n\n", pieces("data: 2\n\n", "data: [DONE]\n\n"), statuses.append)
     assert await anext(stream) == b"data: 1\n\n"

@@ -1,4 +1,4 @@
-"""Where a request's time went."""
+"""The stages of a request's time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from cluster.waterfall import MAX_INGRESS_S, STAGES, Waterfall, ingress_s
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_stages_add_up(seed: int) -> None:
-    """Whatever is measured elsewhere, the stages up to the first token are the time since the request came."""
+    """The stages up to the first token add up to the time since the request arrived, for any times of other
+    processes."""
     rng = random.Random(seed)
     laps_s = [rng.uniform(0, 0.1) for _ in range(5)]
     points_s = iter(accumulate([50.0, *laps_s]))
@@ -29,7 +30,7 @@ def test_the_stages_add_up(seed: int) -> None:
 
 
 def test_a_whole_answers_stream_is_no_time_to_its_first_token() -> None:
-    """Where the decoder made all tokens before its first piece, their time stands under ``stream``."""
+    """If the decoder makes all tokens before its first piece, their time counts as ``stream``."""
     points_s = iter([0.0, 5.0])
     waterfall = Waterfall(clock=lambda: next(points_s))
     waterfall.reach_first_piece({"prefill": 1.0, "stream": 3.0})
@@ -61,5 +62,5 @@ def test_what_a_proxy_says_counts_from_the_start() -> None:
     "header", [None, "", "t=", "t=soon", "t=-5", "t=٣", "7.0", f"t={'9' * 400}", "t=8000000", "t=0"]
 )
 def test_a_start_that_cannot_be_true_is_left_out(header: str | None) -> None:
-    """Whatever stands in the header, a request is served; a time in the future, or long ago, is none."""
+    """A request is served whatever its header says. A time in the future or long ago is ignored."""
     assert ingress_s(header, 7.0 + (MAX_INGRESS_S if header == "t=0" else 0)) is None

@@ -57,5 +57,5 @@ async def test_a_tower_that_fails_is_found_by_its_health_check(
 
 
 def broken(_: list[Pixels]) -> None:
-    """What a CUDA device says once it has failed, to whatever comes after."""
+    """Raises the error of a CUDA device that has failed."""
     raise RuntimeError("CUDA error: device-side assert triggered")

@@ -237,7 +237,7 @@ def test_every_kind_of_failure_is_counted(server: Server, tmp_path: Path) -> Non
 
 
 def test_the_web_page_shows_the_latencies(server: Server) -> None:
-    """A run started from the web page fills the table that the page polls."""
+    """A run that is started from the web page fills the table that the page polls."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     words = ["-m", "locust", "-f", LOCUSTFILE, "--host", server.url, "--web-host", "127.0.0.1", "--web-port", str(port)]

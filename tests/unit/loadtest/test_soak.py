@@ -1,4 +1,4 @@
-"""What the soak says of memory."""
+"""The soak's judgement of memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ wait
 
 
 def test_an_engines_memory_is_its_decoders() -> None:
-    """What a replica's child holds counts for the replica's pool; what is of no pool counts for none."""
+    """The memory of a replica's child counts for the replica's pool. Memory of no pool counts for none."""
     with subprocess.Popen(["bash"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
         assert shell.stdin is not None
         assert shell.stdout is not None
@@ -41,7 +41,7 @@ def test_an_engines_memory_is_its_decoders() -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_growth_compares_the_last_third_with_the_second(seed: int) -> None:
-    """Whatever the first third has, the others' medians count; the total is the growth of the sum, not a sum of
+    """The medians of the second and the last third are compared. The total is the growth of the sum, not a sum of
     growths."""
     rng = random.Random(seed)
     samples = [{"a": rng.uniform(10, 20), "b": rng.uniform(100, 200)} for _ in range(rng.randrange(6, 40))]

@@ -60,7 +60,7 @@ async def test_an_error_comes_after_what_was_made_before_it() -> None:
 
 
 async def test_leaving_ends_the_engines_work() -> None:
-    """Closing the stream closes what it reads from before it returns."""
+    """Closing the joined stream first closes the stream that it reads from."""
     engine = Engine()
     engine.feed("a")
     joined = coalesced(engine.pieces(), lambda: 1)

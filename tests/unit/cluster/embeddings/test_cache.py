@@ -1,4 +1,4 @@
-"""The encoder's memory of embeddings, and one run per picture at a time."""
+"""The cache of embeddings, and one run per picture at a time."""
 
 from __future__ import annotations
 
@@ -70,8 +70,7 @@ async def test_a_failure_is_everybodys_and_is_not_kept() -> None:
 
 
 async def test_each_caller_has_its_own_time_and_its_own_field() -> None:
-    """Whoever comes into a run is told how long it waited itself; what is wrong with a picture is wrong at each one's
-    field."""
+    """A caller that joins a run is told its own waiting time, and an error names its own field."""
     cache, encoder = EmbeddingCache(10 * ROW), Encoder()
 
     def ask(digest: str, param: str) -> asyncio.Task[Embedding]:
@@ -93,7 +92,7 @@ async def test_each_caller_has_its_own_time_and_its_own_field() -> None:
 
 
 async def test_a_run_outlives_whoever_asked_first_and_ends_with_the_last() -> None:
-    """A caller that leaves takes nothing from the others; once all have left, the run is ended."""
+    """A run goes on when its first caller leaves, and is cancelled when all callers have left."""
     cache, encoder = EmbeddingCache(10 * ROW), Encoder()
     first, second = asking(cache, encoder, "a", 2)
     last, other = asking(cache, encoder, "b", 2)
@@ -111,7 +110,7 @@ async def test_a_run_outlives_whoever_asked_first_and_ends_with_the_last() -> No
 
 
 async def test_a_picture_asked_for_again_while_its_run_is_being_ended_gets_a_run_of_its_own() -> None:
-    """Whoever comes just after the last caller has left is not told that it left."""
+    """A caller that comes just after the last caller has left gets a new run, and no cancellation."""
     cache, encoder = EmbeddingCache(10 * ROW), Encoder()
     [left] = asking(cache, encoder, "a")
     await settled()
@@ -122,7 +121,7 @@ async def test_a_picture_asked_for_again_while_its_run_is_being_ended_gets_a_run
 
 
 async def test_a_run_belongs_to_no_request() -> None:
-    """What Serve keeps in the context of the request that came first, to cancel with it, is not in the run's."""
+    """A run does not see the context of the request that started it, so it is not cancelled with that request."""
     request: ContextVar[str] = ContextVar("request", default="none")
     seen: list[str] = []
 

@@ -134,7 +134,7 @@ async def test_a_home_borrows_what_was_made_elsewhere() -> None:
 
 
 async def test_a_home_that_is_gone_keeps_nobody_from_work() -> None:
-    """What cannot be asked about is made; so is what was claimed by a replica that is gone."""
+    """A picture is made even if its home cannot be asked, or if the replica that claimed it is gone."""
     pool = Pool("a", "b", pause=at_once)
     first, other = rendezvous("0", ["a", "b"])
     pool.gone.add(first)
@@ -157,7 +157,7 @@ async def test_what_a_replica_claimed_that_is_gone_is_claimed_anew() -> None:
 
 @pytest.mark.parametrize("seed", range(100))
 async def test_whatever_happens_every_call_ends(seed: int) -> None:
-    """Callers leave, questions fail, replicas go, and embeddings are evicted: whoever stays is answered."""
+    """Every call that stays is answered while callers leave, claims fail, replicas go and embeddings are evicted."""
     draw = random.Random(seed)
 
     a_while = pauses(draw)

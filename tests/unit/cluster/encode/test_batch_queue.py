@@ -56,7 +56,7 @@ async def start(lane: BatchQueue, *pictures: Pixels) -> list[asyncio.Task[Encode
 
 
 async def test_those_who_wait_share_the_next_run() -> None:
-    """A lone picture begins at once; those that come meanwhile run together after it, up to the budget."""
+    """A single picture runs at once. Pictures that arrive during its run share the next run, up to the budget."""
     tower = GatedTower()
     lane = BatchQueue(tower.encode, batch_patches=8)
     first = await start(lane, pixels_of("a"))
@@ -92,7 +92,7 @@ async def test_a_free_tower_waits_for_what_is_coming(monkeypatch: pytest.MonkeyP
 
 
 async def test_the_wait_for_what_is_coming_ends() -> None:
-    """What is on its way for long holds nobody up."""
+    """A picture that takes long to arrive does not delay the others."""
     tower = GatedTower()
     tower.may_go_on.set()
     lane = BatchQueue(tower.encode, batch_patches=100)

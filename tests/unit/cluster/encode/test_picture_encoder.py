@@ -59,7 +59,7 @@ def test_embeddings_equal_the_library_tower(encoder: PictureEncoder, batch: list
 def test_plain_and_fused_layers_give_the_same_numbers(
     encoder: PictureEncoder, batch: list[Pixels], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where oneDNN cannot multiply, as on a GPU, the tower gives the same to a few millionths of the largest number."""
+    """Without oneDNN, as on a GPU, the tower gives the same numbers to a few millionths of the largest."""
     monkeypatch.setattr("cluster.encode.linear.has_onednn", lambda _: False)
     plain = PictureEncoder.load(CHECKPOINT.path, CHECKPOINT.processor, dtype="float32")
     for fused, other in zip(encoder.encode(batch), plain.encode(batch), strict=True):
@@ -108,7 +108,7 @@ def test_bfloat16_rows_keep_their_bytes(batch: list[Pixels]) -> None:
 
 
 def test_a_kept_embedding_keeps_no_other(encoder: PictureEncoder, batch: list[Pixels]) -> None:
-    """Each picture's rows have memory of their own, or one that is kept would keep all of its run, beyond any bound."""
+    """Each embedding has memory of its own, so that keeping one does not keep the whole batch."""
     assert len(batch) > 1
     for embedding in encoder.encode(batch):
         owner: Any = embedding.rows

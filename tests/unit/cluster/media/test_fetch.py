@@ -122,7 +122,8 @@ async def test_a_picture_is_fetched_over_tls(site: Site, ca_file: str) -> None:
 
 
 async def test_bytes_are_announced_before_they_are_kept(site: Site, ca_file: str) -> None:
-    """Whoever pays for the memory hears of every byte, and may say no in the middle of a body."""
+    """The callback that reserves memory hears of every byte before it is kept, and may refuse in the middle of a
+    body."""
     site.replies["/cat.jpg"] = ok(DATA)
     admission = Admission(1, 2**20)
     async with reading(site, ca_file) as read:
@@ -314,7 +315,7 @@ async def test_many_given_up_fetches_leave_room_for_the_next(site: Site, ca_file
     "status", ["404 Not Found", "206 Partial Content", "204 No Content", "500 Oops", "304 Not Modified"]
 )
 async def test_any_status_but_200_is_named(status: str, site: Site, ca_file: str) -> None:
-    """The answer tells the status, and nothing of the body."""
+    """The error names the server's status, and shows nothing of the body."""
     body = b"" if status[:3] in ("204", "304") else b"<title>Internal</title>"
     site.replies["/"] = reply(status, body, *([f"Content-Length: {len(body)}"] if body else []))
     error = await refusal(FetchFailed, site, ca_file, "https://localhost:{port}/")
@@ -343,7 +344,7 @@ async def test_a_server_that_breaks_off_is_reported(answer: bytes, site: Site, c
 
 
 async def test_a_compressed_answer_is_refused(site: Site, ca_file: str) -> None:
-    """Nothing is unpacked that was not asked for packed; the word identity may be said."""
+    """A compressed body is refused, because none was asked for. The encoding ``identity`` is accepted."""
     packed = gzip.compress(bytes(100_000))
     site.replies |= {"/gzip": ok(packed, "content-encoding: GZIP"), "/plain": ok(DATA, "Content-Encoding: identity")}
     assert "Content-Encoding" in (await refusal(FetchFailed, site, ca_file, "https://localhost:{port}/gzip")).message
@@ -352,7 +353,7 @@ async def test_a_compressed_answer_is_refused(site: Site, ca_file: str) -> None:
 
 
 async def test_a_page_in_place_of_a_picture_is_refused(site: Site, ca_file: str) -> None:
-    """What arrives is judged by its bytes, whatever type the server declares."""
+    """A picture is judged by its bytes, not by the type that the server declares."""
     site.replies["/"] = ok(b"<title>Log in</title>", "Content-Type: image/png")
     await refusal(InvalidPicture, site, ca_file, "https://localhost:{port}/")
 
@@ -462,7 +463,7 @@ async def test_one_private_address_condemns_a_name(answer: list[str] | Exception
 
 
 async def test_a_name_server_that_is_busy_is_worth_a_retry(site: Site, ca_file: str) -> None:
-    """A lookup that fails for now is not a verdict on the URL."""
+    """A lookup that fails for the moment is an error that a retry can help against."""
     names = Names([socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")])
     error = await refusal(FetchFailed, site, ca_file, "https://pictures.example/", resolver=names)
     assert "try again" in error.message

@@ -27,8 +27,7 @@ def no_system_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_damaged_headers_are_read_as_pillow_reads_them_or_refused(name: str) -> None:
-    """Whatever is changed or cut away, the reader ends in InvalidPicture or a size, and never in another size than
-    Pillow."""
+    """A damaged header gives InvalidPicture or the size that Pillow reads, and never another size."""
     draw = random.Random(name)
     for _ in range(60):
         data = bytearray(SAMPLES[name].data)
@@ -80,7 +79,7 @@ def test_metadata_is_walked_past_for_a_bounded_time_only(make: Any) -> None:
 
 
 def test_compressed_metadata_is_not_unpacked() -> None:
-    """A PNG that carries gigabytes of compressed profiles is read without a look at them."""
+    """The compressed profiles of a PNG are skipped, so gigabytes of them cost nothing."""
     profile = b"x\0\0" + zlib.compress(bytes(1 << 20), 9)
     chunk = struct.pack(">I", len(profile)) + b"iCCP" + profile + struct.pack(">I", zlib.crc32(b"iCCP" + profile))
     data = png(9, 9)

@@ -142,7 +142,7 @@ async def test_a_flaw_deep_inside_long_base64_is_found(flaw: str) -> None:
 
 
 async def test_long_base64_is_decoded_whole_while_the_loop_goes_on() -> None:
-    """A picture of megabytes comes out byte for byte, and the event loop runs on meanwhile."""
+    """A picture of megabytes is decoded byte for byte, and the event loop runs on at the same time."""
     data = encoded(Image.frombytes("RGB", (1200, 1000), random.Random(1).randbytes(3_600_000)), "BMP")
     url = data_url(data, "image/bmp")
     reading = asyncio.ensure_future(read(url, max_picture_bytes=len(data)))
@@ -176,7 +176,7 @@ async def test_base64_is_measured_before_it_is_decoded(extra: int) -> None:
     ],
 )
 async def test_other_schemes_are_refused(url: str) -> None:
-    """Whatever is neither data: nor https: is refused, and nothing is looked up for it."""
+    """A URL that is neither data: nor https: is refused without any lookup."""
     assert "data:" in (await refusal(UnsupportedScheme, url)).message
 
 
@@ -235,7 +235,7 @@ async def test_a_picture_may_be_elongated_up_to_the_models_bound() -> None:
 
 
 def digest_of(data: bytes, salt: bytes = b"") -> str:
-    """What a picture should be called."""
+    """The expected digest of a picture."""
     return hashlib.sha256(REVISION.encode() + b"\0" + hashlib.sha256(salt).digest() + data).hexdigest()
 
 
@@ -252,6 +252,6 @@ async def test_the_digest_covers_the_bytes_the_revision_and_the_salt() -> None:
 
 
 async def test_a_large_picture_is_digested_like_a_small_one() -> None:
-    """Where the work is done makes no difference to the name."""
+    """The digest is the same whether it is computed in the loop or in a thread."""
     data = DATA + bytes(600_000)
     assert (await read(data_url(data))).digest == digest_of(data)

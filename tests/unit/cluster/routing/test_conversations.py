@@ -82,7 +82,8 @@ def test_patches_are_estimated_from_pixels(seed: int) -> None:
 
 
 def test_conversations_spread_over_an_idle_pool_and_stay() -> None:
-    """On an idle pool conversations that begin alike go to the replicas by turns, and each goes on where it began."""
+    """On an idle pool, conversations that begin alike are spread over the replicas, and later turns go to the same
+    replica."""
     routes, pool = ConversationRoutes(PERIOD_S), names(2)
     where: dict[int, str] = {}
     system = "You are helpful. "

@@ -29,7 +29,7 @@ def test_what_is_held_is_what_a_cache_of_that_size_holds() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_of_ones_own_calls_none_is_lost_or_counted_twice(seed: int) -> None:
-    """With nobody else in the pool the work is what a plain list of calls says, however late reports are."""
+    """With one caller the counted work equals that of a plain list of calls, however late reports arrive."""
     draw, work = random.Random(seed), Work()
     running: list[tuple[str, int]] = []
     totals = [0.0]
@@ -49,7 +49,7 @@ def test_of_ones_own_calls_none_is_lost_or_counted_twice(seed: int) -> None:
 
 
 def test_others_work_is_learnt_from_reports() -> None:
-    """What a replica reports beyond one's own is others', until the next report."""
+    """Work that a replica reports beyond one's own belongs to other callers, until the next report."""
     work = Work()
     work.begin("mine", Task(100, 100), 0)
     work.report(350, 1)

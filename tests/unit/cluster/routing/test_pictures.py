@@ -126,7 +126,7 @@ def test_no_worse_than_chance_and_no_picture_twice(num: int, reuse: float) -> No
 
 
 class Outcome:
-    """What became of a simulated run."""
+    """The result of a simulated run."""
 
     def __init__(self) -> None:
         self.num_encoded = 0

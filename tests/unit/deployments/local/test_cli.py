@@ -49,7 +49,7 @@ def test_an_unknown_name_is_refused_with_those_that_ship() -> None:
 
 
 def test_an_environment_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where torchvision cannot be cured, ``prism serve`` ends with code 1 and the reason."""
+    """If torchvision cannot be cured, ``prism serve`` ends with code 1 and says why."""
 
     def refuse() -> bool:
         raise CureNotWritableError("not writable")
@@ -74,5 +74,5 @@ def test_the_command_is_named_as_a_shell_finds_it(here: Path, monkeypatch: pytes
 
 
 def test_a_picture_in_a_folder_with_a_space_is_quoted(here: Path) -> None:
-    """What is printed can be pasted into a shell."""
+    """The printed command can be pasted into a shell."""
     assert cli._from_here(here / "my pictures" / "cat.png") == "'my pictures/cat.png'"

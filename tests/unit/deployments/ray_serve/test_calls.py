@@ -1,4 +1,4 @@
-"""What becomes of an exception in a call between pools."""
+"""The mapping of exceptions in calls between pools."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def bare(kind: type[Exception]) -> Exception:
 
 
 def outcome(error: BaseException) -> BaseException:
-    """What leaves the block around a call in which an error is raised."""
+    """The exception that leaves ``calling`` when an error is raised inside it."""
     with pytest.raises(BaseException) as left, calling("decoder"):  # noqa: PT011 - the test looks at what comes out
         raise error
     return left.value
@@ -97,7 +97,7 @@ def test_any_other_exception_is_a_defect(cause: Exception, by_value: bool) -> No
 
 
 def test_a_replica_that_lost_another_is_unavailable_itself() -> None:
-    """What Ray raises inside a replica about a third one is no defect of the replica's."""
+    """An exception of Ray's about a third replica means that the called pool is unavailable."""
     assert type(outcome(in_replica(bare(ray.exceptions.ActorDiedError)))) is PoolUnavailable
 
 
@@ -107,7 +107,7 @@ def test_a_cancelled_call_stays_cancelled() -> None:
 
 
 def refused(error: Exception) -> PrismError:
-    """What leaves a replica whose work raises an error."""
+    """The error that leaves ``answering`` when an error is raised inside it."""
     with pytest.raises(PrismError) as left, answering("encoder"):
         raise error
     return left.value

@@ -1,4 +1,4 @@
-"""What Prism changes in Ray's configuration for HAProxy."""
+"""The corrections of Ray's configuration for HAProxy."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def test_a_request_is_told_when_it_came_and_is_not_spliced() -> None:
 
 
 def test_a_configuration_that_is_not_known_is_refused() -> None:
-    """Where Ray has changed its own, HAProxy does not start without what Prism needs."""
+    """If Ray has changed its configuration, HAProxy does not start without the corrections."""
     with pytest.raises(AssertionError, match="splice-request"):
         mended(of_ray("*").replace("splice-request", "splice-auto"), FOLDER)

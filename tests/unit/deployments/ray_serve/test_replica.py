@@ -1,4 +1,4 @@
-"""What Serve logs when a call ends in one of Prism's errors, and a replica's heap."""
+"""The log of refused calls, and the frozen heap of a replica."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_refusals_are_one_line(error: Exception, has_traceback: bool, caplog: py
 
 
 def test_a_heap_is_frozen_and_what_comes_after_it_is_collected() -> None:
-    """What is there at the end of a start is looked through no more, garbage that comes later still is."""
+    """Objects of the start are excluded from garbage collection. Later garbage is still collected."""
     try:
         freeze_heap()
         assert gc.get_freeze_count() > 10_000

@@ -73,7 +73,7 @@ def encode(digest: str) -> PendingRequest:
 
 
 async def chosen(router: EncoderRequestRouter, *digests: str) -> list[str]:
-    """Where calls that wait together go."""
+    """The replicas that are chosen for calls that wait at the same time."""
     async with asyncio.timeout(DEADLINE_S):
         replicas = await asyncio.gather(*(router._choose_replica_for_request(encode(digest)) for digest in digests))
     return [replica.replica_id.unique_id for replica in replicas]

@@ -106,7 +106,7 @@ def test_bars_compare_medians() -> None:
 
 
 def test_a_bar_without_figures_is_not_judged() -> None:
-    """Where a system was not measured, a bar neither holds nor fails."""
+    """A bar neither holds nor fails if a system was not measured."""
     for bar in BARS:
         assert judge(bar, {}).holds is None
         assert judge(bar, {bar.figure[0]: {bar.figure[1]: {bar.figure[2]: [1.0]}}}).holds is (

@@ -44,7 +44,7 @@ async def answer(request: web.Request) -> web.StreamResponse:
 
 @pytest.fixture
 async def url() -> AsyncIterator[str]:
-    """Where ``answer`` listens."""
+    """The URL of a server that runs ``answer``."""
     app = web.Application()
     app.router.add_post("/v1/chat/completions", answer)
     runner = web.AppRunner(app)

@@ -1,4 +1,4 @@
-"""What the side-by-side benchmark asks, and its client against a server whose times are known."""
+"""The requests of the side-by-side benchmark."""
 
 from __future__ import annotations
 

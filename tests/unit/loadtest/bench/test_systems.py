@@ -1,4 +1,4 @@
-"""How the side-by-side benchmark lays systems out, starts them and ends them."""
+"""The set-up, start and end of the systems of the side-by-side benchmark."""
 
 from __future__ import annotations
 

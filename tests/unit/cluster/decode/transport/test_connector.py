@@ -51,7 +51,8 @@ def test_what_the_scheduler_has_opened_outlives_the_request_and_the_steps_under_
     ids=str,
 )
 def test_a_request_with_a_lost_picture_is_reported_once_and_holds_nothing(addresses: dict[str, object] | None) -> None:
-    """What cannot be opened names its request, to the owner and to vLLM; others are as they were."""
+    """A segment that cannot be opened is reported once, with its request, to the owner and to vLLM. Other requests
+    go on."""
     segment, reported = Segment.of(ROWS), list[str]()
     if addresses and "there" in addresses:
         addresses = {**addresses, "there": list(segment.address)}

@@ -17,8 +17,7 @@ GOOD = Embedding("d" * 64, np.arange(4 * 6, dtype=np.float32).reshape(4, 6).view
 
 
 async def test_no_more_is_held_than_there_are_files_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a process may open twelve files, six segments are held at a time; the seventh picture takes the first's
-    place."""
+    """A process that may open twelve files holds six segments. The seventh picture replaces the first."""
     monkeypatch.setattr("cluster.decode.transport.shared.allow_many_files", lambda: 12)
     transport = SharedTransport(SHAPE, 2**30)
     seventh = {str(number): dataclasses.replace(GOOD, digest=str(number)) for number in range(7)}

@@ -81,11 +81,11 @@ class Holder:
 
     @property
     def has_begun(self) -> bool:
-        """Whether it holds its segments."""
+        """True if the request holds its segments."""
         return self.segments is not None
 
     async def end(self) -> None:
-        """Has it end by itself."""
+        """A request ends. Segments that no other request uses become the most recently used ones."""
         self._end.set()
         await self.task
 
@@ -106,12 +106,12 @@ async def settled() -> None:
 
 
 def fits(digests: Iterable[str]) -> bool:
-    """Whether there may be segments for these at a time."""
+    """True if segments for these embeddings may exist at the same time."""
     return sum(BLOCKS[digest] for digest in digests) <= NUM_BLOCKS and len({*digests}) <= NUM_FILES
 
 
 class Oracle:
-    """What a store should do, in the simplest words: lists, and everything counted anew each time."""
+    """A store in the simplest form: lists, and every sum computed again each time."""
 
     def __init__(self) -> None:
         self.holding: list[str] = []
@@ -125,7 +125,7 @@ class Oracle:
         return {digest for digests in self.holding for digest in digests}
 
     def come(self, digests: str) -> None:
-        """Whoever asks for nothing begins at once; others queue."""
+        """A request arrives. One without pictures begins at once; others queue."""
         if not digests:
             self.holding.append(digests)
         else:
@@ -154,7 +154,7 @@ class Oracle:
 
 @pytest.mark.parametrize("seed", range(25))
 async def test_random_schedules_go_as_the_oracle_says(seed: int) -> None:
-    """Who begins, in which order, and what is kept: as an oracle has it that counts everything anew each time."""
+    """The order in which requests begin, and the segments that are kept, are those of the oracle."""
     draw, made, oracle = random.Random(seed), Made(), Oracle()
     store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
     holders: list[Holder] = []
@@ -218,7 +218,8 @@ async def test_what_can_never_fit_is_refused_at_once() -> None:
 
 
 async def test_a_segment_that_cannot_be_made_fails_its_requests_alone() -> None:
-    """Its error is that of everybody who asked for it; it takes no room, and the next one to ask tries anew."""
+    """The error of a segment reaches all requests that want it. The segment takes no room, and the next request
+    tries again."""
     made = Made(broken={"c"})
     store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
     other, *broken = Holder(store, "a"), Holder(store, "ac"), Holder(store, "c")
@@ -240,7 +241,8 @@ async def test_a_segment_that_cannot_be_made_fails_its_requests_alone() -> None:
 
 
 async def test_a_request_that_leaves_while_its_segment_is_made_lets_go_of_it() -> None:
-    """What is being made is finished, kept, and given up for the next one who needs the room."""
+    """A segment whose request leaves early is finished and kept, and then removed when another request needs the
+    room."""
     made = Made()
     store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
     leaving = Holder(store, "h")
@@ -255,7 +257,7 @@ async def test_a_request_that_leaves_while_its_segment_is_made_lets_go_of_it() -
 
 
 async def test_what_is_forgotten_is_made_anew_and_closed_with_its_last_request() -> None:
-    """A forgotten segment stays with those who have it; whoever comes afterwards gets another."""
+    """A forgotten segment stays open for its users. The next request for it gets a new one."""
     made = Made()
     store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
     early, idle = Holder(store, "a"), Holder(store, "b")

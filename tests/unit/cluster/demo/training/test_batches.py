@@ -18,7 +18,7 @@ def tokenizer() -> Any:
 
 
 def test_training_tokens_are_the_chat_template_s(tokenizer: Any) -> None:
-    """What training reads is what the chat template writes for the same conversation."""
+    """The tokens of a training conversation equal those of the chat template."""
     batch = Batches(tokenizer, "template", 0, 1, conversations=True)[0]
     for row in range(8):
         ids = [int(token) for token in batch.ids[row] if token != tokenizer.pad_token_id]

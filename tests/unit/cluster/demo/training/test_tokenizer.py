@@ -54,7 +54,7 @@ def trained() -> Any:
 
 
 def test_committed_tokenizer_is_the_one_that_training_makes(trained: Any, tokenizer: Any) -> None:
-    """Training makes the tokenizer anew; it comes out as committed."""
+    """Training makes the same tokenizer as the committed one."""
     assert trained[1].get_vocab() == tokenizer.get_vocab()
     text = random.Random(1).choice(PHRASINGS["colour"])
     assert trained[1](text).input_ids == tokenizer(text).input_ids
