@@ -59,20 +59,21 @@ class Admission:
         """
         if held + num_bytes > self._max_bytes:
             message = (
-                f"The request and its pictures need more than the {self._max_bytes} bytes that are held; "
+                f"The request and its pictures need more than {self._max_bytes} bytes, which is the limit; "
                 "send fewer pictures."
             )
             raise BodyTooLarge(message, asked_bytes=held + num_bytes, limit_bytes=self._max_bytes)
         if self.num_bytes + num_bytes > self._max_bytes:
             message = (
-                f"{self.num_bytes} bytes of requests and pictures are held here, near the limit; send it again shortly."
+                f"{self.num_bytes} bytes of requests and pictures are held here, near the limit; "
+                "send the request again shortly."
             )
             raise Overloaded(message, held_bytes=self.num_bytes, limit_bytes=self._max_bytes)
         self.num_bytes += num_bytes
 
 
 class Slot:
-    """One request's slot and its bytes. Both are given back once, however often that is asked for.
+    """One request's slot and its bytes. Giving them back a second time has no effect.
 
     When a request cannot reserve more bytes, it releases the ones it holds immediately. Otherwise two requests that do
     not fit together could each be rejected because of the other.
@@ -93,7 +94,7 @@ class Slot:
         """
         assert not self.is_left, "a request that has ended holds nothing"
         if self._is_refused:
-            raise Overloaded("Another part of the request did not fit; send it again shortly.")
+            raise Overloaded("Another part of the request did not fit; send the request again shortly.")
         try:
             self._admission.take_bytes(num_bytes, held=self._num_bytes)
         except (BodyTooLarge, Overloaded):

@@ -1,4 +1,4 @@
-"""Checkpoints: where their files are on this machine, what their settings say, and which revision they are.
+"""Finds or downloads the files of a checkpoint, reads its settings, and computes its revision.
 
 No other module reads a checkpoint's settings or downloads anything. A pool downloads only the files that it needs.
 """
@@ -29,8 +29,8 @@ ONE_FILE: Final = "model.safetensors"
 
 
 class ProcessorSettings(Frozen):
-    """How a checkpoint wants its pictures prepared, as its ``preprocessor_config.json`` says; the YAML cannot change
-    it."""
+    """The sizes and constants for preparing a checkpoint's pictures, from its ``preprocessor_config.json``. The YAML
+    cannot change them."""
 
     patch_size: int = 14
     merge_size: int = 2
@@ -70,7 +70,7 @@ class ProcessorSettings(Frozen):
 
 
 class Checkpoint:
-    """The checkpoint that a model's configuration names. It is found or downloaded when a property is first read.
+    """The checkpoint that a model's configuration names. Its files are found or downloaded when they are first needed.
 
     Args:
         model: ``model.checkpoint`` is ``demo``, a directory, or a name on the Hugging Face Hub.
@@ -95,14 +95,15 @@ class Checkpoint:
 
     @cached_property
     def processor(self) -> ProcessorSettings:
-        """How this checkpoint wants its pictures prepared."""
+        """The settings for preparing this checkpoint's pictures."""
         return ProcessorSettings.from_checkpoint(self.settings_path)
 
     @cached_property
     def revision(self) -> str:
         """A fingerprint of the encoder as 16 hex digits. It covers the settings, the dtype, and the commit on the Hub.
 
-        For a directory it covers the first and last mebibyte of each weight file instead of a commit.
+        For a directory it covers the size, the first mebibyte and the last mebibyte of each weight file instead of a
+        commit.
         """
         fingerprint = hashlib.sha256(self._model.dtype.encode())
         for name in ("config.json", "preprocessor_config.json"):
@@ -153,8 +154,8 @@ def weight_files(folder: Path, prefixes: tuple[str, ...]) -> list[str]:
     index = folder / INDEX
     if not index.exists():
         return [ONE_FILE]
-    places: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    return sorted({file for weight, file in places.items() if weight.startswith(prefixes)})
+    file_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    return sorted({file for weight, file in file_of.items() if weight.startswith(prefixes)})
 
 
 def _ends(file: Path) -> bytes:

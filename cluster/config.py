@@ -65,14 +65,16 @@ class Resources(Frozen):
     """The resources that Ray reserves for each replica of a pool, and the nodes that it may use."""
 
     num_cpus: float = Field(default=1.0, ge=0)
-    """CPU cores that Ray reserves for one replica. Nothing binds a replica to them."""
+    """CPU cores that Ray reserves for one replica. Nothing binds a replica to them. A decoder over several GPUs
+    reserves one more core for each tensor-parallel worker after the first."""
     num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs that Ray reserves for one replica. Decoders leave it out: they have one GPU per tensor-parallel worker."""
+    """GPUs that Ray reserves for one replica. Leave it out for decoders: a decoder with ``device: cuda`` reserves one
+    GPU per tensor-parallel worker."""
     memory_bytes: int | None = Field(default=None, ge=1)
     """Memory that Ray reserves for one replica."""
     pool_label: str | None = None
-    """The value of the Ray label ``pool`` on nodes that this pool prefers. If they are full, nodes without such a
-    label are used, but never those of another pool."""
+    """The value of the Ray label ``pool`` on nodes that this pool prefers. If they are full or missing, other
+    nodes are used, but never those that carry the label of another pool of Prism."""
     pool_label_required: bool = False
     """``true`` allows no other nodes than those with ``pool_label``. Decoders over several GPUs always behave so."""
 
@@ -86,6 +88,7 @@ class PoolConfig(Frozen):
     """The calls that one replica works on at a time. Further calls wait until a replica has room or their request
     runs out of time."""
     resources: Resources = Resources()
+    """The resources that Ray reserves for each replica, and the nodes that it may use."""
 
     def without_label(self) -> Self:
         """The same pool without preferences about nodes."""
@@ -121,19 +124,19 @@ class PreprocessorConfig(PoolConfig):
 
 
 class RoutingConfig(Frozen):
-    """How calls are spread over the replicas of a pool."""
+    """The settings that decide which replica of a pool gets a call."""
 
     policy: Literal["affinity", "balanced"] = "affinity"
     """``affinity`` sends a call to the replica that already holds what it needs, unless too much work waits there.
     ``balanced`` is Serve's own choice: the shorter of two queues. With ``balanced`` several encoders may encode the
     same picture."""
     report_period_s: float = Field(default=1.0, gt=0)
-    """How often each replica reports its work. A Router learns from the reports about calls that other Routers have
-    sent."""
+    """The time between two reports of a replica about its work. A Router learns from the reports about calls
+    that other Routers have sent."""
 
 
 class EncoderRoutingConfig(RoutingConfig):
-    """How pictures are spread over the encoders."""
+    """The settings that decide which encoder gets a picture."""
 
     load_factor: float = Field(default=1.25, ge=1)
     """A replica with more than this many times the mean work gets no new pictures, even if it is their home."""
@@ -143,7 +146,7 @@ class EncoderConfig(PoolConfig):
     """The encoder pool: each replica holds one vision tower."""
 
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the vision tower runs."""
+    """The kind of device that runs the vision tower."""
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
     """Memory for finished embeddings that one replica keeps for reuse. One token takes hidden size × bytes per
     number."""
@@ -153,7 +156,7 @@ class EncoderConfig(PoolConfig):
     num_threads: int = Field(default=1, ge=1)
     """CPU threads of the vision tower. It has no effect on a GPU."""
     routing: EncoderRoutingConfig = EncoderRoutingConfig()
-    """How pictures are spread over the encoders."""
+    """The settings that decide which encoder gets a picture."""
 
 
 class DecoderConfig(PoolConfig):
@@ -162,7 +165,7 @@ class DecoderConfig(PoolConfig):
     tensor_parallel_size: int = Field(default=1, ge=1)
     """Workers that share the weights of one engine; on GPUs, one GPU for each."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the language model runs."""
+    """The kind of device that runs the language model."""
     max_num_seqs: int = Field(default=64, ge=1)
     """The most sequences that the engine computes in one step."""
     kv_cache_gib: int = Field(default=1, ge=1)
@@ -179,20 +182,22 @@ class DecoderConfig(PoolConfig):
     """CPU cores that are reserved for the engine's workers, in vLLM's notation: ``0|1`` gives each of two workers
     one core, ``0-3,6`` gives one worker five. An engine without reserved cores runs at low priority on shared ones."""
     transport: Literal["shared", "inline"] = "shared"
-    """How embeddings reach the engine's workers: by shared memory, or within the request."""
+    """The way that embeddings take to the engine's workers: ``shared`` is shared memory, ``inline`` sends them within
+    the request."""
     shared_bytes: int = Field(default=2**30, ge=1)
-    """Memory for embeddings in shared memory that each replica holds, in use or kept for reuse. It counts as the
-    machine's memory. A request waits until its own embeddings fit."""
+    """The most shared memory that one replica uses for embeddings, in use or kept for reuse. This memory is part of the
+    machine's RAM. A request waits until its own embeddings fit. A decoder does not start if the embedding of the
+    largest picture does not fit. The setting has no effect with ``transport: inline``."""
     tool_call_parser: str | None = None
     """vLLM's parser for tool calls that the model makes by itself (``tool_choice: auto``), such as ``hermes``.
     Unset: such requests are refused."""
     routing: RoutingConfig = RoutingConfig()
-    """How conversations are spread over the decoders."""
+    """The settings that decide which decoder gets a conversation."""
 
     @model_validator(mode="after")
     def _devices_follow_from_tensor_parallel_size(self) -> Self:
         if self.resources.num_gpus:
-            raise ValueError("leave out resources.num_gpus: a decoder has one GPU per tensor-parallel worker")
+            raise ValueError("leave out resources.num_gpus: a decoder with device cuda reserves one GPU per worker")
         if self.device == "cuda" and self.tensor_parallel_size > 1 and self.resources.memory_bytes is not None:
             raise ValueError(
                 "leave out resources.memory_bytes: Ray does not reserve memory for a decoder over several GPUs"
@@ -211,7 +216,7 @@ class DecoderConfig(PoolConfig):
 
     @property
     def shares_cores(self) -> bool:
-        """Whether the engine computes on CPU cores that are not reserved for it."""
+        """True if the engine computes on CPU cores that are not reserved for it."""
         return self.device == "cpu" and self.bind_cores is None
 
     @property
@@ -227,9 +232,9 @@ class PrismConfig(Frozen):
     model: ModelConfig = ModelConfig()
     """The model that is served."""
     encode: Literal["split"] = "split"
-    """Where pictures are encoded. ``split``, in a pool of their own, is the only value so far."""
+    """The pool that encodes pictures. ``split``, an encoder pool of its own, is the only value so far."""
     media: MediaConfig = MediaConfig()
-    """Limits on pictures."""
+    """Limits on pictures, and the places that they may be fetched from."""
     router: RouterConfig = RouterConfig()
     """The Router pool: HTTP surface."""
     preprocessor: PreprocessorConfig = PreprocessorConfig()
@@ -241,6 +246,7 @@ class PrismConfig(Frozen):
 
     @property
     def pools(self) -> tuple[PoolConfig, ...]:
+        """The settings of the four pools, in the order of ``POOLS``."""
         return tuple(getattr(self, name) for name in POOLS)
 
     @property

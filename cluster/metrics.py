@@ -21,7 +21,7 @@ ENGINE_REQUESTS: Final = Gauge(
 PICTURES: Final = Counter("prism_pictures", "Pictures that a stage has worked on.", ["stage"])
 CACHE_LOOKUPS: Final = Counter(
     "prism_embedding_cache_lookups",
-    "Pictures asked of an encoder or a decoder: kept (hit), being encoded for somebody else (joined), "
+    "Pictures asked of an encoder or a decoder: kept (hit), being encoded for another request (joined), "
     "kept by another encoder (lent), or new (miss).",
     ["outcome"],
 )
@@ -29,7 +29,7 @@ CACHE_BYTES: Final = Gauge("prism_embedding_cache_bytes", "Bytes of the embeddin
 STAGE_S: Final = Histogram(
     "prism_stage_seconds",
     "Seconds that answered requests spent in each stage. "
-    "The stages up to first_token add up to the time to the first token.",
+    "Without ingress, the stages up to first_token add up to the time to the first token.",
     ["stage"],
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 20, 60),
 )

@@ -1,9 +1,9 @@
-"""The waterfall of a request: how long each stage took, up to the first token and to the end.
+"""The waterfall of a request: the seconds that each stage took, up to the first token and to the end.
 
 Each process measures its own stages on its own clock and sends the times along with its result. Clocks of different
 processes are never compared. The Router knows how long it waited in all; the part that no stage explains is
-``transfer``. So the stages up to ``first_token`` always add up to the Router's time from the first byte of a request to
-the first piece of its answer.
+``transfer``. So the stages from ``receive`` to ``first_token`` always add up to the time from the arrival of a request
+at the Router to the first piece of its answer. ``ingress`` comes before that time.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ STAGES: Final = {
     "preprocess": "decoding, resizing and cutting up the picture",
     "encode_queue": "waiting for the encoder's earlier pictures, and for a batch",
     "encode": "the vision tower",
-    "cache_hit": "instead of these four: the embedding was still kept by an encoder, or by the decoder in no time",
-    "join": "instead of these four: the embedding was already being made for another request",
+    "cache_hit": "in place of the four stages before: the embedding was kept by an encoder, or by the decoder (then 0)",
+    "join": "in place of the same four stages: waiting for an embedding that was being made for another request",
     "transfer": "calls between processes and the embedding's way to the decoder: the rest that no stage explains",
     "render": "applying the chat template, tokenizing, and preparing embeddings for the engine",
     "decode_queue": "waiting for the engine's earlier requests",
     "prefill": "the engine's pass over the prompt, up to the first token",
-    "first_token": "the first token's way from the engine to text",
-    "stream": "from the first piece of the answer to the last",
+    "first_token": "from the engine's first token to text (from its last token if the answer is not streamed)",
+    "stream": "from the first piece of the answer to the last (from first to last token if it is not streamed)",
 }
 """The stages in a request's order. When a request has several pictures, the times are those of the picture that was
 ready last."""
