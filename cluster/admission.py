@@ -104,7 +104,7 @@ class Slot:
         self._num_bytes += num_bytes
 
     def drop_bytes(self) -> None:
-        """Gives the bytes back."""
+        """Releases the reserved bytes of the request and keeps its slot. A second call has no effect."""
         self._admission.release_bytes(self._num_bytes)
         self._num_bytes = 0
 

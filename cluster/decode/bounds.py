@@ -21,7 +21,8 @@ MAX_ANSWERS: Final = 256
 
 
 def check_bounds(request: BaseModel) -> None:
-    """Refuses values that vLLM accepts and should not: numbers that its engine cannot receive, and too many answers.
+    """Refuses values that vLLM accepts and should not: NaN, infinity, integers beyond 64 bits, and too many answers
+    (``n``).
 
     Raises:
         InvalidField: A value is out of bounds; ``param`` names its field.

@@ -82,7 +82,8 @@ class EmbeddingCache:
     async def get_or_join(
         self, digest: Digest, make: Callable[[], Coroutine[Any, Any, Embedding]]
     ) -> tuple[Embedding, Outcome]:
-        """The embedding of a picture, and how this caller got it.
+        """The embedding of a picture, and its origin: kept (hit), from a run of another caller (joined), or new
+        (miss).
 
         A run goes on as long as at least one caller waits for it, even if the caller that started it has left. If the
         run fails, all its callers get the error; the next caller starts a new run.

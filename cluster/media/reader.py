@@ -127,7 +127,7 @@ class MediaReader:
 
 
 def _payload_start(url: str) -> int:
-    """The index at which the base64 of a data: URL begins, after its header has been checked (RFC 2397)."""
+    """Checks the header of a data: URL (RFC 2397) and gives the index at which its base64 begins."""
     comma = url.find(",", 0, MAX_DATA_HEADER_CHARS)
     media_type, *parameters = url[len("data:") : max(comma, 0)].lower().split(";")
     if comma < 0 or parameters[-1:] != ["base64"]:

@@ -36,7 +36,7 @@ def test_the_application_file_arrives_unchanged(rayservice: Object, application_
 
 
 def test_the_image_is_this_version(overlay: str, rayservice: Object) -> None:
-    """Every pod runs the image that is built from this version for this overlay."""
+    """Every pod of an overlay runs the image whose tag is the version in pyproject.toml and the overlay's name."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     images = {template["spec"]["containers"][0]["image"] for template in pod_templates(rayservice).values()}
     assert images == {f"prism:{version}-{overlay}"}

@@ -74,7 +74,7 @@ class OpenSegments:
             addresses: The addresses of the segments by the embeddings' names.
 
         Returns:
-            False if a segment is gone. The request is then reported as lost, once.
+            True if all segments are open. False if one is gone; then ``report_lost`` is called, once per request.
         """
         if request_id in self._open:
             return True
