@@ -243,7 +243,7 @@ class Encoders:
         self.pulled: list[str] = []
         self.may_answer: asyncio.Event | None = None
 
-    def of(self, num_bytes: int) -> Encoders:
+    def for_size(self, num_bytes: int) -> Encoders:
         del num_bytes
         return self
 
