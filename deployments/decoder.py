@@ -28,9 +28,8 @@ class Decoder:
     """Generates answers. A dead engine cannot be revived: the replica then fails its health check and is replaced."""
 
     async def __init__(self, config: PrismConfig, encoder: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        from cluster.decode.start import (
-            start_engine,  # imported in the replica only: building the application needs no vLLM
-        )
+        # Imported in the replica only: building the application needs no vLLM.
+        from cluster.decode.start import start_engine
 
         log_refusals_briefly()
         self._encode = BySize(encoder.encode)

@@ -64,7 +64,7 @@ def watch() -> EngineTimes:
 
 
 class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
-    """vLLM's engine client. It reports each output of a task that has called ``watch``."""
+    """vLLM's engine client. It notes each output for the asyncio task that has called ``watch``."""
 
     def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput]:
         """See ``AsyncLLM.generate``."""

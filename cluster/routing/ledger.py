@@ -170,7 +170,7 @@ class Routes(ABC, Generic[Item]):
 
     @abstractmethod
     def _task(self, call: CallId, item: Item, state: ReplicaState, now_s: float) -> tuple[Hashable, Task]:
-        """The work that a call means for a replica: the name of the task, which other calls may share, and the task."""
+        """The work of a call for a replica: a task, and the task's name. Calls with the same name share one task."""
 
     @abstractmethod
     def _hold(self, item: Item, held: Held) -> None:

@@ -151,7 +151,7 @@ async def test_new_pictures_spread_over_the_encoders(client: httpx.AsyncClient) 
 async def test_the_pictures_of_an_encoder_that_dies_go_to_the_other(
     launched: Launched, client: httpx.AsyncClient
 ) -> None:
-    """With one of two encoders killed all pictures are answered by the other, whichever had them."""
+    """After one of two encoders is killed, requests about any of the pictures are still answered."""
     asks = [[square("blue", side), text("What colour is the shape?")] for side in range(60, 80)]
     for ask in asks:
         await asked(client, ask)

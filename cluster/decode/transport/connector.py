@@ -129,7 +129,7 @@ class SharedMemoryConnector(ECConnectorBase):  # type: ignore[misc]
             settings = vllm_config.ec_transfer_config.ec_connector_extra_config
             self._losses = os.open(settings["losses"], os.O_WRONLY | os.O_NONBLOCK)
             row_bytes = self._width * self._dtype.itemsize
-            self._openings = OpenSegments(row_bytes, vllm_config.max_concurrent_batches, self._report_lost)
+            self._open_segments = OpenSegments(row_bytes, vllm_config.max_concurrent_batches, self._report_lost)
 
     # In the scheduler.
 
@@ -137,11 +137,11 @@ class SharedMemoryConnector(ECConnectorBase):  # type: ignore[misc]
         """vLLM calls this before each step of a request: whether all of the request's embeddings are open here."""
         del num_computed_tokens  # tokens that are cached now may have to be computed again after a preemption
         num_rows = ((feature.identifier, feature.mm_position.get_num_embeds()) for feature in request.mm_features)
-        return self._openings.open(request.request_id, num_rows, request.ec_transfer_params)
+        return self._open_segments.open(request.request_id, num_rows, request.ec_transfer_params)
 
     def take_unavailable_requests(self) -> set[str]:
         """The requests that vLLM must fail."""
-        return self._openings.take_lost()
+        return self._open_segments.take_lost()
 
     def has_cache_item(self, identifier: str) -> bool:
         """True for every embedding. vLLM asks only about requests whose embeddings are all open, and there is no
@@ -152,19 +152,19 @@ class SharedMemoryConnector(ECConnectorBase):  # type: ignore[misc]
     def update_state_after_alloc(self, request: Request, index: int) -> None:
         """vLLM calls this when the workers' caches have room for an embedding: they will map it in this step."""
         identifier = request.mm_features[index].identifier
-        path = self._openings.path(request.request_id, identifier)
+        path = self._open_segments.path(request.request_id, identifier)
         self._loads.append(Load(identifier, path, request.get_num_encoder_embeds(index)))
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Loads:
         """The message to the workers for this step."""
         del scheduler_output
-        self._openings.step()
+        self._open_segments.step()
         loads, self._loads = self._loads, []
         return Loads(loads)
 
     def request_finished(self, request: Request) -> tuple[bool, None]:
         """vLLM calls this when a request has ended, with or without success."""
-        self._openings.end(request.request_id)
+        self._open_segments.end(request.request_id)
         return False, None
 
     def _report_lost(self, request_id: str) -> None:

@@ -90,7 +90,7 @@ class Segment:
 
     @property
     def address(self) -> Address:
-        """What another process needs in order to open the segment."""
+        """The owner, descriptor and name by which another process can open the segment."""
         return Address(os.getpid(), self.descriptor, self.name)
 
     @property

@@ -45,7 +45,7 @@ class SharedTransport:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What the connector in the engine's processes must know."""
+        """The settings of the connector in the engine's processes: the path of the pipe for lost requests."""
         return {"losses": f"/proc/{os.getpid()}/fd/{self._losses_in.fileno()}"}
 
     @asynccontextmanager

@@ -232,7 +232,8 @@ def _about_two(scenes: list[Scene], rng: random.Random) -> Turn:
 
 
 def _grid(rng: random.Random, max_patches: int, easy: float) -> PatchGrid:
-    """A random grid for a batch; a grid that more of the users' picture sizes lead to is more likely."""
+    """A random grid of patches for the pictures of a batch. A grid that fits more picture sizes of users is more
+    likely."""
     grids = {grid: len(sizes) for grid, sizes in sizes_by_grid().items() if math.prod(grid) <= max_patches}
     grid = rng.choices(list(grids), [num_sizes**0.5 for num_sizes in grids.values()])[0]
     return (8, 8) if rng.random() < easy else grid

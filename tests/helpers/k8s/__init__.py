@@ -1,1 +1,1 @@
-"""Map."""
+"""Helpers of the tests of the manifests."""

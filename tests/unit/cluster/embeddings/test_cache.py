@@ -41,7 +41,7 @@ class Encoder:
 def asking(
     cache: EmbeddingCache, encoder: Encoder, digest: str, times: int = 1
 ) -> list[asyncio.Task[tuple[Embedding, str]]]:
-    """So many who ask for one picture at once."""
+    """Starts ``times`` callers that ask for the same picture, and gives their tasks."""
     return [asyncio.create_task(cache.get_or_join(digest, lambda: encoder.encode(digest))) for _ in range(times)]
 
 

@@ -73,7 +73,7 @@ class Pool:
 
 
 async def at_once() -> None:
-    """No time at all."""
+    """A pause that ends at once, without a turn of the event loop."""
 
 
 def pauses(draw: random.Random) -> Callable[[], Awaitable[None]]:

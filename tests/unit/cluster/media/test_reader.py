@@ -78,7 +78,8 @@ async def refusal(kind: type[PrismError], url: str, **config: Any) -> PrismError
 
 @pytest.mark.parametrize("name", SAMPLES)
 async def test_every_format_is_read_to_its_bytes_and_size(name: str) -> None:
-    """A data: URL of every format and mode gives its own bytes, its size, and the field that it came from."""
+    """A data: URL of every format and mode gives its bytes, its width and height, and the path of its request
+    field."""
     sample = SAMPLES[name]
     picture = await read(data_url(sample.data))
     assert picture.data == sample.data

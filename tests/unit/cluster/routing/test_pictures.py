@@ -88,7 +88,8 @@ def test_a_busy_home_is_passed_over_and_the_picture_stays_where_it_went() -> Non
 
 
 def test_a_picture_leaves_a_replica_that_is_gone() -> None:
-    """A picture held by a replica that died goes to the next in line, and calls that it took with it weigh no more."""
+    """The picture of a dead replica goes to the next replica in rendezvous order, and the dead replica's calls no
+    longer count."""
     routes, pool = PictureRoutes(1.25), names(3)
     picture = PictureWork("p", 10)
     line = routes.rank(picture, pool, 0)

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import itertools
 import json
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from aiohttp import web
 from PIL import Image
 
 from loadtest.bench.__main__ import DEMO
 from loadtest.bench.requests import Request, Size, body, bursts, letters, new_picture, steady, windows
 from loadtest.bench.workloads import SCENARIOS, Writer
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-FIRST_S, GAP_S = 0.05, 0.02
 
 
 def test_schedules_are_what_they_say() -> None:
@@ -106,41 +100,3 @@ def test_a_picture_can_stand_after_the_words() -> None:
     content = json.loads(body("hello", [b"jpeg"], 1, [5], text_first=True))["messages"][0]["content"]
     assert [part["type"] for part in content] == ["text", "image_url"]
     assert content[1]["image_url"]["url"].endswith(base64.b64encode(b"jpeg").decode())
-
-
-async def answer(request: web.Request) -> web.StreamResponse:
-    """Speaks as many letters as asked for, with known gaps; a question about trouble gets it."""
-    body = await request.json()
-    num_tokens = body["max_tokens"]
-    trouble = body["messages"][0]["content"]
-    if trouble == "refuse":
-        return web.json_response({"error": {"code": "overloaded"}}, status=429)
-    stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
-    await stream.prepare(request)
-
-    async def say(event: Any) -> None:
-        await stream.write(b"data: " + (event if isinstance(event, bytes) else json.dumps(event).encode()) + b"\n\n")
-
-    await say({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
-    for number in range(num_tokens - (trouble == "short")):
-        await asyncio.sleep(GAP_S if number else FIRST_S)
-        await say({"choices": [{"delta": {"content": "a"}}]})
-    if trouble == "error":
-        await say({"error": {"code": "gone"}})
-    if trouble != "cut":
-        await say({"choices": [], "usage": {"completion_tokens": num_tokens}})
-        await say(b"[DONE]")
-    return stream
-
-
-@pytest.fixture
-async def url() -> AsyncIterator[str]:
-    """Where ``answer`` listens."""
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()

@@ -209,7 +209,7 @@ async def test_what_is_asked_for_together_is_made_once() -> None:
 
 
 async def test_what_can_never_fit_is_refused_at_once() -> None:
-    """A request whose embeddings together exceed the bound is told so, with the figures, and is nobody's delay."""
+    """A request whose embeddings can never fit is refused at once, with the figures, and delays no other request."""
     store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, Made())  # type: ignore[arg-type]
     with pytest.raises(TooManyPictures) as refused:
         await Holder(store, "ga" + "ef").task

@@ -1,1 +1,1 @@
-"""Map."""
+"""Unit tests of ``cluster/demo/training``."""

@@ -9,15 +9,8 @@ import pytest
 import torch
 
 from cluster.demo.training import scans
-from cluster.demo.training.tokenizer import new_tokenizer
 
 FOLDER = Path(__file__).parents[5] / "cluster" / "demo"
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    """The tokenizer as training makes it."""
-    return new_tokenizer()
 
 
 def test_held_out_scans_are_never_trained_on() -> None:
