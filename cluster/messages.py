@@ -134,7 +134,7 @@ def picture_part(digest: Digest) -> dict[str, str]:
 
 
 def is_picture(part: object) -> bool:
-    """Whether a content part is one made by ``picture_part``."""
+    """Returns True if a content part was made by ``picture_part``."""
     return isinstance(part, dict) and part.get("type") == PICTURE_PART
 
 

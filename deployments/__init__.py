@@ -1,4 +1,4 @@
-"""Where Prism runs: one thin Ray Serve deployment per pool, around the logic in ``cluster``.
+"""Prism's Ray Serve application: one thin deployment per pool, around the logic in ``cluster``.
 
 app.yaml             the application file of ``make serve``; qwen2_5_vl_32b.yaml is for the 32B model
 app.py               builds the Serve application from the ``args:`` of such a file

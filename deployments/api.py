@@ -65,7 +65,7 @@ CLIENT_GONE: Final = 499
 
 
 class Serving(Protocol):
-    """What the HTTP surface needs of the Router."""
+    """The part of the Router that the HTTP surface uses."""
 
     config: PrismConfig
 

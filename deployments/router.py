@@ -164,7 +164,7 @@ class Router(AsgiIngress):
 
 @dataclass(frozen=True, slots=True)
 class _Deadline:
-    """When a request must have ended, on the event loop's clock, and the time that it was given."""
+    """The time at which a request must have ended, on the event loop's clock, and the seconds that it was given."""
 
     at_s: float
     timeout_s: float

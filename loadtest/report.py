@@ -64,7 +64,7 @@ def locust_medians_ms(path: Path) -> dict[tuple[str, str], float]:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Whether two clients agree, with a line of text for each figure that was compared."""
+    """The result of comparing two clients, with a line of text for each figure that was compared."""
 
     agree: bool
     text: str

@@ -82,7 +82,7 @@ def growth(samples: Sequence[Memory]) -> Memory:
 
 
 def is_flat(grown: Memory) -> bool:
-    """Whether growth is within ``FLAT`` in total and within ``EACH_FLAT`` for each figure."""
+    """Returns True if the total grew by at most ``FLAT`` and each figure by at most ``EACH_FLAT``."""
     return grown["total"] <= FLAT and max(grown.values()) <= EACH_FLAT
 
 

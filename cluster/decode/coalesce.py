@@ -16,7 +16,7 @@ MAX_WAIT_S: Final = 0.05
 
 
 def wait_s(num_streams: int) -> float:
-    """How long a piece may be delayed, in seconds. A single stream is never delayed."""
+    """Returns the longest delay of a piece, in seconds. A single stream is never delayed."""
     return min((num_streams - 1) * WAIT_PER_STREAM_S, MAX_WAIT_S) if num_streams > 1 else 0.0
 
 

@@ -59,7 +59,7 @@ class Engine:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the engine's process has ended."""
+        """True once the engine's process has ended."""
         return bool(self._llm.errored)
 
     @property
@@ -74,8 +74,8 @@ class Engine:
         return int(cache.block_size * (cache.num_gpu_blocks or 0))
 
     def stats(self) -> dict[str, float]:
-        """How busy the engine is: requests waiting and running, prompt tokens still to prefill, used share of the KV
-        cache."""
+        """Returns the engine's load: requests waiting and running, prompt tokens still to prefill, and the share of the
+        KV cache in use, from 0 to 1."""
         for_room = self.transport.num_waiting
         if not self.num_requests:  # the scheduler's last report may be older than the last end of a request
             return {"waiting": for_room, "running": 0, "queued_tokens": 0, "kv_use": 0.0}

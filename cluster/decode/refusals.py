@@ -95,7 +95,8 @@ def engine_died() -> PoolUnavailable:
 
 
 def _path(details: ErrorDetails, body: Any) -> tuple[int | str, ...]:
-    """The path of an error in the body: pydantic's steps without those that name a branch of a union."""
+    """Returns the path of an error in the request body. Pydantic's path also holds the names of union branches; they
+    are left out."""
     path: list[int | str] = []
     value = body
     for step in details["loc"]:
@@ -110,8 +111,11 @@ def _path(details: ErrorDetails, body: Any) -> tuple[int | str, ...]:
 
 
 def _aptness(found: tuple[ErrorDetails, tuple[int | str, ...]]) -> tuple[int, int]:
-    """How well a report of pydantic's fits: deeper is better, and then the kind of error. A missing field fits
-    worst, because another branch of the union may not need it."""
+    """Returns a sort key for pydantic's errors about one body. The error with the largest key describes it best.
+
+    A deeper path ranks first, and the kind of error decides between equal depths. A missing field ranks lowest, because
+    another branch of the union may not need it.
+    """
     details, path = found
     kind = details["type"]
     return len(path), 0 if kind == "missing" else 1 if kind == "literal_error" else 2 if kind.endswith("_type") else 3

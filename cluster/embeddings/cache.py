@@ -42,7 +42,7 @@ class EmbeddingCache:
         self.num_bytes = 0
 
     def __contains__(self, digest: Digest) -> bool:
-        """Whether the embedding of this picture is kept, or a run that makes it is under way."""
+        """Returns True if the embedding of this picture is kept, or if a run that makes it is under way."""
         return digest in self._kept or digest in self._runs
 
     def find(self, digest: Digest) -> Embedding | None:

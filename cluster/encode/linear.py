@@ -31,7 +31,10 @@ def make_linear(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether this CPU has oneDNN's own kernels for a dtype. Without them, oneDNN refuses the dtype or is very slow."""
+    """Returns True if this CPU has oneDNN's own kernels for a dtype.
+
+    Without them, oneDNN refuses the dtype or is very slow.
+    """
     if not (torch._C._has_mkldnn and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -247,7 +247,7 @@ class FreshStream(httpcore2.AsyncNetworkStream):
 
 
 def is_public(address: str) -> bool:
-    """Whether a numeric address belongs to the public internet: it is global and unicast.
+    """Returns True if a numeric address belongs to the public internet: it is global and unicast.
 
     An IPv6 address that stands for an IPv4 address is public if the IPv4 address is.
     """

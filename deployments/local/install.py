@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def is_locked() -> bool:
-    """Whether the lock files are for this machine and this Python."""
+    """Returns True if the lock files are for this machine and this Python."""
     return (sys.platform, platform.machine()) == ("linux", "x86_64") and sys.version_info < (3, 14)
 
 

@@ -1,4 +1,4 @@
-"""What every replica does for itself: it freezes its heap, reports its metrics, and logs refusals on one line."""
+"""The duties that all replicas share: freezing the heap, reporting metrics, and logging refusals on one line."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ async def ask_all(
 
 
 def _knows(pool: DeploymentHandle[Any]) -> bool:
-    """Whether Serve has told this process of the replicas of a pool."""
+    """Returns True if Serve has told this process of the replicas of a pool."""
     return _router(pool) is not None and bool(pool.running_replicas_populated())
 
 

@@ -61,7 +61,7 @@ Ray Serve LLM reserves more than two cores, so Ray is told that there are four; 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How a system is laid out.
+    """The processes, cores and checkpoint that a measured system runs with.
 
     Args:
         name: The name of the set-up in notes and logs.

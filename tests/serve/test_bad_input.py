@@ -87,7 +87,7 @@ async def faults(client: httpx.AsyncClient, wanted: Iterable[Bad]) -> list[str]:
 
 
 async def decoder(client: httpx.AsyncClient) -> dict[str, float]:
-    """When the decoder's process started, and how many requests its engine holds."""
+    """Returns the start time of the decoder's process and the number of requests that its engine holds."""
     names = {"process_start_time_seconds": "started", "prism_engine_requests": "requests"}
     samples = [
         line.rpartition(" ") for line in (await client.get("/metrics")).text.splitlines() if 'pool="decoder"' in line

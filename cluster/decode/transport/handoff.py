@@ -49,7 +49,7 @@ class Transport(Protocol):
         """Requests that wait for room for their embeddings. The engine does not know of them yet."""
 
     def is_lost(self, request_id: str) -> bool:
-        """Whether the engine has ended a request because one of its embeddings was gone."""
+        """Returns True if the engine has ended a request because one of its embeddings was gone."""
 
     def close(self) -> None:
         """Releases everything. Call it after the engine has ended."""

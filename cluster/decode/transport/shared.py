@@ -75,7 +75,7 @@ class SharedTransport:
         return self._store.num_waiting
 
     def is_lost(self, request_id: str) -> bool:
-        """Whether the engine could not open one of the request's segments."""
+        """Returns True if the engine could not open one of the request's segments."""
         reported = (self._lost + (self._losses.read(READ_BYTES) or b""))[-READ_BYTES:]
         self._lost = reported.replace(request_id.encode(), b"")  # the same request may be tried again
         return self._lost != reported

@@ -36,7 +36,7 @@ class Example:
     kind: str
 
     def is_answered_by(self, text: str) -> bool:
-        """Whether a text equals the answer, apart from case, surrounding space and a final full stop."""
+        """Returns True if a text equals the answer, apart from case, surrounding space and a final full stop."""
         return _plain(text) == _plain(self.answer)
 
 

@@ -47,7 +47,7 @@ def read_document(text: str) -> Any:
 
 @cache
 def build(kustomization: Path) -> str:
-    """What ``kubectl kustomize`` makes of a folder, as YAML.
+    """Runs ``kubectl kustomize`` on a folder and returns the YAML that it prints.
 
     Raises:
         CalledProcessError: kubectl refused; ``stderr`` says why.
