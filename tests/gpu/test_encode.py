@@ -37,5 +37,5 @@ def test_the_measurement_runs() -> None:
 
 
 def numbers(embedding: Embedding) -> torch.Tensor:
-    """The numbers of an embedding, whatever its dtype."""
+    """Returns an embedding as float32 numbers."""
     return torch.from_numpy(embedding.rows).view(getattr(torch, embedding.dtype)).float()

@@ -16,17 +16,17 @@ Part = dict[str, Any]
 
 
 def text(words: str) -> Part:
-    """A text part."""
+    """Returns a content part with text."""
     return {"type": "text", "text": words}
 
 
 def image(data: bytes, kind: str = "png") -> Part:
-    """A picture part with a data: URL."""
+    """Returns a content part with a picture as a data: URL."""
     return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}}
 
 
 def picture(name: str) -> Part:
-    """One of the sample pictures that come with the demo checkpoint."""
+    """Returns a content part with one of the demo checkpoint's sample pictures."""
     return image((SAMPLES / name).read_bytes(), Path(name).suffix.lstrip("."))
 
 
@@ -39,7 +39,8 @@ def random_png(width: int, height: int, seed: int) -> bytes:
 
 
 def square(colour: str, side: int) -> Part:
-    """A square on white; another side makes another picture, one that no encoder has kept."""
+    """Returns a content part with a coloured square on white. A side that no test has used before makes a picture that
+    no encoder has cached."""
     drawn, file = Image.new("RGB", (150, 130), "white"), io.BytesIO()
     ImageDraw.Draw(drawn).rectangle((20, 15, 20 + side, 15 + side), fill=colour)
     drawn.save(file, "PNG")
@@ -47,7 +48,7 @@ def square(colour: str, side: int) -> Part:
 
 
 def chat(content: list[Part], **options: Any) -> dict[str, Any]:
-    """A greedy request with one user turn."""
+    """Returns the body of a greedy chat request with one user turn."""
     body = {
         "model": "prism-demo",
         "messages": [{"role": "user", "content": content}],

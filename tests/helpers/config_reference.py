@@ -32,13 +32,13 @@ This page is made from `cluster/config.py` by `make docs`; a test fails when it 
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Returns the whole page as Markdown."""
     sections = [_section(path, model) for path, model in _models("", PrismConfig)]
     return "\n".join([INTRODUCTION, *sections])
 
 
 def _models(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Each model of the tree with its path; the root comes first."""
+    """Yields each model of the configuration tree with its path. The root comes first."""
     yield path, model
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -56,7 +56,8 @@ def _section(path: str, model: type[BaseModel]) -> str:
 
 
 def _field_docs(model: type[BaseModel]) -> dict[str, str]:
-    """The docstring under each field of a model, or else under the field that it overrides."""
+    """Returns the docstrings of a model's fields by name. A field without one takes the docstring of the field that it
+    overrides."""
     found: dict[str, str] = {}
     for kind in reversed([kind for kind in model.__mro__ if kind.__module__ == config.__name__]):
         [tree] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body

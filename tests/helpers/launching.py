@@ -27,11 +27,11 @@ PRISM = Path(sys.executable).parent / "prism"
 
 
 class Launched:
-    """A ``prism serve`` that runs."""
+    """A running ``prism serve`` process, with its URL, its log and its temporary folder."""
 
     def __init__(self, file: Path, folder: Path) -> None:
-        """Starts it; ``folder`` is where it finds its temporary files, and short, since paths of sockets are
-        limited."""
+        """Starts the process. It keeps its temporary files in ``folder``, whose path must be short, because the paths
+        of sockets are limited."""
         port, self.log = free_port(), folder / "log"
         self.url = f"http://127.0.0.1:{port}"
         self.temporary = folder / "t"
@@ -45,7 +45,7 @@ class Launched:
         """Segments of shared memory that processes had when a test killed them."""
 
     def wait_until(self, said: str) -> None:
-        """Returns once something is printed."""
+        """Returns once the log contains ``said``. Fails if the process ends first."""
 
         def is_said() -> bool:
             assert self.process.poll() is None, self.log.read_text()
@@ -54,7 +54,7 @@ class Launched:
         wait_until(is_said, START_TIMEOUT_S, f"{said!r} was not printed")
 
     def end(self) -> None:
-        """Makes sure that it has ended; after a test that ended it there is nothing to do."""
+        """Ends the process if a test has not ended it already."""
         self.process.send_signal(signal.SIGINT)
         try:
             self.process.wait(timeout=90)
@@ -65,7 +65,8 @@ class Launched:
 
 @contextlib.contextmanager
 def launched_with(changes: dict[str, dict[str, Any]]) -> Iterator[Launched]:
-    """``prism serve`` with changes to pools of the embedded default, as a process of its own."""
+    """Runs ``prism serve`` as a process of its own, on the embedded default with changes to some pools, and yields it
+    once it is ready."""
     app = yaml.safe_load(APP.read_text())
     for pool, change in changes.items():
         app["applications"][0]["args"][pool] |= change
@@ -91,10 +92,10 @@ async def is_ready_again(client: httpx.AsyncClient) -> None:
 
 @contextlib.contextmanager
 def ahead_of_engines() -> Iterator[None]:
-    """Schedules this thread before everything else inside the block, where the machine lets it, as the bench does.
+    """Inside the block, schedules this thread before all other processes, if the machine allows it, as the bench does.
 
-    Workers that spin on every core have been seen to keep a client from running for seconds, while the kernel had it
-    ready to run all along: a stream of thousands of tokens was over before the client had read its first event.
+    Without this, engine workers that spin on every core were seen to keep a client from running for seconds although it
+    was ready to run. A stream of thousands of tokens had then ended before the client read its first event.
     """
     go_first()
     try:
@@ -104,9 +105,9 @@ def ahead_of_engines() -> Iterator[None]:
 
 
 def replicas(root: psutil.Process, pool: str = "", *, at_least: int = 1) -> list[psutil.Process]:
-    """The living replicas of a pool, or of all, among a process's descendants.
+    """Returns the living replicas of one pool, or of all pools, among a process's descendants.
 
-    Waits until there are so many: one may be starting, or about to change its title.
+    Waits until there are at least ``at_least`` of them, because a replica may be starting or about to change its title.
     """
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
@@ -122,15 +123,16 @@ def replicas(root: psutil.Process, pool: str = "", *, at_least: int = 1) -> list
 
 
 def engine_of(decoder: psutil.Process) -> psutil.Process:
-    """The process in which a decoder's engine runs.
+    """Returns the process in which a decoder's engine runs.
 
-    Not by its title: setproctitle finds the place for one by the first variable of the environment, which Ray shuffles,
-    and silently sets none if that variable has been set anew since the process began.
+    The title cannot tell. setproctitle finds the memory for a title by the first variable of the environment, and Ray
+    changes the order of the variables. If that variable was set again since the process began, setproctitle sets no
+    title and reports nothing.
     """
     [engine] = [child for child in decoder.children() if "resource_tracker" not in " ".join(child.cmdline())]
     return engine
 
 
 def thread_niceness(process: psutil.Process) -> set[int]:
-    """The niceness of every thread of a process."""
+    """Returns the niceness values of a process's threads."""
     return {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in process.threads()}

@@ -12,7 +12,8 @@ REFERENCE: Final = re.compile(r"`([\w/]+\.py):([\w.]+)`")
 
 
 def steps(heading: str) -> list[tuple[str, str]]:
-    """Pairs of a file and a function's qualified name: those of one table's steps that every request takes, in order.
+    """Returns the functions of one table as pairs of file and qualified name, in order, without the steps that only
+    some requests take.
 
     Args:
         heading: The heading over the table. Rows whose process is followed by a condition in italics are left out.

@@ -29,8 +29,8 @@ HEIGHT: Final = 34
 
 @dataclass(frozen=True)
 class Sample:
-    """A file, and the [height, width, 3] RGB that a viewer shows on white; lossy formats may be ``tolerance`` levels
-    off."""
+    """A picture file, and the [height, width, 3] RGB levels that a viewer shows for it on a white page. Levels of lossy
+    formats may differ by ``tolerance``."""
 
     name: str
     data: bytes = field(repr=False)
@@ -39,12 +39,12 @@ class Sample:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
+        """Returns (width, height) in pixels."""
         return self.rgb.shape[1], self.rgb.shape[0]
 
 
 def scene(width: int = WIDTH, height: int = HEIGHT) -> Pixels:
-    """A smooth [height, width, 3] picture without any symmetry."""
+    """Returns a smooth [height, width, 3] picture without any symmetry."""
     y, x = np.mgrid[0:height, 0:width].astype(float)
     x, y = x / max(width - 1, 1), y / max(height - 1, 1)
     channels = (220 * x + 20, 200 * y + 30, 128 + 100 * np.cos(2 * x + 3 * y))
@@ -52,7 +52,7 @@ def scene(width: int = WIDTH, height: int = HEIGHT) -> Pixels:
 
 
 def encoded(image: Image.Image | Pixels, file_format: str, **options: Any) -> bytes:
-    """The picture as a file."""
+    """Returns the bytes of a picture file."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
     file = io.BytesIO()
@@ -61,22 +61,23 @@ def encoded(image: Image.Image | Pixels, file_format: str, **options: Any) -> by
 
 
 def png(width: int, height: int) -> bytes:
-    """A small PNG of any size, honest in its header and quick to make: one grey."""
+    """Returns a small PNG file of any width and height, filled with one grey. Its header states its true size."""
     return encoded(Image.new("L", (width, height), 99), "PNG")
 
 
 def bare_png(width: int, height: int) -> bytes:
-    """A PNG's header and end, with nothing between: for sizes that nobody wants to hold in memory."""
+    """Returns a PNG file that has a header and an end but no pixels. Tests use it for sizes that are too large to hold
+    in memory."""
     return _png(width, height, 8, 2, b"")
 
 
 def data_url(data: bytes, media_type: str = "image/png") -> str:
-    """The file as a data: URL."""
+    """Returns the file as a data: URL."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def on_white(levels: Array, alpha: Array) -> Pixels:
-    """[height, width, 3] levels under [height, width] alpha, both 0 to 255, laid on white."""
+    """Lays [height, width, 3] levels with [height, width] alpha, both 0 to 255, on a white page."""
     share = alpha[..., None].astype(float) / 255
     return (levels * share + 255 * (1 - share)).round().astype(np.uint8)
 

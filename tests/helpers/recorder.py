@@ -62,7 +62,7 @@ def recording(folder: Path) -> Iterator[None]:
 
 
 def calls_since(folder: Path, start_s: float) -> list[tuple[str, str]]:
-    """Pairs of a file and a qualified name: the calls since a time of the monotonic clock, in their order."""
+    """Returns the calls since a time of the monotonic clock as pairs of file and qualified name, in their order."""
     found: list[tuple[float, str]] = []
     for file in (folder / "records").iterdir():
         for line in file.read_text().splitlines():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def with_changes(file: ApplicationFile, changes: dict[str, dict[str, Any]]) -> ApplicationFile:
-    """The application file with some of its ``args`` changed, pool by pool."""
+    """Returns the application file with changes to the ``args`` of some pools."""
     args = {**file.serve.applications[0].args}
     for name, change in changes.items():
         args[name] = {**args.get(name, {}), **change}
@@ -33,14 +33,14 @@ def with_changes(file: ApplicationFile, changes: dict[str, dict[str, Any]]) -> A
 
 @contextmanager
 def prism_cluster(changes: dict[str, dict[str, Any]] | None = None) -> Iterator[Cluster]:
-    """The embedded default, with changes, on a port of its own; Ray lives in this process."""
+    """Runs the embedded default with changes, on a free port. Ray is started in this process."""
     with running(with_changes(ApplicationFile.read(APP), changes or {}), port=free_port()) as cluster:
         yield cluster
 
 
 @contextmanager
 def bare_vllm(log: Path) -> Iterator[str]:
-    """vLLM's own server with the same checkpoint, given raw pictures; yields its URL."""
+    """Runs vLLM's own server with the same checkpoint and yields its URL. It gets raw pictures."""
     config = ApplicationFile.read(APP).config
     port = free_port()
     line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host=127.0.0.1", f"--port={port}"]
@@ -65,7 +65,7 @@ def bare_vllm(log: Path) -> Iterator[str]:
 
 
 def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Returns once ``/health`` answers 200; fails with the log's tail when the server ends before."""
+    """Returns once ``/health`` answers 200. If the server ends first, it fails with the end of the log."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.poll() is not None:

@@ -15,7 +15,7 @@ Reply = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class Site:
-    """A server on loopback that answers each path with raw bytes or by a coroutine, and remembers who asked."""
+    """A server on loopback that answers each path with raw bytes or by a coroutine. It records its requests."""
 
     port: int = 0
     replies: dict[str, bytes | Reply] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Site:
     num_open: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection: request after request."""
+        """Answers the requests of one connection, one after the other."""
         self.num_connections += 1
         self.num_open += 1
         self.idle.clear()
@@ -51,14 +51,14 @@ class Site:
 
 @dataclass
 class Network(httpcore2.AsyncNetworkBackend):
-    """Leads every address to the site on loopback, or refuses, and remembers what was dialled."""
+    """Connects every address to the site on loopback, or refuses. It records the addresses that were dialled."""
 
     site: Site
     dead: frozenset[str] = frozenset()
     dialled: list[str] = field(default_factory=list)
 
     async def connect_tcp(self, host: str, *_: Any, **__: Any) -> httpcore2.AsyncNetworkStream:
-        """Dials the site in place of ``host``."""
+        """Connects to the site instead of ``host``."""
         self.dialled.append(host)
         if host in self.dead:
             raise httpcore2.ConnectError
@@ -67,7 +67,7 @@ class Network(httpcore2.AsyncNetworkBackend):
 
 @dataclass
 class Names:
-    """A resolver that gives its answers in turn, the last one for ever, and remembers the questions."""
+    """A resolver that gives its answers one after the other and repeats the last one. It records the questions."""
 
     answers: list[list[str] | Exception]
     asked: list[str] = field(default_factory=list)
@@ -81,34 +81,34 @@ class Names:
 
 
 def ok(data: bytes, *headers: str) -> bytes:
-    """An answer that carries ``data``."""
+    """Returns a 200 response with ``data`` as its body."""
     return reply("200 OK", data, f"Content-Length: {len(data)}", *headers)
 
 
 def reply(status: str, body: bytes = b"", *headers: str) -> bytes:
-    """Any answer, as it goes over the wire."""
+    """Returns the bytes of an HTTP response."""
     return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode() + body
 
 
 def redirect(location: str, status: str = "302 Found") -> bytes:
-    """An answer that leads elsewhere."""
+    """Returns a redirect to another URL."""
     return reply(status, b"", f"Location: {location}", "Content-Length: 0")
 
 
 async def stall(_writer: asyncio.StreamWriter) -> None:
-    """Never answers."""
+    """Waits for ever without answering."""
     await asyncio.Event().wait()
 
 
 async def stall_in_body(writer: asyncio.StreamWriter) -> None:
-    """Begins well and falls silent."""
+    """Sends the head and a part of the body, then nothing more."""
     writer.write(reply("200 OK", b"\xff\xd8", "Content-Length: 999"))
     await writer.drain()
     await asyncio.Event().wait()
 
 
 async def trickle(writer: asyncio.StreamWriter) -> None:
-    """Never silent, never done."""
+    """Sends the body byte by byte without end."""
     writer.write(reply("200 OK", b"", "Content-Length: 9999999"))
     while True:
         writer.write(b"\0")

@@ -21,19 +21,19 @@ APPLICATIONS = {"cpu": "app.yaml"}
 
 @pytest.fixture(params=sorted(APPLICATIONS))
 def overlay(request: pytest.FixtureRequest) -> str:
-    """The name of an overlay, each in turn."""
+    """The names of the overlays, one test run for each."""
     return str(request.param)
 
 
 @pytest.fixture
 def application_text(overlay: str) -> str:
-    """The application file that the overlay runs, as it stands."""
+    """The text of the application file that the overlay runs."""
     return (ROOT / "deployments" / APPLICATIONS[overlay]).read_text()
 
 
 @pytest.fixture
 def application(application_text: str) -> Object:
-    """The application file that the overlay runs, read."""
+    """The parsed application file that the overlay runs."""
     document: Object = read_document(application_text)
     return document
 
@@ -46,7 +46,7 @@ def objects(overlay: str) -> list[Object]:
 
 @pytest.fixture
 def rayservice(objects: list[Object]) -> Object:
-    """The overlay's RayService; a test may change its copy."""
+    """A copy of the overlay's RayService. A test may change it."""
     [service] = [candidate for candidate in objects if candidate["kind"] == "RayService"]
     return service
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def args(application: Object) -> dict[str, Any]:
-    """Prism's part of the application file; a test may change it."""
+    """The ``args`` of the application file. A test may change them."""
     arguments: dict[str, Any] = application["applications"][0]["args"]
     return arguments
 
 
 def _unplaced(rayservice: Object, args: dict[str, Any]) -> dict[str, int]:
-    """Replicas without room, by the label of their pool; pools that fit are left out."""
+    """Returns the number of replicas without room by the label of their pool. Pools that fit are left out."""
     groups = {group.label: group for group in groups_of(rayservice).values()}
     unplaced = {
         str(pool.label): num_unplaced(pool, groups[pool.label]) for pool in pools_of(PrismConfig.model_validate(args))

@@ -23,7 +23,7 @@ GROUPS = ("head", "router", "preprocessor", "encoder", "decoder")
 
 @pytest.fixture(params=GROUPS)
 def pod(request: pytest.FixtureRequest, rayservice: Object) -> dict[str, Any]:
-    """The pod specification of the head and of each worker group, in turn."""
+    """The pod specifications of the head and of each worker group, one test run for each."""
     specification: dict[str, Any] = pod_templates(rayservice)[request.param]["spec"]
     return specification
 

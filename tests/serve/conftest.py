@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Prism with the embedded default."""
+    """A running Prism cluster with the embedded default."""
     with prism_cluster() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def bare_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Bare vLLM with the same checkpoint."""
+    """The URL of a bare vLLM server with the same checkpoint."""
     with bare_vllm(tmp_path_factory.mktemp("bare") / "log") as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 async def prism(cluster: Cluster) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of Prism's."""
+    """An HTTP client of the Prism cluster."""
     async with httpx.AsyncClient(base_url=cluster.url, timeout=120) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 async def bare(bare_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of bare vLLM's."""
+    """An HTTP client of the bare vLLM server."""
     async with httpx.AsyncClient(base_url=bare_url, timeout=120) as client:
         yield client

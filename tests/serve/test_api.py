@@ -41,26 +41,25 @@ async def openai(cluster: Cluster) -> AsyncIterator[AsyncOpenAI]:
 
 
 def endless(**changes: Any) -> dict[str, Any]:
-    """A streamed request that runs for hundreds of tokens."""
+    """Sends a streamed request that runs for hundreds of tokens."""
     return chat([text("Tell me about yourself.")], stream=True, max_tokens=LONG_TOKENS, ignore_eos=True, **changes)
 
 
 async def running_requests(client: httpx.AsyncClient) -> float:
-    """Requests that the decoder's engine holds now."""
+    """Returns the number of requests that the decoder's engine holds now."""
     lines = (await client.get("/metrics")).text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("prism_engine_requests{"))
 
 
 async def ended_requests(client: httpx.AsyncClient, status: int) -> float:
-    """Chat requests that the Router counts as ended with a status."""
+    """Returns the number of chat requests that the Router has counted as ended with a status."""
     lines = (await client.get("/metrics")).text.splitlines()
     counters = [line for line in lines if line.startswith("prism_requests_total{") and 'endpoint="chat"' in line]
     return sum(float(line.split()[-1]) for line in counters if f'status="{status}"' in line)
 
 
 async def engine_is_idle(client: httpx.AsyncClient) -> None:
-    """Returns once the engine holds nothing; fails if it still holds something when asked a second from now or
-    later."""
+    """Returns once the engine holds no request. Fails if it still holds one after a second."""
     left = time.perf_counter()
     while True:
         asked = time.perf_counter()
@@ -146,7 +145,7 @@ async def test_usage_counts_picture_tokens(prism: httpx.AsyncClient) -> None:
 
 
 async def events(client: httpx.AsyncClient, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    """The JSON events of a stream; fails unless it ends with ``[DONE]``."""
+    """Returns the JSON events of a stream. Fails unless the stream ends with ``[DONE]``."""
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         assert response.status_code == httpx.codes.OK
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -320,7 +319,7 @@ async def test_one_new_picture_asked_for_by_many_is_encoded_once(prism: httpx.As
 
 
 async def worked_on(client: httpx.AsyncClient) -> Counter[str]:
-    """Pictures that each stage has worked on."""
+    """Returns the number of pictures that each stage has processed."""
     lines = [
         line for line in (await client.get("/metrics")).text.splitlines() if line.startswith("prism_pictures_total{")
     ]

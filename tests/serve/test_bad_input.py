@@ -40,7 +40,7 @@ COLOUR = text("What colour is the shape?")
 
 
 def circle(colour: str) -> Part:
-    """A disc on white."""
+    """Returns a content part with a disc on white."""
     picture = Image.new("RGB", (112, 112), "white")
     ImageDraw.Draw(picture).ellipse((16, 16, 96, 96), fill=colour)
     file = io.BytesIO()
@@ -49,14 +49,14 @@ def circle(colour: str) -> Part:
 
 
 async def answer(client: httpx.AsyncClient, body: dict[str, Any]) -> str:
-    """The text of the model's answer."""
+    """Returns the text of the model's answer."""
     response = await client.post(CHAT, json=body)
     assert response.status_code == httpx.codes.OK, response.text
     return str(response.json()["choices"][0]["message"]["content"])
 
 
 async def fault(client: httpx.AsyncClient, bad: Bad) -> str | None:
-    """The flaw in the refusal of a kind of bad input, or None."""
+    """Sends one kind of bad input and returns the difference between its refusal and the expected one, or None."""
     response = await client.request(bad.method, bad.path, content=bad.content)
     if response.headers["content-type"] != "application/json":
         return f"{bad.name}: {response.status_code} {response.text[:300]}"
@@ -76,7 +76,7 @@ async def fault(client: httpx.AsyncClient, bad: Bad) -> str | None:
 
 
 async def faults(client: httpx.AsyncClient, wanted: Iterable[Bad]) -> list[str]:
-    """Sends each kind, a few at a time."""
+    """Sends every kind, a few at the same time, and returns the faults that were found."""
     waiting = iter(wanted)
 
     async def send() -> list[str | None]:
@@ -99,7 +99,7 @@ async def decoder(client: httpx.AsyncClient) -> dict[str, float]:
 
 @asynccontextmanager
 async def undisturbed(client: httpx.AsyncClient) -> AsyncIterator[None]:
-    """Around bad input: a good request runs all the while and keeps its answer, and the same engine lives
+    """Runs a good request all through the block. Checks that its answer stays right and that the same engine lives
     afterwards."""
     good = chat([circle("red"), COLOUR], logprobs=True, return_token_ids=True)
     before = (await client.post(CHAT, json=good)).json()["choices"]
@@ -123,7 +123,7 @@ async def undisturbed(client: httpx.AsyncClient) -> AsyncIterator[None]:
 
 
 def tokens(choices: Any) -> Any:
-    """The tokens of an answer; what is not one is given back as it is."""
+    """Returns the tokens of an answer, or the response itself if it is no answer."""
     return choices[0]["token_ids"] if choices else choices
 
 
@@ -218,7 +218,7 @@ async def test_a_client_that_leaves_in_mid_body_is_no_error(cluster: Cluster, pr
 
 
 async def counts(client: httpx.AsyncClient) -> Counter[str]:
-    """The Router's requests in flight, and those that ended, by status."""
+    """Returns the Router's number of requests in flight, and its numbers of ended requests by status."""
     found: Counter[str] = Counter()
     for line in (await client.get("/metrics")).text.splitlines():
         if line.startswith("prism_requests_in_flight{") and 'pool="router"' in line:

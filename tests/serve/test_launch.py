@@ -43,7 +43,7 @@ MAX_IN_FLIGHT = 12
 
 @pytest.fixture(scope="module")
 def launched() -> Iterator[Launched]:
-    """``prism serve`` with TP=2."""
+    """A running ``prism serve`` with a tensor-parallel size of 2."""
     changes: dict[str, dict[str, Any]] = {
         "decoder": {"tensor_parallel_size": 2, "bind_cores": "0|1"},
         "preprocessor": {"num_replicas": 2, "resources": {"num_cpus": 0.2}},
@@ -202,7 +202,7 @@ async def test_a_request_that_waits_for_a_replica_outlives_it(launched: Launched
 
 
 async def last_events(client: httpx.AsyncClient, victims: list[psutil.Process]) -> list[str]:
-    """The events of a long stream from when the victims are killed."""
+    """Starts a long stream, kills the victims in the middle of it, and returns the events that still arrive."""
     assert victims
     body = chat([text("Go on.")], stream=True, max_tokens=3500, ignore_eos=True)
     with ahead_of_engines():
@@ -287,7 +287,7 @@ def test_sigterm_ends_a_start_as_well() -> None:
 
 
 def mapped(processes: list[psutil.Process]) -> set[str]:
-    """The segments of shared memory with a name that any of the processes maps."""
+    """Returns the named segments of shared memory that any of the processes maps."""
     segments = {path.name for path in Path("/dev/shm").iterdir()}
     return {name for name in segments if any(holds(process, name) for process in processes)}
 

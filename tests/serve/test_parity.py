@@ -48,7 +48,7 @@ WORDS = [
 
 
 def requests() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Over 200 requests, each as Prism gets it and as bare vLLM gets it, with a name."""
+    """Returns over 200 named requests, each in the form for Prism and in the form for bare vLLM."""
     draw = random.Random(0)
     for number in range(30):
         yield same(f"text {number}", chat([text(f"{draw.choice(WORDS)} {number}")]))
@@ -71,17 +71,17 @@ def requests() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 
 
 def same(name: str, body: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """A request that both servers get alike."""
+    """Returns a request that both servers get in the same form."""
     return name, body, body
 
 
 def some_picture(draw: random.Random) -> Part:
-    """A small picture of a random size."""
+    """Returns a small picture of a random size."""
     return image(random_png(draw.randint(28, 320), draw.randint(28, 320), seed=draw.randint(0, 40)))
 
 
 def interleaved(draw: random.Random, count: int) -> list[Part]:
-    """Pictures with words between them, anywhere."""
+    """Returns a turn of pictures and words in random order."""
     parts = [some_picture(draw) for _ in range(count)]
     for _ in range(draw.randint(1, 4)):
         parts.insert(draw.randint(0, len(parts)), text(draw.choice(WORDS)))
@@ -89,7 +89,7 @@ def interleaved(draw: random.Random, count: int) -> list[Part]:
 
 
 def turns(draw: random.Random) -> dict[str, Any]:
-    """A conversation with pictures in the system message, in the first turn, or in a later one."""
+    """Returns a conversation with pictures in the system message, in the first turn, or in a later one."""
     system, first, later = (draw.random() < chance for chance in (0.5, 0.6, 0.6))
     messages = [
         {"role": "system", "content": [text("Look closely."), some_picture(draw)] if system else "You are helpful."},
@@ -125,7 +125,7 @@ async def test_the_comparison_notices_a_picture_that_changed(prism: httpx.AsyncC
 async def compare(
     cases: list[tuple[str, dict[str, Any], dict[str, Any]]], prism: httpx.AsyncClient, bare: httpx.AsyncClient
 ) -> list[str]:
-    """The names of the requests whose tokens differ, with both answers."""
+    """Returns the names of the requests whose tokens differ between the servers, with both answers."""
     gate = asyncio.Semaphore(CONCURRENCY)
 
     async def differs(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
@@ -138,8 +138,7 @@ async def compare(
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A server's work on a request: the tokens of the prompt, the tokens of the greedy answer, and their
-    log-probabilities."""
+    """The tokens of one prompt and of its greedy answer, with their log-probabilities, as one server gives them."""
 
     prompt: list[int]
     answer: list[int]
@@ -153,7 +152,8 @@ class Tokens:
 
 
 async def tokens(client: httpx.AsyncClient, body: dict[str, Any]) -> Tokens:
-    """Asks for more tokens than the answer has: those after its end tell of the prompt too."""
+    """Sends a request and returns its tokens. It asks for more tokens than the answer has: the tokens after the
+    answer's end depend on the whole prompt as well."""
     body = {**body, "return_token_ids": True, "ignore_eos": True, "max_tokens": NUM_TOKENS, "logprobs": True}
     response = await client.post("/v1/chat/completions", json=body)
     assert response.status_code == 200, response.text

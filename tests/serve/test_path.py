@@ -34,7 +34,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calls]:
 
 
 def missing_from(calls: Calls, expected: Calls) -> Calls:
-    """The expected calls that do not come in their order: those after which the next cannot be found."""
+    """Returns the expected calls that do not come in the expected order."""
     remaining, missing = iter(calls), []
     for step in expected:
         before = list(remaining)

@@ -22,7 +22,7 @@ BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_tex
 
 
 def run(language: str, code: str, url: str) -> str:
-    """Runs a block as it stands, against the cluster that is up, and gives what it prints."""
+    """Runs a code block of the README against the running cluster and returns its output."""
     line = ["bash", "-euc", code] if language == "bash" else [sys.executable, "-c", code]
     line[-1] = line[-1].replace(DEFAULT_URL, url).replace(".venv/bin/", f"{BIN}/")
     environment = {**os.environ, "PRISM_URL": url}

@@ -22,7 +22,7 @@ NUM_CONCURRENT = 12
 
 @pytest.fixture(scope="module")
 def launched() -> Iterator[Launched]:
-    """``prism serve`` with two replicas of each pool that has a model."""
+    """A running ``prism serve`` with two encoders and two decoders."""
     changes = {
         "encoder": {"num_replicas": 2, "max_ongoing_requests": 8, "resources": {"num_cpus": 0.2}},
         "decoder": {"num_replicas": 2, "resources": {"num_cpus": 0.4}},
@@ -33,13 +33,13 @@ def launched() -> Iterator[Launched]:
 
 @pytest.fixture(scope="module")
 async def client(launched: Launched) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the two."""
+    """An HTTP client of the cluster with two encoders and two decoders."""
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         yield client
 
 
 async def counted(client: httpx.AsyncClient, name: str, pool: str, **labels: str) -> Counter[str]:
-    """A counter of each replica of a pool."""
+    """Returns the value of a counter for each replica of a pool."""
     found: Counter[str] = Counter()
     for family in text_string_to_metric_families((await client.get("/metrics")).text):
         for sample in family.samples:
@@ -49,12 +49,12 @@ async def counted(client: httpx.AsyncClient, name: str, pool: str, **labels: str
 
 
 async def lookups(client: httpx.AsyncClient, outcome: str) -> Counter[str]:
-    """The number of cache lookups of each encoder with a given outcome."""
+    """Returns the number of cache lookups with a given outcome, for each encoder."""
     return await counted(client, "prism_embedding_cache_lookups_total", "encoder", outcome=outcome)
 
 
 async def asked(client: httpx.AsyncClient, parts: list[Part], **options: object) -> str:
-    """The answer to one request."""
+    """Sends a request that must succeed and returns the text of its answer."""
     answer = await client.post("/v1/chat/completions", json=chat(parts, **options))
     assert answer.status_code == httpx.codes.OK, answer.text
     content: str = answer.json()["choices"][0]["message"]["content"]

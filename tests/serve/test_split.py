@@ -13,7 +13,7 @@ from cluster.config import ModelConfig
 
 
 def pool(name: str) -> Any:
-    """A handle to a pool of the running application."""
+    """Returns a handle to a pool of the running application."""
     return serve.get_deployment_handle(name, "prism")
 
 

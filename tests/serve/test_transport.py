@@ -46,13 +46,14 @@ SEVERAL = {"n": 3, "temperature": 1.0, "top_k": 1}
 
 
 def config(**decoder: Any) -> PrismConfig:
-    """The embedded default with changes to its decoder."""
+    """Returns the embedded default with changes to its decoder."""
     return with_changes(ApplicationFile.read(APP), {"decoder": decoder}).config
 
 
 @asynccontextmanager
 async def started(**decoder: Any) -> AsyncIterator[Engine]:
-    """An engine of this process, which is left as it was; vLLM's sockets go with their folder."""
+    """Runs an engine for the tests of this process, with vLLM's sockets in a temporary folder. The process's
+    environment is restored afterwards."""
     before, engine = dict(os.environ), None
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         os.environ |= {"TMPDIR": folder, "VLLM_RPC_BASE_PATH": folder}
@@ -68,15 +69,15 @@ async def started(**decoder: Any) -> AsyncIterator[Engine]:
 
 @pytest.fixture(scope="module")
 async def inline() -> AsyncIterator[Engine]:
-    """The oracle: an engine that gets embeddings within its requests."""
+    """The oracle of these tests: an engine that gets embeddings inside its requests."""
     async with started(transport="inline") as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
 async def shared(inline: Engine) -> AsyncIterator[Engine]:
-    """An engine that gets embeddings by shared memory, of which there is little; the oracle's processes are forked
-    before."""
+    """An engine that gets embeddings through shared memory, with room for a few only. It starts after the oracle, so
+    that the oracle's processes inherit nothing of it."""
     del inline
     async with started(shared_bytes=NUM_BLOCKS * BLOCK_BYTES) as engine:
         yield engine
@@ -84,13 +85,13 @@ async def shared(inline: Engine) -> AsyncIterator[Engine]:
 
 
 def segments_open(*processes: psutil.Process) -> set[str]:
-    """The segments of this process that other processes have open. Those of another cluster do not count."""
+    """Returns the segments of this process that the given processes have open. Other clusters' segments are left out."""
     links = [link for process in processes for link in Path(f"/proc/{process.pid}/fd").glob("*")]
     return {target for link in links if (target := os.path.realpath(link)).startswith(f"/memfd:prism-{os.getpid()}-")}
 
 
 def embedding(engine: Engine, seed: int, side: int = 8) -> Embedding:
-    """Random numbers in place of a picture of ``side`` × ``side`` patches."""
+    """Returns random numbers as the embedding of a picture of ``side`` × ``side`` patches."""
     shape = engine.embedding_shape
     numbers = np.random.default_rng(seed).normal(size=(side * side // shape.merge_size**2, shape.hidden_size))
     rows = numbers.astype(np.float32).view(np.uint8)
@@ -98,14 +99,14 @@ def embedding(engine: Engine, seed: int, side: int = 8) -> Embedding:
 
 
 def asked(name: str, pictures: list[Embedding], **options: Any) -> Call:
-    """A request about pictures."""
+    """Returns a chat call with text and pictures."""
     content = [{"type": "text", "text": name}, *(picture_part(picture.digest) for picture in pictures)]
     body = chat(content, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=True, return_token_ids=True, **options)
     return Call("chat", name, body)
 
 
 async def said(engine: Engine, name: str, pictures: list[Embedding], **options: Any) -> list[str]:
-    """All pieces of the engine's answer."""
+    """Runs a request on an engine and returns all pieces of its answer."""
     answer = generate(engine, asked(name, pictures, **options), {picture.digest: picture for picture in pictures}, {})
     return [piece.text if isinstance(piece, FirstPiece) else piece async for piece in answer]
 
@@ -113,7 +114,7 @@ async def said(engine: Engine, name: str, pictures: list[Embedding], **options: 
 async def tokens(
     engine: Engine, name: str, pictures: list[Embedding], **options: Any
 ) -> list[tuple[list[int], list[float]]]:
-    """The tokens of each choice, and how likely they were."""
+    """Runs a request and returns the tokens of each choice with their log-probabilities."""
     [answer] = await said(engine, name, pictures, **options)
     return [
         (choice["token_ids"], [token["logprob"] for token in choice["logprobs"]["content"]])
@@ -122,8 +123,8 @@ async def tokens(
 
 
 def mixed(engine: Engine) -> list[list[Embedding]]:
-    """Pictures for many requests: small and large, one or several, new, seen before, and the same one twice in a
-    request."""
+    """Returns the pictures of many requests: small and large, one or several, new and repeated, and one twice in the
+    same request."""
     draw = random.Random(0)
     one = [[embedding(engine, seed, draw.choice([2, 4, 8, 16, 32]))] for seed in range(40)]
     several = [
@@ -181,7 +182,8 @@ async def test_clients_that_leave_take_nothing_with_them(shared: Engine) -> None
 
 
 class Losing:
-    """A transport that takes a request's segments away as soon as they are offered, behind everybody's back."""
+    """A transport that closes a request's segments right after it has handed them to the engine, as a crash of their
+    owner would."""
 
     def __init__(self, transport: Transport, victim: str, num_losses: int = 1) -> None:
         self._transport = transport
@@ -236,7 +238,7 @@ async def test_a_bound_below_the_largest_picture_is_refused_at_the_start() -> No
 
 
 class Encoders:
-    """Stands in for the pool of encoders, and counts what is pulled from it."""
+    """Takes the place of the encoder pool and counts the embeddings that are pulled from it."""
 
     def __init__(self, *embeddings: Embedding) -> None:
         self._embeddings = {embedding.digest: embedding for embedding in embeddings}
@@ -259,7 +261,7 @@ class Encoders:
 
 
 class OnEngine(Decoder):
-    """A decoder's replica on an engine that runs already, and goes on when the replica is gone."""
+    """A decoder replica on an engine that runs already and is not stopped with the replica."""
 
     def __init__(self, engine: Engine, encoders: Any) -> None:
         self._engine, self._encode, self._settings = engine, encoders, Checkpoint(config().model).processor

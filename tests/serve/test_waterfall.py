@@ -31,13 +31,13 @@ ROUTER = {"ingress", "receive", "parse", "fetch"}
 
 @dataclass
 class Client:
-    """A client that spends as little time of its own as can be."""
+    """An HTTP client that adds as little time as possible to what it measures."""
 
     connection: http.client.HTTPConnection
 
     def ask(self, parts: list[Part], **options: Any) -> tuple[float, dict[str, float]]:
-        """The time to the first byte of a streamed answer, and the stages that its header tells; both in
-        milliseconds."""
+        """Sends a streamed request and returns the time to its first byte and the durations in its ``Server-Timing``
+        header, all in milliseconds."""
         body = json.dumps(chat(parts, max_tokens=2, stream=True, prism={"waterfall": True}, **options)).encode()
         started_s = time.perf_counter()
         self.connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
@@ -52,7 +52,7 @@ class Client:
 
 @pytest.fixture(scope="module")
 def client(cluster: Cluster) -> Iterator[Client]:
-    """A client of Prism's."""
+    """A client of the Prism cluster."""
     where = urlsplit(cluster.url)
     connection = http.client.HTTPConnection(where.hostname or "", where.port)
     yield Client(connection)
@@ -60,17 +60,17 @@ def client(cluster: Cluster) -> Iterator[Client]:
 
 
 def new_picture(seed: int) -> list[Part]:
-    """Another picture for each seed."""
+    """Returns a question about a picture that differs for each seed."""
     return [image(random_png(SIDE, SIDE, 5000 + seed)), text("What is it?")]
 
 
 def seen_picture(seed: int) -> list[Part]:
-    """Always the same picture, with another page of text."""
+    """Returns a question about one and the same picture, with a text that differs for each seed."""
     return [image(random_png(SIDE, SIDE, 4999)), *long_text(seed)]
 
 
 def long_text(seed: int) -> list[Part]:
-    """A page of text."""
+    """Returns a page of text that differs for each seed."""
     return [text(f"{seed}: " + "A long story about nothing much. " * 60)]
 
 
@@ -120,7 +120,7 @@ def test_the_log_and_the_metrics_tell_the_same(cluster: Cluster, client: Client)
 
 
 def counts(client: Client) -> dict[str, int]:
-    """The number of observed requests of each stage."""
+    """Returns the number of requests that each stage has observed."""
     client.connection.request("GET", "/metrics")
     text = client.connection.getresponse().read().decode()
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)

@@ -24,7 +24,7 @@ MAX_README_WORDS = 900
 
 @cache
 def qualified_names(file: str) -> frozenset[str]:
-    """Every class and function of a file by its qualified name, such as ``Router.serve``."""
+    """Returns every class and function of a file by its qualified name, such as ``Router.serve``."""
     found: set[str] = set()
 
     def walk(node: ast.AST, prefix: str) -> None:

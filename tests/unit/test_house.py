@@ -57,7 +57,7 @@ LESS_PUBLIC_SYMBOLS: Final = {
 
 
 def private_uses(path: Path) -> Iterator[str]:
-    """The private names that a module uses, but for its own: attributes, arguments, methods and imports."""
+    """Returns the private names of other modules that a module uses, as attributes, arguments, methods or imports."""
     tree = ast.parse(path.read_text())
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     for node in ast.walk(tree):

@@ -42,19 +42,20 @@ class Group:
 
 
 def pools_of(config: PrismConfig) -> list[Pool]:
-    """The resources that the built application asks of Ray. Ray need not run."""
+    """Returns the pools of the built application with the resources that they ask of Ray. Ray need not run."""
     return [_pool(deployment) for deployment in deployments_of(config)]
 
 
 def deployments_of(config: PrismConfig) -> list[Any]:
-    """Serve's deployments of the built application, with the options that they will be deployed with."""
+    """Returns the built application's Serve deployments with the options that they will be deployed with."""
     return list(build_app(build(config), name="prism").deployments)
 
 
 def groups_of(rayservice: Mapping[str, Any]) -> dict[str, Group]:
-    """Head (``headgroup``) and worker groups by name, by the arithmetic of Ray's own KubeRay autoscaler.
+    """Returns the head group (``headgroup``) and the worker groups by name, with the resources that Ray's own KubeRay
+    autoscaler computes for them.
 
-    The count is the number of nodes that are there without anybody asking for more.
+    The count of a group is the number of nodes that run before the autoscaler adds any.
     """
     cluster = {"metadata": {"name": "prism", "namespace": "default"}, "spec": rayservice["spec"]["rayClusterConfig"]}
     node_types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
@@ -65,8 +66,8 @@ def groups_of(rayservice: Mapping[str, Any]) -> dict[str, Group]:
 
 
 def num_unplaced(pool: Pool, group: Group) -> int:
-    """Replicas of a pool that find no room in a group. A pool has a group to itself, so filling node by node is
-    optimal."""
+    """Returns the number of a pool's replicas for which a group has no room. A pool has a group to itself, so filling
+    one node after the other is optimal."""
     per_node = min(
         math.floor(round(group.resources.get(name, 0) * RAY_UNIT) / round(amount * RAY_UNIT))
         for name, amount in pool.resources.items()

@@ -18,7 +18,7 @@ Object = dict[str, Any]
 
 
 class DuplicateKeyError(ValueError):
-    """A mapping names a key twice; YAML readers keep the last one without a word."""
+    """A mapping contains a key twice. Other YAML readers keep the last value and report nothing."""
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -19,6 +19,6 @@ if TYPE_CHECKING:
 
 
 def kinds() -> Iterator[Bad]:
-    """All of them."""
+    """Returns all kinds of bad input."""
     for section in (*content.SECTIONS, *fields.SECTIONS, *wire.SECTIONS):
         yield from section()

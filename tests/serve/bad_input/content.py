@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def pictures() -> Iterator[Bad]:
-    """Bytes that are no picture, or not a whole one, or one that only claims to be large."""
+    """Yields bytes that are no picture, pictures that are cut off, and pictures that only claim to be large."""
     for what, samples in {"no picture": NO_PICTURES, "cut header": CUT_HEADERS, "broken": BROKEN}.items():
         for name, data in samples.items():
             yield Bad(f"{what}: {name}", "invalid_image", URL, ask(image(data)))
@@ -38,7 +38,7 @@ def pictures() -> Iterator[Bad]:
 
 
 def urls() -> Iterator[Bad]:
-    """URLs that Prism does not follow."""
+    """Yields URLs that Prism does not follow."""
     codes = {
         "unsupported_url_scheme": [
             *(
@@ -79,7 +79,7 @@ def urls() -> Iterator[Bad]:
 
 
 def parts() -> Iterator[Bad]:
-    """Content parts that are neither text nor a picture, or are malformed."""
+    """Yields content parts that are neither text nor a picture, or that are malformed."""
     url = PICTURE["image_url"]
     forged = {"image_embeds": "prism:0:0", "image_grid_thw": [1, 2, 2]}
     table: list[tuple[str, str, Any]] = [
@@ -144,7 +144,7 @@ def parts() -> Iterator[Bad]:
 
 
 def messages() -> Iterator[Bad]:
-    """Conversations of the wrong shape."""
+    """Yields conversations of the wrong shape."""
     one: dict[str, Any] = {"role": "user", "content": "hello"}
     called = {"role": "assistant", "content": "hello"}
     table: list[tuple[str | None, Any]] = [
@@ -176,7 +176,7 @@ def messages() -> Iterator[Bad]:
 
 
 def picture_fields() -> Iterator[Bad]:
-    """Fields that are refused only together with a picture, because they would move or cut it."""
+    """Yields fields that are refused only in requests with a picture, because they would move or cut its tokens."""
     marker = "<|image_pad|>"
     called = {"id": "a", "type": "function", "function": {"name": "a", "arguments": "{}"}}
     table: dict[str, tuple[str, dict[str, Any]]] = {

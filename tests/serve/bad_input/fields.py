@@ -15,8 +15,8 @@ BIG: Final = 10**30
 
 
 def chat_fields() -> Iterator[Bad]:
-    """Wrong values of fields: of the OpenAI API, of vLLM and of Prism. The error names the field, unless said
-    otherwise."""
+    """Yields wrong values for fields of the OpenAI API, of vLLM and of Prism. The error names the field unless the kind
+    says otherwise."""
     tool = {"type": "function", "function": {"name": "paint", "parameters": {"type": "object"}}}
     schema = {"type": "json_schema", "json_schema": {"name": "a"}}
     # invalid_value: of the wrong kind; invalid_request: what vLLM thinks of the value
@@ -123,7 +123,7 @@ def chat_fields() -> Iterator[Bad]:
 
 
 def other_endpoints() -> Iterator[Bad]:
-    """Completions, tokenize and detokenize."""
+    """Yields bad requests to completions, tokenize and detokenize."""
     picture = ask(PICTURE)["messages"]
     table: list[tuple[str, str, str | None, dict[str, Any]]] = [
         (COMPLETIONS, "invalid_request", None, {}),

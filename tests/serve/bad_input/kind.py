@@ -20,7 +20,8 @@ Body = dict[str, Any] | bytes | None
 
 @dataclass(frozen=True)
 class Bad:
-    """One kind of bad input. A body in bytes goes out as it is, any other as JSON."""
+    """One kind of bad input with the refusal that it must get. A body of bytes is sent as it is, and any other body as
+    JSON."""
 
     name: str
     code: str
@@ -32,10 +33,10 @@ class Bad:
 
     @property
     def content(self) -> bytes | None:
-        """The bytes that are sent."""
+        """The bytes of the request's body."""
         return json.dumps(self.body).encode() if isinstance(self.body, dict) else self.body
 
 
 def ask(*content: Any, **options: Any) -> dict[str, Any]:
-    """A chat request whose first part is the one under test."""
+    """Returns the body of a chat request whose first content part is the one under test."""
     return chat(list(content), **options)

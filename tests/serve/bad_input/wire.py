@@ -16,7 +16,7 @@ DEEP: Final = 100_000
 
 
 def floods() -> Iterator[Bad]:
-    """More than is taken: pictures, bytes, tokens, objects."""
+    """Yields requests that exceed a limit: on pictures, bytes, tokens or JSON objects."""
     yield Bad("17 pictures", "too_many_images", "messages", ask(*[PICTURE] * 17))
     spread = {"messages": [{"role": "user", "content": [PICTURE]}] * 17}
     yield Bad("17 pictures in as many turns", "too_many_images", "messages", spread)
@@ -41,7 +41,7 @@ def floods() -> Iterator[Bad]:
 
 
 def json_zoo() -> Iterator[Bad]:
-    """Bodies that are not a JSON object."""
+    """Yields bodies that are not a JSON object."""
     bodies = {
         "nothing": b"",
         "a space": b" ",
@@ -81,7 +81,7 @@ def json_zoo() -> Iterator[Bad]:
 
 
 def routes() -> Iterator[Bad]:
-    """Paths and methods that are not served."""
+    """Yields paths and methods that Prism does not serve."""
     for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS"):
         yield Bad(f"{method} on chat", "method_not_allowed", None, None, status=405, method=method)
     yield Bad("POST on health", "method_not_allowed", None, {}, status=405, path="/health")

@@ -28,7 +28,8 @@ WEIGHTS = {
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for files of a sharded checkpoint. The Hub is a folder that obeys patterns as the real one does."""
+    """A folder that holds the downloaded files of a sharded checkpoint. A local folder takes the place of the Hub and
+    obeys download patterns as the Hub does."""
     origin, cache = tmp_path / "origin", tmp_path / "cache" / "snapshots" / COMMIT
     origin.mkdir()
     for name in ("config.json", "preprocessor_config.json", "tokenizer.json"):
@@ -51,12 +52,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def on_the_hub() -> Checkpoint:
-    """A checkpoint on the Hub, as a process that starts would see it."""
+    """Returns a checkpoint on the Hub as a process that has just started would see it."""
     return Checkpoint(ModelConfig(checkpoint="Qwen/Qwen2.5-VL-3B-Instruct", hub_revision="v1"))
 
 
 def weights_in(folder: Path) -> list[int]:
-    """The numbers of the weight files in a folder."""
+    """Returns the numbers of the weight files that a folder contains."""
     return sorted(int(file.name[6:11]) for file in folder.glob("*.safetensors"))
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def leaves(kind: type[PrismError] = PrismError) -> Iterator[type[PrismError]]:
-    """Every error below ``kind`` that has none below it."""
+    """Yields every subclass of ``kind`` that has no subclass itself."""
     children = kind.__subclasses__()
     for child in children:
         yield from leaves(child)

@@ -9,7 +9,7 @@ from cluster.metrics import merge
 
 
 def process(count: int) -> bytes:
-    """The metrics of one process as Prometheus text."""
+    """Returns the metrics of one process in Prometheus text format."""
     registry = CollectorRegistry()
     Counter("jobs", "Jobs.", ["kind"], registry=registry).labels("a").inc(count)
     Histogram("wait_seconds", "Waits.", registry=registry).observe(count)

@@ -38,13 +38,13 @@ SIZES = [
 
 
 def picture(data: bytes, size: tuple[int, int]) -> Picture:
-    """The message that the media stage would send for ``data``."""
+    """Returns the message that the media stage would send for ``data``."""
     return Picture("0" * 64, data, *size, param=PARAM)
 
 
 def normalised(patches: NDArray[np.uint8], settings: ProcessorSettings) -> torch.Tensor:
-    """As the encoder does it, then twice along time as the library: [num_patches, 3 · temporal · patch · patch]
-    float32."""
+    """Normalises pixels as the encoder does and repeats them for both frames as the library does: [num_patches, 3 ·
+    temporal · patch · patch] float32."""
     mean = torch.tensor(settings.image_mean)[None, :, None] * 255
     std = torch.tensor(settings.image_std)[None, :, None] * 255
     values = torch.from_numpy(patches).reshape(len(patches), 3, -1).float()
@@ -52,7 +52,7 @@ def normalised(patches: NDArray[np.uint8], settings: ProcessorSettings) -> torch
 
 
 def assert_like_reference(image: Image.Image, settings: ProcessorSettings, processor: Any) -> None:
-    """Our patches, normalised, are the library's pixel values."""
+    """Checks that Prism's patches, once normalised, equal the library's pixel values."""
     patches, grid = patchify(image, settings)
     expected = processor(images=[image], return_tensors="pt")
     assert grid == tuple(expected["image_grid_thw"][0].tolist())
@@ -62,7 +62,7 @@ def assert_like_reference(image: Image.Image, settings: ProcessorSettings, proce
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """As the stage runs: on one core."""
+    """Runs torch with one thread, as the preprocessor does."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,7 +71,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
-    """The library's, with Qwen's own settings."""
+    """The library's image processor with Qwen's own settings."""
     return reference.Qwen2VLImageProcessor()
 
 

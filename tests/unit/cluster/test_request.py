@@ -40,33 +40,33 @@ PART = "messages[0].content[0]"
 
 
 def read(body: Any, max_pictures: int = 4) -> ClientRequest:
-    """Reads a body, given as JSON's values or as bytes."""
+    """Parses a request body that is given as JSON values or as bytes."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return read_request(raw, served_name=NAME, max_pictures=max_pictures)
 
 
 def picture(url: str, **more: Any) -> dict[str, Any]:
-    """A picture part."""
+    """Returns a content part with a picture."""
     return {"type": "image_url", "image_url": {"url": url}, **more}
 
 
 def text(words: str) -> dict[str, Any]:
-    """A text part."""
+    """Returns a content part with text."""
     return {"type": "text", "text": words}
 
 
 def turn(*parts: Any, role: str = "user") -> dict[str, Any]:
-    """A message of parts."""
+    """Returns a message with content parts."""
     return {"role": role, "content": list(parts)}
 
 
 def ask(*parts: Any, **fields: Any) -> dict[str, Any]:
-    """A body with one turn."""
+    """Returns a request body with one turn."""
     return {"messages": [turn(*parts)], **fields}
 
 
 def refusal(kind: type[PrismError], body: Any, param: str | None) -> PrismError:
-    """The error that a body ends in, once it is known to be well made."""
+    """Parses a body that must be refused, checks that the error is well formed, and returns the error."""
     with pytest.raises(PrismError) as caught:
         read(body)
     error = caught.value
@@ -328,7 +328,7 @@ LEAVES: tuple[Any, ...] = (
 
 
 def anything(draw: random.Random, depth: int = 0) -> Any:
-    """A random JSON value, made of words that mean something to Prism."""
+    """Returns a random JSON value that is made of words which mean something to Prism."""
     kind = draw.random()
     if depth > 5 or kind < 0.3:
         return draw.choice(LEAVES) if draw.random() < 0.5 else draw.choice(WORDS)
@@ -338,7 +338,7 @@ def anything(draw: random.Random, depth: int = 0) -> Any:
 
 
 def spoiled(draw: random.Random, value: Any) -> Any:
-    """A good body in which a value here and there is replaced by any other, or gone."""
+    """Returns a good body in which random values are removed or replaced by random others."""
     if draw.random() < 0.06:
         return anything(draw, 3)
     if isinstance(value, dict):
@@ -349,7 +349,7 @@ def spoiled(draw: random.Random, value: Any) -> Any:
 
 
 def good_bodies() -> Iterable[dict[str, Any]]:
-    """Valid bodies of several kinds."""
+    """Returns valid bodies of several kinds."""
     parts = (text("hello"), picture("a", uuid="b"), {"type": "image_url", "image_url": {"url": "c", "detail": "low"}})
     yield {
         "model": NAME,
@@ -385,6 +385,6 @@ def test_no_body_does_worse_than_a_typed_error(seed: int) -> None:
 
 
 def parts_of(body: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """Every content part of a body that has been read."""
+    """Returns all content parts of a parsed body."""
     for message in body.get("messages", ()):
         yield from message["content"] if isinstance(message.get("content"), list) else ()

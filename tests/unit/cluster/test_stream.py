@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 async def pieces(*texts: str | PrismError) -> AsyncGenerator[str]:
-    """A stream of pieces, one of which may be an error."""
+    """Yields pieces of an answer. A piece that is an exception is raised."""
     for piece in texts:
         if isinstance(piece, PrismError):
             raise piece

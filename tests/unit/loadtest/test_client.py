@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 
 def sse(event: dict[str, Any] | str) -> bytes:
-    """One server-sent event; characters stay as they are, as vLLM leaves them."""
+    """Returns one server-sent event. Non-ASCII characters are not escaped, as in vLLM's streams."""
     return f"data: {event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)}\n\n".encode()
 
 
 def delta(**fields: str) -> dict[str, Any]:
-    """A chat chunk with one choice."""
+    """Returns a chat chunk with one choice."""
     return {"choices": [{"index": 0, "delta": fields}]}
 
 
 def ticking(times_s: Sequence[float]) -> Any:
-    """A clock that says these times, one per look."""
+    """Returns a clock that gives these times, one for each call."""
     return iter(times_s).__next__
 
 
 def lines(*events: bytes) -> list[bytes]:
-    """A stream's lines with their ends."""
+    """Yields a stream's lines, each with its line end."""
     return b"".join(events).splitlines(keepends=True)
 
 

@@ -42,12 +42,12 @@ FAILURES = {
 
 
 def sse(event: dict[str, Any] | str) -> bytes:
-    """One server-sent event; characters stay as they are, as vLLM leaves them."""
+    """Returns one server-sent event. Non-ASCII characters are not escaped, as in vLLM's streams."""
     return f"data: {event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)}\n\n".encode()
 
 
 def delta(**fields: str) -> dict[str, Any]:
-    """A chat chunk with one choice."""
+    """Returns a chat chunk with one choice."""
     return {"choices": [{"index": 0, "delta": fields}]}
 
 
@@ -56,7 +56,8 @@ ENDING = sse({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
 
 
 class Speaker(BaseHTTPRequestHandler):
-    """Model ``steady`` sends a token every ``GAP_S``; model ``broken`` goes through ``FAULTS``."""
+    """A server with two models. ``steady`` streams a token every ``GAP_S`` seconds, and ``broken`` goes through
+    ``FAULTS``."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -160,7 +161,7 @@ class Run:
 
 
 def python(*words: str) -> subprocess.CompletedProcess[str]:
-    """Runs this Python in the repository; kills it after a minute."""
+    """Runs this Python in the repository's folder and kills it after a minute."""
     return subprocess.run(
         [sys.executable, *words],
         cwd=REPOSITORY,
@@ -173,7 +174,7 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def locust(server: Server, folder: Path, *words: str) -> Run:
-    """A headless Locust run."""
+    """Runs Locust headless."""
     done = python(
         "-m", "locust", "-f", LOCUSTFILE, "--host", server.url, "--headless", "--csv", str(folder / "run"), *words
     )
@@ -182,7 +183,7 @@ def locust(server: Server, folder: Path, *words: str) -> Run:
 
 @pytest.fixture(scope="module")
 def steady(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Four seconds of four users on the steady model."""
+    """The result of a four-second Locust run with four users on the steady model."""
     load = ("--model", "steady", "--max-tokens", str(NUM_TOKENS), "--wait", "0.05", "--pictures", "2")
     return locust(server, tmp_path_factory.mktemp("steady"), "-u", "4", "-r", "4", "-t", "4s", *load)
 
@@ -260,7 +261,7 @@ def test_the_web_page_shows_the_latencies(server: Server) -> None:
 
 
 def wait_for_rows(page: httpx.Client, types: set[str]) -> list[dict[str, Any]]:
-    """Polls what the web page polls until all these types are in its table."""
+    """Polls the address that the web page polls until its table has a row for each of these types."""
     deadline_s = time.monotonic() + 20
     while time.monotonic() < deadline_s:
         rows: list[dict[str, Any]] = page.get("/stats/requests").json()["stats"]

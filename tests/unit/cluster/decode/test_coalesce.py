@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """Makes as many pieces as are fed to it."""
+    """Yields the pieces that a test feeds to it."""
 
     def __init__(self) -> None:
         self.fed: asyncio.Queue[str | Exception | None] = asyncio.Queue()

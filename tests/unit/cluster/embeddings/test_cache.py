@@ -20,7 +20,7 @@ ROW = 100
 
 
 class Encoder:
-    """Makes embeddings when it is let, and counts its runs."""
+    """Makes embeddings when a test allows it, and counts its runs."""
 
     def __init__(self) -> None:
         self.runs: list[str] = []

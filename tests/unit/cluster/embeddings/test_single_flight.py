@@ -25,7 +25,7 @@ ROW = 100
 
 
 class Pool:
-    """Encoders that ask each other, with as much time on every way, and for every run, as ``pause`` takes."""
+    """Encoders that ask each other for claims. Every message and every run takes as long as ``pause`` waits."""
 
     def __init__(self, *names: Replica, pause: Callable[[], Awaitable[None]], capacity: int = 1000) -> None:
         self.runs: Counter[Digest] = Counter()
@@ -56,7 +56,7 @@ class Pool:
         return Embedding(picture.digest, np.zeros((1, ROW), np.uint8), "float32", (1, 2, 2))
 
     async def encode(self, digest: Digest, at: Replica) -> Replica:
-        """A call as a decoder makes it; gives the replica that answered."""
+        """Asks the pool for a picture as a decoder does, and returns the replica that answered."""
         picture = Picture(digest, b"", 56, 56, "")
         where = home(digest, self.members)
         await self._pause()
@@ -77,7 +77,7 @@ async def at_once() -> None:
 
 
 def pauses(draw: random.Random) -> Callable[[], Awaitable[None]]:
-    """Now nothing, now many turns of the event loop."""
+    """Returns a pause that sometimes returns at once and sometimes waits for many turns of the event loop."""
 
     async def a_while() -> None:
         for _ in range(draw.choice([0, 0, 1, 1, 2, 5, 20])):

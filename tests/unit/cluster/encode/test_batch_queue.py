@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class GatedTower:
-    """Records its runs; each waits until it is let go on."""
+    """A tower that records its runs. Each run waits until a test lets it go on."""
 
     def __init__(self) -> None:
         self.runs: list[list[str]] = []
@@ -39,17 +39,17 @@ class GatedTower:
         return [Embedding(pixels.digest, np.zeros((1, 1), np.uint8), "float32", pixels.grid) for pixels in batch]
 
     async def has_begun(self) -> None:
-        """Waits until a run is under way."""
+        """Returns once a run is under way."""
         assert await asyncio.to_thread(self.begun.wait, 30)
 
 
 def pixels_of(digest: str, num_patches: int = 4) -> Pixels:
-    """A picture of so many patches."""
+    """Returns the pixels of a picture with a given number of patches."""
     return Pixels(digest, np.zeros((num_patches, 1), np.uint8), (1, 2, num_patches // 2))
 
 
 async def start(lane: BatchQueue, *pictures: Pixels) -> list[asyncio.Task[Encoded]]:
-    """Those who ask for the pictures, all in the queue."""
+    """Starts one caller for each picture and returns once all of them are in the queue."""
     tasks = [asyncio.create_task(lane.encode(picture)) for picture in pictures]
     await asyncio.sleep(0)
     return tasks

@@ -85,5 +85,5 @@ def test_the_wait_ends_at_the_first_tick_that_has_a_reason(seed: int) -> None:
 
 
 def draw(rng: random.Random, count: int) -> list[Waiting]:
-    """Pictures of many sizes that came within ten milliseconds."""
+    """Returns pictures of many sizes that arrived within ten milliseconds."""
     return [Waiting(rng.choice([16, 64, 192, 300, 1024]), rng.uniform(0, 0.01)) for _ in range(count)]

@@ -68,7 +68,8 @@ def test_plain_and_fused_layers_give_the_same_numbers(
 
 
 def both_frames(still: torch.Tensor) -> torch.Tensor:
-    """A still picture's patches as the library wants them: [num_patches, 3 · temporal · patch · patch]."""
+    """Returns a still picture's patches with both frames, as the library wants them: [num_patches, 3 · temporal · patch
+    · patch]."""
     return still.view(len(still), 3, 1, -1).expand(-1, -1, 2, -1).reshape(len(still), -1)
 
 

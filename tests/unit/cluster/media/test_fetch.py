@@ -44,13 +44,13 @@ PUBLIC_V6 = "2606:4700::1111"
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """A certificate authority that no system knows."""
+    """A certificate authority that the system does not trust."""
     return trustme.CA()
 
 
 @pytest.fixture(scope="module")
 def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Its certificate, for ``MediaConfig.ca_file``."""
+    """The path of the authority's certificate, for ``MediaConfig.ca_file``."""
     path = tmp_path_factory.mktemp("ca") / "ca.pem"
     authority.cert_pem.write_to_path(str(path))
     return str(path)
@@ -58,14 +58,15 @@ def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(autouse=True)
 def no_system_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's certificate store is empty here: to read it takes longer than most of these tests."""
+    """Replaces the system's certificate store by an empty one, because reading it takes longer than most of these
+    tests."""
     monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
     monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
 
 
 @pytest.fixture
 async def site(authority: trustme.CA) -> AsyncIterator[Site]:
-    """A running server with a certificate for all that the tests call it."""
+    """A running TLS server whose certificate is valid for every host name in these tests."""
     site = Site()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.sni_callback = lambda _socket, name, _context: site.names.append(name)
@@ -79,8 +80,8 @@ async def site(authority: trustme.CA) -> AsyncIterator[Site]:
 
 @asynccontextmanager
 async def reading(site: Site, ca_file: str | None, **options: Any) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
-    """A function that reads a URL, in which ``{port}`` is the site's. By default localhost is trusted and really looked
-    up."""
+    """A function that reads a URL in which ``{port}`` stands for the site's port. By default it trusts localhost and
+    uses the system's resolver."""
     resolver, network = options.pop("resolver", None), options.pop("network", None)
     config = MediaConfig(**{"trusted_hosts": {"localhost"}, "ca_file": ca_file, "fetch_timeout_s": 30.0, **options})
     reader = MediaReader(config, revision="r", resolver=resolver, network=network)
@@ -95,7 +96,8 @@ async def reading(site: Site, ca_file: str | None, **options: Any) -> AsyncItera
 
 
 async def refusal(kind: type[PrismError], site: Site, ca_file: str | None, url: str, **options: Any) -> PrismError:
-    """The error that reading ``url`` ends in, once it is known to be well made and to tell nothing of the inside."""
+    """Reads ``url``, checks that the error is well formed and tells nothing about the internal network, and returns the
+    error."""
     async with reading(site, ca_file, **options) as read:
         with pytest.raises(PrismError) as caught:
             await read(url)

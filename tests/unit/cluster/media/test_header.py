@@ -20,7 +20,8 @@ from tests.helpers.pictures import SAMPLES, encoded, png, scene
 
 @pytest.fixture(autouse=True)
 def no_system_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's certificate store is empty here: to read it takes longer than most of these tests."""
+    """Replaces the system's certificate store by an empty one, because reading it takes longer than most of these
+    tests."""
     monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
     monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
 

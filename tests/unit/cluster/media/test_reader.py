@@ -30,18 +30,19 @@ URL = data_url(DATA)
 
 @pytest.fixture(autouse=True)
 def no_system_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's certificate store is empty here: to read it takes longer than most of these tests."""
+    """Replaces the system's certificate store by an empty one, because reading it takes longer than most of these
+    tests."""
     monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
     monkeypatch.setenv("SSL_CERT_DIR", os.devnull)
 
 
 async def no_lookup(host: str) -> list[str]:
-    """A resolver for tests in which nothing may be looked up."""
+    """A resolver that fails the test when it is called."""
     pytest.fail(f"looked up {host}")
 
 
 async def read(url: str, *, revision: str = REVISION, salt: bytes = b"", **config: Any) -> Picture:
-    """The picture behind ``url``, under these settings."""
+    """Reads the picture behind ``url`` with the given settings."""
     reader = MediaReader(MediaConfig(**config), revision=revision, resolver=no_lookup)
     try:
         return await reader.read(url, PARAM, salt=salt)
@@ -65,7 +66,7 @@ async def test_inline_bytes_are_announced_too() -> None:
 
 
 async def refusal(kind: type[PrismError], url: str, **config: Any) -> PrismError:
-    """The error that reading ``url`` ends in, once it is known to be well made."""
+    """Reads ``url``, checks that the error is well formed, and returns the error."""
     with pytest.raises(PrismError) as caught:
         await read(url, **config)
     error = caught.value
@@ -236,7 +237,7 @@ async def test_a_picture_may_be_elongated_up_to_the_models_bound() -> None:
 
 
 def digest_of(data: bytes, salt: bytes = b"") -> str:
-    """The expected digest of a picture."""
+    """Computes the expected digest of a picture."""
     return hashlib.sha256(REVISION.encode() + b"\0" + hashlib.sha256(salt).digest() + data).hexdigest()
 
 

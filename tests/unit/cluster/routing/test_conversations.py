@@ -21,7 +21,7 @@ IDLE = {"waiting": 0, "running": 0, "queued_tokens": 0, "kv_use": 0.0}
 
 
 def chat(*turns: str | list[object], **fields: object) -> Conversation:
-    """A conversation whose turns are the user's and the model's by turns."""
+    """Returns a conversation in which user and model take turns."""
     messages = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
     return read_conversation(
         Call("chat", "", {"messages": messages, **fields}, dict.fromkeys("abcdef", 448 * 448)), SETTINGS
@@ -117,7 +117,8 @@ def test_the_cheapest_is_what_a_search_finds(seed: int) -> None:
     sent: dict[str, list[list[str]]] = {name: [] for name in pool}
 
     def prefill(said: list[str], name: str) -> float:
-        """By comparing with all that was sent there, link by link."""
+        """Computes the tokens to prefill by comparing a conversation with every earlier one of the replica, link by
+        link."""
         asked, cached = chat(*said), 0
         for old in sent[name]:
             alike = [link for link, other in zip(asked.links, chat(*old).links, strict=False) if link == other]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def names(num: int) -> list[str]:
-    """So many replicas."""
+    """Returns the names of a given number of replicas."""
     return [f"replica-{number}" for number in range(num)]
 
 
@@ -136,7 +136,8 @@ class Outcome:
 
 
 def simulate(num: int, reuse: float, routes: PictureRoutes, choose: Callable[[PictureWork, float], str]) -> Outcome:
-    """Pictures of many sizes come at 70 % of what the pool can encode; each replica encodes one at a time, in order."""
+    """Simulates pictures of many sizes that arrive at 70 % of what the pool can encode. Each replica encodes one
+    picture at a time, in order of arrival."""
     draw, outcome = random.Random(0), Outcome()
     now_s, waits = 0.0, list[float]()
     ending = list[tuple[float, str]]()

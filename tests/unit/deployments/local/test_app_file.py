@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def written(folder: Path, top: dict[str, Any], application: dict[str, Any]) -> Path:
-    """The embedded default with some keys changed."""
+    """Writes the embedded default with some keys changed and returns its path."""
     content = yaml.safe_load(APP.read_text()) | top
     content["applications"][0] |= application
     path = folder / "app.yaml"

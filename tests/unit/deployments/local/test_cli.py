@@ -16,7 +16,7 @@ from deployments.local.torchvision_cure import CureNotWritableError
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the current one."""
+    """An empty folder that is the current directory during the test."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

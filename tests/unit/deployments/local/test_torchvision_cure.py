@@ -14,7 +14,7 @@ from deployments.local.torchvision_cure import COPY, CureNotWritableError, insta
 
 
 def distribution(folder: Path, name: str, version: str, built: str) -> None:
-    """Lays an installed distribution into a folder: its metadata, and the version that it was built as."""
+    """Writes an installed distribution into a folder: its metadata and the version file of its build."""
     metadata = folder / f"{name}-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def exceptions_of(module: ModuleType) -> list[type[Exception]]:
-    """Every exception class that a module defines or exports."""
+    """Returns every exception class that a module defines or exports."""
     return [kind for _, kind in inspect.getmembers(module, inspect.isclass) if issubclass(kind, Exception)]
 
 
@@ -42,21 +42,21 @@ OWN = [kind for kind in KINDS if kind.__module__.startswith(("ray.", "grpc"))]
 
 
 def bare(kind: type[Exception]) -> Exception:
-    """An exception of a kind, whatever its constructor wants."""
+    """Makes an exception of a class without calling its constructor."""
     if issubclass(kind, grpc.aio.AioRpcError):
         return kind(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata())
     return kind.__new__(kind)
 
 
 def outcome(error: BaseException) -> BaseException:
-    """The exception that leaves ``calling`` when an error is raised inside it."""
+    """Raises an error inside ``calling`` and returns the exception that leaves it."""
     with pytest.raises(BaseException) as left, calling("decoder"):  # noqa: PT011 - the test looks at what comes out
         raise error
     return left.value
 
 
 def in_replica(cause: Exception) -> Exception:
-    """The error by which Ray reports an exception of a replica, in a call by reference."""
+    """Returns the error by which Ray reports an exception of a replica in a call by reference."""
     kind: Any = RayTaskError  # which publishes no types
     error: Exception = kind("generate", "Traceback", cause).as_instanceof_cause()
     return error
@@ -107,7 +107,7 @@ def test_a_cancelled_call_stays_cancelled() -> None:
 
 
 def refused(error: Exception) -> PrismError:
-    """The error that leaves ``answering`` when an error is raised inside it."""
+    """Raises an error inside ``answering`` and returns the exception that leaves it."""
     with pytest.raises(PrismError) as left, answering("encoder"):
         raise error
     return left.value

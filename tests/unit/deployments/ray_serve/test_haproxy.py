@@ -15,7 +15,7 @@ FOLDER = Path("/folder")
 
 
 def of_ray(host: str) -> str:
-    """The sections that Ray would write for a host, as far as Prism looks at them."""
+    """Returns the sections of Ray's HAProxy configuration that Prism reads, as Ray would write them for a host."""
     template = HAPROXY_CONFIG_TEMPLATE.replace("{{ config.frontend_host }}", host)
     for name, port in PORTS.items():
         template = template.replace(f"{{{{ config.{name}_port }}}}", str(port))

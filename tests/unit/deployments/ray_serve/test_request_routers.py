@@ -31,7 +31,7 @@ DEADLINE_S = 5
 
 @dataclass
 class Replica:
-    """A replica that takes so many calls at a time, and has so many."""
+    """A replica with a given length and limit of its queue."""
 
     name: str
     queue_len: int = 0
@@ -53,7 +53,7 @@ class Replica:
 
 
 async def encoders(*replicas: Replica) -> EncoderRequestRouter:
-    """A request router that has found these replicas."""
+    """Returns an encoder pool's request router that knows the given replicas."""
     router = EncoderRequestRouter(
         deployment_id=POOL, handle_source=DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True
     )
@@ -67,13 +67,13 @@ async def encoders(*replicas: Replica) -> EncoderRequestRouter:
 
 
 def encode(digest: str) -> PendingRequest:
-    """A call that the one client's request causes."""
+    """Returns a call to ``encode`` that belongs to one client request."""
     metadata = RequestMetadata(request_id="request", internal_request_id="request")
     return PendingRequest(args=[Picture(digest, b"", 448, 448, "")], kwargs={}, metadata=metadata)
 
 
 async def chosen(router: EncoderRequestRouter, *digests: str) -> list[str]:
-    """The replicas that are chosen for calls that wait at the same time."""
+    """Returns the replicas that are chosen for calls which wait at the same time."""
     async with asyncio.timeout(DEADLINE_S):
         replicas = await asyncio.gather(*(router._choose_replica_for_request(encode(digest)) for digest in digests))
     return [replica.replica_id.unique_id for replica in replicas]

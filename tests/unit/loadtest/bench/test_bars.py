@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def sample(start_s: float, texts_s: tuple[float, ...], *, kind: str = "text", num_tokens: int | None = None) -> Sample:
-    """A whole answer with text at these times."""
+    """Returns a whole answer whose text arrived at the given times."""
     return Sample(kind, num_tokens or len(texts_s), start_s, texts_s, texts_s[-1])
 
 
 def random_samples(rng: random.Random, count: int) -> list[Sample]:
-    """Answers of 1 to 9 events at random times."""
+    """Returns answers of 1 to 9 events at random times."""
     samples = []
     for _ in range(count):
         start_s = rng.uniform(0, 10)

@@ -18,7 +18,7 @@ FIRST_S, GAP_S = 0.05, 0.02
 
 
 async def answer(request: web.Request) -> web.StreamResponse:
-    """Speaks as many letters as asked for, with known gaps; a question about trouble gets it."""
+    """Streams as many letters as a request asks for, with known gaps. A request may name a fault of the answer."""
     body = await request.json()
     num_tokens = body["max_tokens"]
     trouble = body["messages"][0]["content"]
@@ -56,7 +56,7 @@ async def url() -> AsyncIterator[str]:
 
 
 def ask(text: str = "hello", at_s: float = 0.0) -> Request:
-    """A question for ``answer``."""
+    """Returns a request to ``answer``."""
     return Request("text", body(text, [], 4, [1]), 4, at_s)
 
 

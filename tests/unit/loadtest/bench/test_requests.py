@@ -90,7 +90,7 @@ def test_four_pictures_of_five_were_in_the_request_before() -> None:
 
 
 def pictures_of(request: Request) -> list[str]:
-    """The URLs of a request's pictures."""
+    """Returns the URLs of a request's pictures."""
     parts = json.loads(request.body)["messages"][0]["content"]
     return [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
 

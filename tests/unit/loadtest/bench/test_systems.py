@@ -46,7 +46,7 @@ title."""
 
 @pytest.fixture
 def played() -> Iterator[psutil.Process]:
-    """``PLAYED``, until the test ends."""
+    """Runs ``PLAYED`` in a process until the test ends."""
     with subprocess.Popen(["bash", "-c", PLAYED], stdout=subprocess.PIPE) as shell:
         process = psutil.Process(shell.pid)
         deadline_s = time.monotonic() + 10
@@ -59,7 +59,7 @@ def played() -> Iterator[psutil.Process]:
 
 
 def titles(process: psutil.Process) -> list[str]:
-    """Of everything below it."""
+    """Returns the process titles of all descendants of a process."""
     return ["".join(child.cmdline()[:1]) or "bash" for child in process.children(recursive=True)]
 
 

@@ -16,7 +16,7 @@ ROW_BYTES = 4 * 4096
 
 
 def holders(name: str) -> list[str]:
-    """The descriptors of any process, of those that can be read, that lead to a segment."""
+    """Returns the descriptors that lead to a segment, in all processes that can be read."""
     found = []
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:

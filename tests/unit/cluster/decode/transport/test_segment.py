@@ -23,7 +23,7 @@ sys.stdin.read()
 
 
 def holders(name: str) -> list[str]:
-    """The descriptors of any process, of those that can be read, that lead to a segment."""
+    """Returns the descriptors that lead to a segment, in all processes that can be read."""
     found = []
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:

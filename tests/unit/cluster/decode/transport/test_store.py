@@ -23,20 +23,20 @@ NUM_BLOCKS, NUM_FILES = 8, 4
 
 @dataclass(eq=False)
 class Part:
-    """A segment that says whether it is open."""
+    """A segment that knows whether it is open."""
 
     digest: str
     is_open: bool = True
 
     def close(self) -> None:
-        """Closes it, once."""
+        """Closes the segment. A second call is an error."""
         assert self.is_open, "closed twice"
         self.is_open = False
 
 
 @dataclass
 class Made:
-    """Every segment that a store has asked for."""
+    """Makes segments for a store and keeps a list of them."""
 
     parts: list[Part] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
@@ -49,7 +49,7 @@ class Made:
 
     @property
     def open_blocks(self) -> int:
-        """Blocks that are open."""
+        """The number of blocks of all open segments."""
         return sum(BLOCKS[part.digest] for part in self.parts if part.is_open)
 
 
@@ -57,7 +57,7 @@ BLOCKS = {"a": 1, "b": 1, "c": 2, "d": 2, "e": 3, "f": 3, "g": 5, "h": 8}
 
 
 def embeddings(digests: str) -> dict[str, Embedding]:
-    """An embedding for each letter, of its number of blocks."""
+    """Returns one embedding for each letter. The letter decides its size in blocks."""
     return {
         digest: Embedding(digest, np.zeros((BLOCKS[digest], BLOCK_BYTES - 1), np.uint8), "float32", (1, 2, 2))
         for digest in digests
@@ -85,19 +85,19 @@ class Holder:
         return self.segments is not None
 
     async def end(self) -> None:
-        """A request ends. Segments that no other request uses become the most recently used ones."""
+        """Ends the request. Segments that no other request uses become the most recently used ones."""
         self._end.set()
         await self.task
 
     async def cancel(self) -> None:
-        """Has it be cancelled, waiting or not."""
+        """Cancels the request, whether it waits or runs."""
         self.task.cancel()
         with suppress(asyncio.CancelledError):
             await self.task
 
 
 async def settled() -> None:
-    """Returns when threads have made what they were asked for, and everybody has heard of it."""
+    """Returns once the threads have made all requested segments and every waiting task has run."""
     loop = asyncio.get_running_loop()
     for _ in range(3):
         await asyncio.gather(*(loop.run_in_executor(None, int) for _ in range(8)))
@@ -106,12 +106,12 @@ async def settled() -> None:
 
 
 def fits(digests: Iterable[str]) -> bool:
-    """True if segments for these embeddings may exist at the same time."""
+    """Returns True if segments for these embeddings may exist at the same time."""
     return sum(BLOCKS[digest] for digest in digests) <= NUM_BLOCKS and len({*digests}) <= NUM_FILES
 
 
 class Oracle:
-    """A store in the simplest form: lists, and every sum computed again each time."""
+    """The store in its simplest form: it uses lists and computes every sum again each time."""
 
     def __init__(self) -> None:
         self.holding: list[str] = []
@@ -121,18 +121,18 @@ class Oracle:
 
     @property
     def in_use(self) -> set[str]:
-        """Digests that a request holds."""
+        """The digests that running requests hold."""
         return {digest for digests in self.holding for digest in digests}
 
     def come(self, digests: str) -> None:
-        """A request arrives. One without pictures begins at once; others queue."""
+        """A request arrives. One without pictures begins at once, and any other joins the queue."""
         if not digests:
             self.holding.append(digests)
         else:
             self.waiting.append(digests)
 
     def admit(self) -> Iterator[str]:
-        """Lets in who fits, in order."""
+        """Lets waiting requests begin in order, until one does not fit."""
         while self.waiting:
             needed = self.in_use | set(self.waiting[0])
             if not fits(needed):
@@ -146,7 +146,7 @@ class Oracle:
             yield digests
 
     def end(self, digests: str) -> None:
-        """A request lets go: what nobody else uses becomes the last to have been used."""
+        """A request ends. Segments that no other request uses become the most recently used ones."""
         self.holding.remove(digests)
         freed = [digest for digest in digests if digest not in self.in_use]
         self.kept = [digest for digest in self.kept if digest not in freed] + freed

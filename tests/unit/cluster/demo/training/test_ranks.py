@@ -18,7 +18,8 @@ SAMPLES = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
 
 
 def leave_gradients(rank: int, folder: Path) -> None:
-    """One rank's part: the gradients of its own sample, averaged; the second rank does not touch the second layer."""
+    """Runs one rank: it averages the gradients of its own sample with the other rank's. The second rank's sample does
+    not use the second layer."""
     layers = [layer_of_ones(), layer_of_ones()]
     loss = layers[0](SAMPLES[rank]).sum()
     if rank == 0:
@@ -29,13 +30,13 @@ def leave_gradients(rank: int, folder: Path) -> None:
 
 
 def fail_on_one(rank: int) -> None:
-    """One rank ends with an error, and the other would wait for it."""
+    """Raises an error in one rank while the other waits for it."""
     if rank == 1:
         raise LookupError("the second rank is lost")
 
 
 def layer_of_ones() -> nn.Linear:
-    """Two numbers to one."""
+    """Returns a linear layer from two numbers to one, with all weights 1."""
     layer = nn.Linear(2, 1)
     nn.init.ones_(layer.weight)
     return layer
