@@ -20,7 +20,7 @@ SIZES = [(224, 168), (28, 28), (333, 777), (224, 168)]
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-4), ("bfloat16", 0.05)])
 def test_embeddings_on_a_gpu_equal_those_on_the_cpu(dtype: str, bound: float) -> None:
-    """Alone and together, the tower gives on a GPU what it gives on the CPU in float32, as far as the dtype goes."""
+    """Alone and in a batch, a GPU's embeddings equal the CPU's float32 ones within the precision of the dtype."""
     checkpoint = Checkpoint(ModelConfig(dtype="float32"))
     pictures = [preprocess(Picture("0", png(*size), *size, ""), checkpoint.processor) for size in SIZES]
     exact = PictureEncoder.load(checkpoint.path, checkpoint.processor, dtype="float32").encode(pictures)
@@ -32,7 +32,7 @@ def test_embeddings_on_a_gpu_equal_those_on_the_cpu(dtype: str, bound: float) ->
 
 
 def test_the_measurement_runs() -> None:
-    """At a small geometry the measurement of the tower on a GPU finds its numbers right."""
+    """The measurement runs on a GPU at a small geometry and finds its numbers right."""
     assert measure("cuda", "demo", batch=2, repeats=2)["right"]
 
 

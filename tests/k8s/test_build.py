@@ -21,12 +21,13 @@ SOURCES = sorted([*K8S.rglob("*.yaml"), *(ROOT / "deployments").glob("*.yaml")])
 
 
 def test_every_overlay_is_known_here() -> None:
-    """A new overlay is checked like the others, or fails here."""
+    """Each overlay in k8s/overlays is in the list that the tests go through."""
     assert {path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml")} == set(APPLICATIONS)
 
 
 def test_an_overlay_applies_one_rayservice_and_nothing_unchecked(objects: list[Object]) -> None:
-    """The ConfigMap that carried the application file stays behind, and no kind is applied that no test checks."""
+    """An overlay applies one RayService and no kind that the tests do not check. The ConfigMap with the application
+    file is not applied."""
     assert [(candidate["apiVersion"], candidate["kind"]) for candidate in objects] == [("ray.io/v1", "RayService")]
 
 
@@ -43,7 +44,7 @@ def test_the_image_is_this_version(overlay: str, rayservice: Object) -> None:
 
 
 def test_sizes_cannot_land_on_another_group(tmp_path: Path, overlay: str) -> None:
-    """The sizes name groups by position, so an overlay refuses to build once the groups change places."""
+    """An overlay addresses groups by their position, so its build fails once the groups change places."""
     for source in ("k8s", "deployments"):
         shutil.copytree(ROOT / source, tmp_path / source, ignore=shutil.ignore_patterns("__pycache__"))
     base = tmp_path / "k8s" / "base" / "rayservice.yaml"
@@ -56,11 +57,11 @@ def test_sizes_cannot_land_on_another_group(tmp_path: Path, overlay: str) -> Non
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_yaml_names_a_key_twice(source: Path) -> None:
-    """A source is read without the last of two equal keys silently winning."""
+    """No YAML source contains a key twice in the same mapping."""
     assert read_documents(source.read_text())
 
 
 def test_a_duplicate_key_is_noticed() -> None:
-    """The reader that the other tests rely on refuses a duplicate, also deep inside."""
+    """The YAML reader of the tests refuses a duplicate key at any depth."""
     with pytest.raises(DuplicateKeyError, match="'cpu' stands twice"):
         read_documents("a: [{limits: {cpu: 1, memory: 1Gi, cpu: 2}}]")

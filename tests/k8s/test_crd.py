@@ -23,7 +23,7 @@ def _container(service: Object) -> Any:
 
 
 def test_the_rayservice_satisfies_the_crd(rayservice: Object, rayservice_schema: Object) -> None:
-    """An API server with KubeRay's CRD would have nothing to refuse, and nothing to drop."""
+    """The RayService has no unknown key and no wrong value by KubeRay's CRD."""
     assert mistakes(rayservice_schema, rayservice) == []
 
 
@@ -55,7 +55,7 @@ def test_the_rayservice_satisfies_the_crd(rayservice: Object, rayservice_schema:
 def test_a_mistake_is_found(
     rayservice: Object, rayservice_schema: Object, change: Callable[[Object], object], mistake: str
 ) -> None:
-    """One wrong key or value, however deep, is the one thing reported."""
+    """One wrong key or value at any depth is reported, and nothing else."""
     change(rayservice)
     [found] = mistakes(rayservice_schema, rayservice)
     assert mistake in found
@@ -69,7 +69,7 @@ def test_what_an_api_server_completes_may_be_left_out(rayservice: Object, rayser
 
 
 def test_a_keyword_that_the_conversion_would_lose_is_refused() -> None:
-    """A later CRD that says more than this conversion understands is not checked by halves."""
+    """A CRD with a keyword that the conversion does not know is refused."""
     schema = {"type": "object", "properties": {"spec": {"type": "object", "minProperties": 1}}}
     crd = {"spec": {"group": "ray.io", "versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}}
     with pytest.raises(ValueError, match="minProperties"):

@@ -30,7 +30,7 @@ def _unplaced(rayservice: Object, args: dict[str, Any]) -> dict[str, int]:
 
 
 def test_every_pool_fits_its_worker_group(rayservice: Object, args: dict[str, Any]) -> None:
-    """The nodes of its group have room for all replicas of a pool at once, each replica on one node."""
+    """The nodes of its worker group have room for all replicas of a pool at the same time, each replica on one node."""
     assert _unplaced(rayservice, args) == {}
 
 
@@ -49,7 +49,7 @@ def test_the_head_offers_no_cpu(rayservice: Object) -> None:
 
 
 def test_group_sizes_stand_still_without_an_autoscaler(rayservice: Object) -> None:
-    """While nothing scales the groups, their three counts say the same."""
+    """Without an autoscaler, the three counts of a group are equal."""
     cluster = rayservice["spec"]["rayClusterConfig"]
     assert cluster["enableInTreeAutoscaling"] is False
     for group in cluster["workerGroupSpecs"]:
@@ -69,7 +69,7 @@ def test_group_sizes_stand_still_without_an_autoscaler(rayservice: Object) -> No
 def test_a_pool_that_is_too_big_is_caught(
     rayservice: Object, args: dict[str, Any], pool: str, changes: dict[str, Any]
 ) -> None:
-    """One replica, CPU, byte or GPU too many leaves a replica without room, and only in that pool."""
+    """One replica, CPU, byte or GPU too many leaves a replica without room in that pool and in no other."""
     args[pool] |= changes
     assert _unplaced(rayservice, args) == {pool: 1}
 
@@ -87,6 +87,6 @@ def test_a_pool_that_is_too_big_is_caught(
 def test_a_replica_is_never_spread_over_nodes(
     num_replicas: int, cpus: float, num_nodes: int, node_cpus: int, unplaced: int
 ) -> None:
-    """Room is counted node by node: what is left on two nodes does not add up."""
+    """Free resources of two nodes do not add up to room for one replica."""
     pool = Pool("Decoder", num_replicas, "decoder", {"CPU": cpus})
     assert num_unplaced(pool, Group("decoder", num_nodes, "decoder", {"CPU": node_cpus})) == unplaced

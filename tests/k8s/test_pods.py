@@ -35,14 +35,13 @@ def config(application: Object) -> PrismConfig:
 
 
 def test_every_pod_is_tested_here() -> None:
-    """A new worker group is checked like the others, or fails here."""
+    """Each worker group is in the list that the tests go through."""
     for overlay in APPLICATIONS:
         assert set(pod_templates(read_document(build(K8S / "overlays" / overlay)))) == set(GROUPS)
 
 
 def test_a_pod_meets_the_restricted_standard(pod: dict[str, Any]) -> None:
-    """Kubernetes' strictest pod security standard would admit it; beyond that its root is read-only and it has no API
-    token."""
+    """A pod meets Kubernetes' restricted security standard, has a read-only root, and gets no API token."""
     [container] = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] > 0
@@ -65,7 +64,7 @@ def test_what_ray_writes_to_is_writable(pod: dict[str, Any]) -> None:
 
 
 def test_memory_is_what_was_asked_for(pod: dict[str, Any]) -> None:
-    """A pod is never killed for memory that the node had not set aside for it."""
+    """A pod's memory request equals its limit, so that it is not killed for memory that its node promised to others."""
     resources = pod["containers"][0]["resources"]
     assert resources["requests"]["memory"] == resources["limits"]["memory"]
 
@@ -85,7 +84,7 @@ def test_the_object_store_leaves_room_in_shared_memory(rayservice: Object, group
 
 
 def test_ray_gives_away_no_cpu_that_kubernetes_has_not_set_aside(rayservice: Object, config: PrismConfig) -> None:
-    """The replicas of a node reserve at most the CPU that its pod requests, whatever Ray is told to offer."""
+    """The replicas of a node reserve at most the CPU that its pod requests."""
     templates = pod_templates(rayservice)
     groups = groups_of(rayservice)
     for pool in pools_of(config):
@@ -109,8 +108,8 @@ def test_a_pod_lives_until_its_streams_have_drained(pod: dict[str, Any], config:
 
 
 def test_a_pod_has_the_lean_way_in(pod: dict[str, Any], config: PrismConfig) -> None:
-    """Each pod has the variables that ``prism serve`` sets for Ray's processes, and HAProxy cuts no stream that may
-    continue."""
+    """Each pod has the variables that ``prism serve`` sets for Ray's processes, and an HAProxy that is ending leaves
+    streams as long as a request may take."""
     [container] = pod["containers"]
     environment = {each["name"]: each.get("value") for each in container["env"]}
     assert LEAN.items() <= environment.items()
@@ -126,7 +125,7 @@ def test_an_upgrade_outlives_the_longest_request(rayservice: Object, config: Pri
 
 
 def test_ray_itself_asks_for_a_token(rayservice: Object) -> None:
-    """Token authentication is on, by KubeRay's own switch, and no container says otherwise."""
+    """Token authentication is switched on in KubeRay's own field, and no container switches it off."""
     cluster = rayservice["spec"]["rayClusterConfig"]
     assert cluster["authOptions"] == {"mode": "token"}
     for template in pod_templates(rayservice).values():
@@ -147,6 +146,6 @@ def test_the_operator_has_nothing_to_refuse(rayservice: Object) -> None:
 
 
 def test_the_image_brings_what_the_operator_calls() -> None:
-    """KubeRay's readiness probe of a worker is a wget in the container, and vLLM compiles kernels when it starts."""
+    """The image has wget for KubeRay's readiness probe, and the compiler that vLLM needs at its start."""
     [packages] = [line for line in (K8S / "Dockerfile").read_text().splitlines() if "apt-get install" in line]
     assert {"wget", "g++"} <= set(packages.split())

@@ -54,7 +54,7 @@ def _mappings(node: Any, path: str = "") -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_an_application_file_holds_only_known_keys(path: Path) -> None:
-    """Ray's schemas and Prism's configuration accept each application file, key by key."""
+    """Ray's schemas and Prism's configuration accept every key of each application file."""
     config = check_serve_config(read_document(path.read_text()))
     assert [application.import_path for application in config.applications] == ["deployments.app:build"]
 
@@ -68,13 +68,13 @@ def test_the_configuration_inside_the_rayservice_is_checked_too(rayservice: Obje
 
 
 def test_every_level_is_accepted_without_a_typo() -> None:
-    """The configuration that the typos below are put into is itself in order."""
+    """The configuration that the tests below put typos into is valid."""
     assert check_serve_config(EVERY_LEVEL).applications[0].name == "prism"
 
 
 @pytest.mark.parametrize("level", [path for path, _ in _mappings(EVERY_LEVEL)], ids=lambda path: path or "top")
 def test_a_typo_is_refused_at_every_level(level: str) -> None:
-    """A key that no schema names is refused with its path, wherever it stands."""
+    """An unknown key at any level is refused with its path."""
     config = read_document(str(EVERY_LEVEL))
     dict(_mappings(config))[level]["nmu_replicas"] = 1
     with pytest.raises(UnknownKeyError, match=rf"knows {level}nmu_replicas$"):
@@ -90,7 +90,7 @@ def test_a_typo_is_refused_at_every_level(level: str) -> None:
     ],
 )
 def test_a_wrong_value_is_refused(level: str, key: str, value: object) -> None:
-    """Values are checked as well, also where Ray's own schema takes any mapping."""
+    """A wrong value is refused, also where Ray's schema accepts any mapping."""
     config = read_document(str(EVERY_LEVEL))
     dict(_mappings(config))[level][key] = value
     with pytest.raises(ValidationError, match=key):

@@ -23,7 +23,7 @@ REQUIRED = 0.9
 
 @pytest.mark.parametrize("kind", ADVERTISED)
 def test_advertised_kinds_are_answered_right(kind: str, cluster: Cluster) -> None:
-    """Of the first held-out pictures of each advertised kind, nearly all get their true answer."""
+    """Nearly all of the first held-out pictures of each advertised kind get their true answer."""
     with httpx.Client(base_url=cluster.url, timeout=60) as client:
         result = score(kind, held_out(kind, NUM_ASKED, HELD_OUT_SEED), partial(ask_over_http, client, "prism-demo"), 4)
     assert result.accuracy >= REQUIRED, result.mistakes

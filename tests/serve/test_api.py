@@ -70,7 +70,7 @@ async def engine_is_idle(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_picture_gets_its_true_answer(prism: httpx.AsyncClient) -> None:
-    """A picture goes in, and what is on it comes out."""
+    """A question about a picture gets the right answer."""
     response = await prism.post(
         "/v1/chat/completions", json=chat([picture("shape.png"), text("What colour is the shape?")])
     )
@@ -78,7 +78,7 @@ async def test_a_picture_gets_its_true_answer(prism: httpx.AsyncClient) -> None:
 
 
 async def test_first_chunk_comes_before_the_last_token_is_made(prism: httpx.AsyncClient) -> None:
-    """Streams reach the client while the engine still works on them, with pictures and without."""
+    """The first chunk of a stream arrives while the engine still makes tokens, with and without pictures."""
     for content in ([text("Tell me a story.")], [picture("shape.png"), text("Tell me a story.")]):
         # Every token shows, also those that end an answer and have no text otherwise.
         body = chat(content, stream=True, max_tokens=LONG_TOKENS, ignore_eos=True, skip_special_tokens=False)
@@ -111,7 +111,8 @@ async def test_a_client_that_leaves_frees_its_slot(prism: httpx.AsyncClient, pic
 async def test_clients_that_leave_before_their_answer_free_their_slots(
     cluster: Cluster, prism: httpx.AsyncClient
 ) -> None:
-    """A client that leaves without streaming frees its slot, wherever its request was cut into packets."""
+    """A client that closes its connection before the answer frees its slot, wherever its request was split into
+    packets."""
     before = await ended_requests(prism, 499)
     body = json.dumps(chat([text("Go on.")], max_tokens=3000, ignore_eos=True)).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: prism\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -133,7 +134,7 @@ async def test_clients_that_leave_before_their_answer_free_their_slots(
 
 
 async def test_usage_counts_picture_tokens(prism: httpx.AsyncClient) -> None:
-    """``usage`` counts the tokens that a picture became, in plain answers and at the end of a stream."""
+    """``usage`` counts a picture's tokens, in whole answers and at the end of a stream."""
     question = text("What colour is the shape?")
     plain = (await prism.post("/v1/chat/completions", json=chat([question]))).json()["usage"]
     seen = (await prism.post("/v1/chat/completions", json=chat([picture("shape.png"), question]))).json()["usage"]
@@ -156,7 +157,7 @@ async def events(client: httpx.AsyncClient, body: dict[str, Any]) -> AsyncIterat
 
 
 async def test_logprobs_n_stop_and_seed_reach_the_client(openai: AsyncOpenAI) -> None:
-    """Sampling options of vLLM's chat layer work through the cluster."""
+    """The sampling options ``logprobs``, ``n``, ``stop`` and ``seed`` work through the cluster."""
     messages: Any = [{"role": "user", "content": "Tell me about yourself."}]
     answer = await openai.chat.completions.create(
         model="prism-demo", messages=messages, n=3, logprobs=True, top_logprobs=4, seed=7, temperature=1.0, max_tokens=6
@@ -199,7 +200,7 @@ async def test_json_schema_is_obeyed_about_a_picture(prism: httpx.AsyncClient) -
 
 
 async def test_a_named_tool_is_called(openai: AsyncOpenAI) -> None:
-    """A tool that is chosen by name comes back as a tool call with arguments that fit its schema."""
+    """A tool that the request chooses by name is called with arguments that match its schema."""
     parameters = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
     function = {"name": "paint", "strict": True, "parameters": {**parameters, "additionalProperties": False}}
     create: Any = openai.chat.completions.create  # whose overloads want literal types
@@ -220,7 +221,7 @@ async def test_a_named_tool_is_called(openai: AsyncOpenAI) -> None:
 
 
 async def test_completions_tokenize_and_detokenize(prism: httpx.AsyncClient) -> None:
-    """The text endpoints answer, and detokenize undoes tokenize."""
+    """Completions and tokenize answer, and detokenize gives the tokenized text back."""
     completion = (await prism.post("/v1/completions", json={"prompt": "Hello", "max_tokens": 4})).json()
     assert completion["object"] == "text_completion"
     tokens = (await prism.post("/tokenize", json={"prompt": "What colour is it?"})).json()["tokens"]
@@ -235,7 +236,8 @@ async def test_tokenize_counts_what_chat_will_use(prism: httpx.AsyncClient) -> N
 
 
 async def test_models_health_version_and_status(prism: httpx.AsyncClient, openai: AsyncOpenAI) -> None:
-    """Models, health, version and status answer what clients, probes and ``prism status`` need."""
+    """``/v1/models``, ``/health``, ``/version`` and ``/status`` return the fields that clients, probes and ``prism
+    status`` need."""
     models = await openai.models.list()
     assert [model.id for model in models.data] == ["prism-demo"]
     assert (await openai.models.retrieve("prism-demo")).id == "prism-demo"
@@ -248,7 +250,7 @@ async def test_models_health_version_and_status(prism: httpx.AsyncClient, openai
 
 
 async def test_metrics_cover_every_pool(prism: httpx.AsyncClient) -> None:
-    """One ``/metrics`` has the Router's counters and vLLM's, labelled by pool."""
+    """``/metrics`` contains the Router's counters and vLLM's, labelled by pool."""
     await prism.post("/v1/chat/completions", json=chat([text("Hello")]))
     lines = (await prism.get("/metrics")).text
     assert 'prism_requests_total{endpoint="chat",pool="router"' in lines
@@ -258,8 +260,8 @@ async def test_metrics_cover_every_pool(prism: httpx.AsyncClient) -> None:
 
 
 async def test_a_full_pool_is_well_and_measured(prism: httpx.AsyncClient) -> None:
-    """While requests wait for room in the only decoder, ``/health`` says yes and its metrics are there, and wait for
-    none."""
+    """While requests wait for the only decoder, ``/health`` answers 200 and ``/metrics`` has the decoder's metrics,
+    both without waiting for room."""
     room = DecoderConfig().max_ongoing_requests
     body = chat([text("Go on.")], max_tokens=400, ignore_eos=True)
     asked = [asyncio.ensure_future(prism.post("/v1/chat/completions", json=body)) for _ in range(room + 8)]
@@ -273,7 +275,7 @@ async def test_a_full_pool_is_well_and_measured(prism: httpx.AsyncClient) -> Non
 
 
 async def test_a_deadline_ends_a_request_with_a_typed_error(prism: httpx.AsyncClient) -> None:
-    """``prism.timeout_s`` ends a request with 504, a stream with an error event and ``[DONE]``, and both free the
+    """At ``prism.timeout_s`` a request ends with 504, and a stream with an error event and ``[DONE]``. Both free the
     engine."""
     before = await ended_requests(prism, 504)
     limit = {"prism": {"timeout_s": 2}, "max_tokens": 3500, "ignore_eos": True}  # which take four times as long
@@ -289,7 +291,7 @@ async def test_a_deadline_ends_a_request_with_a_typed_error(prism: httpx.AsyncCl
 
 @pytest.mark.usefixtures("cluster")
 def test_rays_own_ports_ask_for_a_token() -> None:
-    """Ray's agent runs commands and listens beyond loopback, so it refuses callers without a token."""
+    """Ray's agent, which can run commands and listens beyond loopback, refuses callers without a token."""
     family = psutil.Process().children(recursive=True)
     agents = [process for process in family if "DashboardAgent" in " ".join(process.cmdline())]
     ports = {
@@ -308,7 +310,7 @@ def test_rays_own_ports_ask_for_a_token() -> None:
 
 
 async def test_one_new_picture_asked_for_by_many_is_encoded_once(prism: httpx.AsyncClient) -> None:
-    """32 requests that come together with one new picture get 32 right answers out of one preprocess and one encode."""
+    """32 concurrent requests with one new picture get 32 right answers from one preprocessing and one encoding."""
     before = await worked_on(prism)
     body = chat([square("blue", 80), text("What colour is the shape?")])
     answers = await asyncio.gather(*(prism.post("/v1/chat/completions", json=body) for _ in range(32)))
@@ -327,7 +329,7 @@ async def worked_on(client: httpx.AsyncClient) -> Counter[str]:
 
 
 async def test_a_broken_picture_is_named_where_each_request_has_it(prism: httpx.AsyncClient) -> None:
-    """Requests that share one run for a picture which does not decode are each told their own field."""
+    """Concurrent requests with the same broken picture each get an error that names their own field."""
     broken = image(random_png(120, 120, seed=5)[:-200])
     bodies = [chat([*[text("Hello")] * number, broken]) for number in range(8)]
     answers = await asyncio.gather(*(prism.post("/v1/chat/completions", json=body) for body in bodies))
@@ -337,15 +339,16 @@ async def test_a_broken_picture_is_named_where_each_request_has_it(prism: httpx.
 
 
 async def test_nobody_can_hide_that_they_leave(prism: httpx.AsyncClient) -> None:
-    """The header that has Serve not watch for a client's end is refused by name: its streams would keep their
-    places."""
+    """The header that makes Serve ignore a client's disconnect is refused by name, because its streams would keep
+    their slots."""
     refused = await prism.post("/v1/chat/completions", json=endless(), headers={"x-request-disconnect-disabled": "?1"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-request-disconnect-disabled")
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_what_is_large_between_processes_arrives_whole(prism: httpx.AsyncClient, stream: bool) -> None:
-    """A body that grows as it is parsed, and an answer of several megabytes, pass what carries 4 MiB at a time."""
+    """A body that grows as it is parsed and an answer of several megabytes pass the 4 MiB messages between
+    processes."""
     body = json.dumps(chat([text("Hello")], max_tokens=2, x=[0.5] * 500_000), separators=(",", ":"))
     assert (await prism.post("/v1/chat/completions", content=body)).status_code == 200
     words = "a b c d e f g h i j " * 180
@@ -366,7 +369,7 @@ async def test_what_is_large_between_processes_arrives_whole(prism: httpx.AsyncC
 
 
 def test_an_engine_without_cores_of_its_own_comes_last(cluster: Cluster) -> None:
-    """Processes that talk to clients, and threads that compute for pictures, have a higher priority than the
+    """The processes that talk to clients, and the threads that compute for pictures, have a higher priority than the
     engine."""
     assert cluster.url
     [decoder] = replicas(psutil.Process(), "Decoder")

@@ -128,7 +128,7 @@ def tokens(choices: Any) -> Any:
 
 
 async def test_every_kind_is_refused_by_name_and_disturbs_nobody(prism: httpx.AsyncClient) -> None:
-    """Hundreds of kinds get their own status, code and field, while a good request keeps its answer."""
+    """Hundreds of kinds of bad input get the expected status, code and field, while a good request keeps its answer."""
     wanted = list(kinds())
     assert len({bad.name for bad in wanted}) == len(wanted) >= 80
     async with undisturbed(prism):
@@ -136,7 +136,7 @@ async def test_every_kind_is_refused_by_name_and_disturbs_nobody(prism: httpx.As
 
 
 async def test_streams_are_refused_before_they_begin(prism: httpx.AsyncClient) -> None:
-    """With ``stream`` the same kinds get the same status and JSON, and never a stream with an error in it."""
+    """With ``stream``, bad input gets the same status and JSON, and never a stream with an error in it."""
     streamable = [
         Bad(f"{bad.name}, streamed", bad.code, bad.param, {**bad.body, "stream": True}, bad.status, bad.path)
         for bad in kinds()
@@ -149,7 +149,7 @@ async def test_streams_are_refused_before_they_begin(prism: httpx.AsyncClient) -
 
 
 async def test_a_uuid_is_taken_with_its_picture_and_is_never_a_key(prism: httpx.AsyncClient) -> None:
-    """Two pictures under one uuid are answered each for itself, in requests of their own and in one."""
+    """Two pictures with the same uuid are answered correctly, in two requests and in one."""
     plain = {colour: await answer(prism, chat([circle(colour), COLOUR])) for colour in ("red", "blue")}
     assert plain == {"red": "red", "blue": "blue"}
     for colour in ("red", "blue", "red"):
@@ -165,7 +165,7 @@ async def test_a_uuid_is_taken_with_its_picture_and_is_never_a_key(prism: httpx.
 
 
 async def test_a_body_that_is_announced_too_large_is_not_waited_for(cluster: Cluster) -> None:
-    """A request that announces a terabyte is refused before a byte of it has come."""
+    """A request that announces a body of a terabyte is refused before any of it has arrived."""
     url = httpx.URL(cluster.url)
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: prism\r\nContent-Length: {2**40}\r\n\r\n".encode())
@@ -187,7 +187,8 @@ async def test_a_body_without_end_is_cut_off(prism: httpx.AsyncClient) -> None:
 
 
 async def test_a_body_that_never_comes_gives_its_place_back() -> None:
-    """A client that sends half a body and waits is let go when a request's time is up."""
+    """A client that sends half a body and then waits is disconnected when the request's time is up, and its slot is
+    free again."""
     config = PrismConfig(router=RouterConfig(request_timeout_s=0.05))
     api = build_api(cast(Router, SimpleNamespace(config=config)))
 
@@ -203,7 +204,7 @@ async def test_a_body_that_never_comes_gives_its_place_back() -> None:
 
 
 async def test_a_client_that_leaves_in_mid_body_is_no_error(cluster: Cluster, prism: httpx.AsyncClient) -> None:
-    """A body that breaks off is counted as a client that left, and holds no place among the requests in flight."""
+    """A client that disconnects inside its body is counted as one that left, and its slot is free again."""
     url = httpx.URL(cluster.url)
     before = await counts(prism)
     _, writer = await asyncio.open_connection(url.host, url.port)
@@ -246,6 +247,6 @@ async def counts(client: httpx.AsyncClient) -> Counter[str]:
     ],
 )
 async def test_what_looks_odd_but_is_right_is_served(prism: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
-    """Limits are no narrower than they say, and fields that do no harm are let through."""
+    """Requests exactly at a limit, and requests with harmless extra fields, are served."""
     response = await prism.post(path, json=body)
     assert (response.status_code, response.headers["content-type"]) == (200, "application/json"), response.text

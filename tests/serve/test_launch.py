@@ -59,7 +59,7 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 async def test_two_tensor_parallel_workers_give_the_same_answers(launched: Launched, bare: httpx.AsyncClient) -> None:
-    """With TP=2 a spread of the parity requests gives the tokens that bare vLLM gives."""
+    """With two tensor-parallel workers, a sample of the parity requests gives bare vLLM's tokens."""
     cases = list(requests())
     spread = list(islice(cases, 0, None, len(cases) // NUM_COMPARED))
     async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
@@ -85,7 +85,7 @@ def test_ask_streams_an_answer(launched: Launched) -> None:
 
 
 def test_ask_takes_many_pictures(launched: Launched) -> None:
-    """``prism ask`` sends every picture that is named."""
+    """``prism ask`` sends all pictures that are named."""
     words: list[str | Path] = ["ask", "--url", launched.url, SAMPLES / "shape.png", SAMPLES / "digit.png", "Hello"]
     assert run(*words).returncode == 0
 
@@ -100,7 +100,7 @@ def test_status_lists_the_pools(launched: Launched) -> None:
 
 
 def test_exit_codes_mean_something(launched: Launched, tmp_path: Path) -> None:
-    """1 for what the server refuses, 2 for a wrong command line, 3 for a server that does not answer."""
+    """``prism`` exits with 1 if the server refuses, 2 for a wrong command line, and 3 if no server answers."""
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not a picture")
     refused = run("ask", "--url", launched.url, broken, "What is it?")
@@ -111,7 +111,7 @@ def test_exit_codes_mean_something(launched: Launched, tmp_path: Path) -> None:
 
 
 async def test_more_than_fits_is_refused_at_once(launched: Launched) -> None:
-    """Beyond the limit of requests in flight a client gets 429 with Retry-After; those within it are served."""
+    """Requests beyond the limit of requests in flight get 429 with Retry-After, and those within it are served."""
     body = chat([text("Go on.")], stream=True, max_tokens=60, ignore_eos=True)
     async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
         answers = await asyncio.gather(
@@ -127,7 +127,7 @@ async def test_more_than_fits_is_refused_at_once(launched: Launched) -> None:
 
 
 async def test_more_bytes_than_fit_are_refused_at_once(launched: Launched) -> None:
-    """Large requests that come together get 429 where their bytes do not fit, and the room is free again afterwards."""
+    """Concurrent large requests get 429 if their bytes do not fit, and the room is free again afterwards."""
     noise = Image.effect_noise((800, 800), 200)
     file = io.BytesIO()
     noise.save(file, "PNG")
@@ -143,14 +143,14 @@ async def test_more_bytes_than_fit_are_refused_at_once(launched: Launched) -> No
 
 
 def test_a_machine_that_is_too_small_is_told_so() -> None:
-    """``prism serve`` ends at once, with the figures, where Serve would wait for ever for GPUs that are not there."""
+    """``prism serve`` ends at once with the figures if the application needs GPUs that the machine does not have."""
     served = run("serve", ROOT / "deployments" / "qwen2_5_vl_32b.yaml", "--port", str(free_port()))
     assert served.returncode == 1
     assert "10 GPUs, and this machine has" in served.stderr
 
 
 async def test_a_replica_that_does_not_answer_hides_no_other(launched: Launched) -> None:
-    """With one of two preprocessors stopped the pool can serve, and the other's metrics are there."""
+    """With one of two preprocessors stopped, ``/health`` answers 200 and ``/metrics`` has the other one's metrics."""
     stopped, _ = replicas(launched.root, "Preprocessor", at_least=2)
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         stopped.suspend()
@@ -163,8 +163,8 @@ async def test_a_replica_that_does_not_answer_hides_no_other(launched: Launched)
 
 
 async def test_a_replica_that_dies_with_a_request_in_it_fails_that_request_alone(launched: Launched) -> None:
-    """A request whose encoder is killed ends in a typed error that names the pool; text goes on, and pictures soon
-    again."""
+    """A request whose encoder is killed gets a typed error that names the pool. Text requests go on, and pictures
+    are answered again soon."""
     stopped, [encoder] = replicas(launched.root, "Preprocessor", at_least=2), replicas(launched.root, "VisionEncoder")
     ask = chat([square("blue", 100), text("What colour is the shape?")])
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
@@ -187,7 +187,7 @@ async def test_a_replica_that_dies_with_a_request_in_it_fails_that_request_alone
 
 
 async def test_a_request_that_waits_for_a_replica_outlives_it(launched: Launched) -> None:
-    """Calls that wait for a replica that dies are done by its replacement."""
+    """Calls that wait for a replica that dies are answered by its replacement."""
     ask = chat([square("blue", 90), text("What colour is the shape?")])
     async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
         dying = replicas(launched.root, "Preprocessor", at_least=2)
@@ -215,8 +215,7 @@ async def last_events(client: httpx.AsyncClient, victims: list[psutil.Process]) 
 
 
 async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:
-    """When the engine is killed in mid-stream, the stream ends with a typed error and ``[DONE]``, and ``/health`` says
-    no."""
+    """A stream whose engine is killed ends with a typed error and ``[DONE]``, and ``/health`` answers 503."""
     engines = [engine_of(decoder) for decoder in replicas(launched.root, "Decoder")]
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         *_, error, done = await last_events(client, engines)
@@ -228,7 +227,8 @@ async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launche
 
 
 async def test_a_decoder_whose_engine_died_is_replaced(launched: Launched) -> None:
-    """After an engine's death Serve starts another decoder: ``/health`` says yes again, and answers are right."""
+    """After an engine's death Serve starts another decoder. ``/health`` answers 200 again, and the answers are
+    right."""
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         await is_ready_again(client)
     asked = run("ask", "--url", launched.url, SAMPLES / "shape.png", "What colour is the shape?")
@@ -256,7 +256,7 @@ async def test_a_decoder_that_dies_ends_its_streams_with_a_typed_error(launched:
 
 
 def test_ctrl_c_leaves_nothing_behind(launched: Launched) -> None:
-    """After Ctrl-C every process of the cluster is gone, and so are its shared memory and its files."""
+    """After Ctrl-C no process of the cluster, none of its shared memory and none of its files is left."""
     family = launched.root.children(recursive=True)
     assert len(family) > 5
     segments = mapped(family)
@@ -269,7 +269,7 @@ def test_ctrl_c_leaves_nothing_behind(launched: Launched) -> None:
 
 
 def test_sigterm_ends_a_start_as_well() -> None:
-    """SIGTERM in the middle of a start leaves nothing behind."""
+    """SIGTERM during the start leaves nothing behind."""
     segments = {*Path("/dev/shm").iterdir()}
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         starting = Launched(APP, Path(name))

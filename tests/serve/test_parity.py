@@ -101,7 +101,8 @@ def turns(draw: random.Random) -> dict[str, Any]:
 
 
 async def test_answers_equal_bare_vllm_token_for_token(prism: httpx.AsyncClient, bare: httpx.AsyncClient) -> None:
-    """Over 200 mixed requests give the same prompt tokens and greedy answer tokens, as likely, on both servers."""
+    """Over 200 mixed requests give the same prompt tokens and the same greedy tokens on both servers, with the same
+    log-probabilities."""
     cases = list(requests())
     assert len(cases) >= 200
     differing = await compare(cases, prism, bare)
@@ -109,8 +110,8 @@ async def test_answers_equal_bare_vllm_token_for_token(prism: httpx.AsyncClient,
 
 
 async def test_the_comparison_notices_a_picture_that_changed(prism: httpx.AsyncClient, bare: httpx.AsyncClient) -> None:
-    """A picture whose levels differ by a few gives other log-probabilities, as would an embedding that is a little
-    off."""
+    """A picture whose levels differ by a few gives other log-probabilities, so the comparison would find a slightly
+    wrong embedding."""
     original, changed = random_png(224, 168, seed=1), io.BytesIO()
     Image.open(io.BytesIO(original)).point(lambda level: min(255, level + 3)).save(changed, "PNG")
     question = text("What colour is the shape?")

@@ -38,7 +38,7 @@ def test_blocks_run(cluster: Cluster, language: str, code: str) -> None:
 
 
 def test_answers_are_right(cluster: Cluster) -> None:
-    """The photograph and the digit of the README's examples are named rightly, by every way of asking."""
+    """Each of the README's ways of asking names the photograph's subject and the digit correctly."""
     said = [run(language, code, cluster.url) for language, code in BLOCKS]
     assert len(said) == 3
     command, curl, python = said

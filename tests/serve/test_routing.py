@@ -62,8 +62,8 @@ async def asked(client: httpx.AsyncClient, parts: list[Part], **options: object)
 
 
 async def test_conversations_spread_and_go_on_where_they_began(client: httpx.AsyncClient) -> None:
-    """Of eight conversations on an idle pool each decoder gets some, and all second turns find the first in its KV
-    cache."""
+    """Of eight conversations on an idle pool each decoder gets some. Every second turn finds the first one in its
+    decoder's KV cache."""
     queries = ("vllm:prefix_cache_queries_total", "decoder")
     hits = ("vllm:prefix_cache_hits_total", "decoder")
     before = await counted(client, *queries)
@@ -83,7 +83,7 @@ async def test_conversations_spread_and_go_on_where_they_began(client: httpx.Asy
 
 
 async def test_many_pictures_in_many_requests_all_end(client: httpx.AsyncClient) -> None:
-    """Requests with three to eight pictures, many at a time, all get their answers: no call takes another's replica."""
+    """Many concurrent requests with three to eight pictures each are all answered."""
     draw = random.Random(0)
     pictures = [image(random_png(60, 50, seed)) for seed in range(60)]
     bodies = [[*draw.sample(pictures, draw.randint(3, 8)), text("Hello")] for _ in range(3 * NUM_CONCURRENT)]
@@ -97,8 +97,8 @@ async def test_many_pictures_in_many_requests_all_end(client: httpx.AsyncClient)
 
 
 async def test_a_picture_is_encoded_once_whoever_asks(client: httpx.AsyncClient) -> None:
-    """32 requests for one new picture, more than an encoder takes at once, and then 8 more cause one run, and are
-    right."""
+    """32 concurrent requests for one new picture, more than an encoder takes, and 8 later ones cause one run. All
+    answers are right."""
     before = await lookups(client, "miss")
     ask = [square("blue", 81), text("What colour is the shape?")]
     answers = await asyncio.gather(*(asked(client, ask) for _ in range(32)))
@@ -108,9 +108,10 @@ async def test_a_picture_is_encoded_once_whoever_asks(client: httpx.AsyncClient)
 
 
 async def test_pictures_are_encoded_once_under_uneven_load(client: httpx.AsyncClient) -> None:
-    """Of rounds of four new pictures, each in six requests, with large ones between, every picture causes one run.
+    """Each new picture that six concurrent requests ask for is encoded once, while large pictures keep single
+    encoders busy.
 
-    The two decoders know of different work then, and pass over different encoders.
+    The two decoders then know of different work and pass over different encoders.
     """
     draw = random.Random(1)
     for number in range(8):
@@ -124,8 +125,7 @@ async def test_pictures_are_encoded_once_under_uneven_load(client: httpx.AsyncCl
 
 
 async def test_nothing_is_shared_between_salts(client: httpx.AsyncClient) -> None:
-    """A picture that was sent with one ``cache_salt`` is new to a request with another, or with none, and known to its
-    own."""
+    """A picture that was sent with one ``cache_salt`` is a cache hit for that salt only."""
     ask = [square("blue", 83), text("What colour is the shape?")]
     for salt, is_new in [("one", 1), ("two", 1), ("one", 0), (None, 1), ("two", 0), (None, 0)]:
         before = await lookups(client, "miss")
@@ -134,7 +134,8 @@ async def test_nothing_is_shared_between_salts(client: httpx.AsyncClient) -> Non
 
 
 async def test_new_pictures_spread_over_the_encoders(client: httpx.AsyncClient) -> None:
-    """Of 40 pictures that come one by one each encoder gets a fair part, and asked for again every one is found."""
+    """Of 40 pictures that come one after the other each encoder gets a fair share. Asked for again, every picture is
+    a cache hit."""
     before = await lookups(client, "miss")
     pictures = [image(random_png(40, 40, 1000 + seed)) for seed in range(40)]
     for picture in pictures:

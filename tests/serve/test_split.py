@@ -19,7 +19,7 @@ def pool(name: str) -> Any:
 
 @pytest.mark.usefixtures("cluster")
 async def test_the_decoder_holds_no_vision_tower() -> None:
-    """Every worker of the engine holds language-model weights and not one of a vision tower."""
+    """Every worker of the engine holds weights of the language model and none of a vision tower."""
     workers = await pool("Decoder").parameter_names.remote()
     assert workers
     for names in workers:

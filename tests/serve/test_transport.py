@@ -85,7 +85,7 @@ async def shared(inline: Engine) -> AsyncIterator[Engine]:
 
 
 def segments_open(*processes: psutil.Process) -> set[str]:
-    """Returns the segments of this process that the given processes have open. Other clusters' segments are left out."""
+    """Returns the segments of this process that the given processes have open. Those of other clusters are left out."""
     links = [link for process in processes for link in Path(f"/proc/{process.pid}/fd").glob("*")]
     return {target for link in links if (target := os.path.realpath(link)).startswith(f"/memfd:prism-{os.getpid()}-")}
 
@@ -156,7 +156,8 @@ async def test_both_ways_in_give_the_same_tokens(shared: Engine, inline: Engine)
 
 
 async def test_clients_that_leave_take_nothing_with_them(shared: Engine) -> None:
-    """Requests that are cancelled at any moment, over a store that is too small for them, disturb no other."""
+    """Requests that are cancelled at random moments, with a store that is too small for all, do not disturb the
+    others."""
     draw, alone = random.Random(1), embedding(shared, 900, 16)
     [expected] = await tokens(shared, "alone", [alone])
 
@@ -209,8 +210,8 @@ class Losing:
 async def test_a_lost_embedding_fails_its_request_alone(
     shared: Engine, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    """A segment that is gone when the engine comes to it is a typed error of one request; asked again, it is
-    answered."""
+    """A segment that is gone when the engine opens it fails its request with a typed error. The same request, sent
+    again, is answered."""
     seed = 700 + len(str(options))
     lost, others = embedding(shared, seed), [embedding(shared, seed + 100 + index) for index in range(6)]
     with monkeypatch.context() as patch:
@@ -224,14 +225,14 @@ async def test_a_lost_embedding_fails_its_request_alone(
 
 
 async def test_more_pictures_than_can_ever_fit_are_refused(shared: Engine) -> None:
-    """A request whose embeddings together exceed the bound gets the figures; no other waits for it."""
+    """A request whose embeddings exceed the bound is refused with the figures, and no other request waits for it."""
     pictures = [embedding(shared, 500 + number, 64) for number in range(NUM_BLOCKS)]
     with pytest.raises(TooManyPictures):
         await said(shared, "too many", pictures)
 
 
 async def test_a_bound_below_the_largest_picture_is_refused_at_the_start() -> None:
-    """A decoder whose shared memory would not hold one picture says so instead of starting."""
+    """A decoder whose shared memory cannot hold the largest picture refuses to start."""
     with pytest.raises(ValueError, match=r"decoder\.shared_bytes must be at least"):
         async with started(shared_bytes=1):
             pass
@@ -273,7 +274,7 @@ class OnEngine(Decoder):
 
 @pytest.mark.parametrize("num_losses", [0, 1, 2])
 async def test_what_was_lost_is_pulled_again(shared: Engine, monkeypatch: pytest.MonkeyPatch, num_losses: int) -> None:
-    """A picture is pulled once and then kept; lost on its way it is pulled once more, and a second loss is a typed
+    """An embedding is pulled once and kept. If it is lost it is pulled a second time, and a second loss is a typed
     error."""
     made = embedding(shared, 800 + num_losses)
     encoders, picture = Encoders(made), Picture(made.digest, b"", 8, 8, "messages")
@@ -295,7 +296,8 @@ async def test_what_was_lost_is_pulled_again(shared: Engine, monkeypatch: pytest
 
 
 async def test_requests_that_want_one_picture_pull_it_once(shared: Engine) -> None:
-    """Of three that come together one calls the encoders, whichever of them leaves; all who stay are answered."""
+    """Of three concurrent requests for a picture one calls the encoders. Whichever of them leaves, the others are
+    answered."""
     made = embedding(shared, 810)
     encoders, picture = Encoders(made), Picture(made.digest, b"", 8, 8, "messages")
     encoders.may_answer = asyncio.Event()

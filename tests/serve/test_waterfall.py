@@ -86,9 +86,9 @@ def long_text(seed: int) -> list[Part]:
 def test_the_stages_add_up_to_what_the_client_sees(
     client: Client, parts: Callable[[int], list[Part]], stages: set[str]
 ) -> None:
-    """The stages are those that a request passes through, and their sum is the client's TTFT within 5 %.
+    """The waterfall lists the stages that a request passes through, and their sum is the client's TTFT within 5 %.
 
-    What is missing is the way from the Router back to the client, about a millisecond here: the requests are not tiny
+    The sum lacks the way from the Router back to the client, about a millisecond here, so the requests are not tiny
     ones.
     """
     client.ask(parts(-1))  # a picture that is seen has to be seen first
@@ -102,7 +102,7 @@ def test_the_stages_add_up_to_what_the_client_sees(
 
 
 def test_the_log_and_the_metrics_tell_the_same(cluster: Cluster, client: Client) -> None:
-    """Each answered request leaves one line with its stages in the Router's log, and counts in the histogram of each
+    """Each answered request has one line with its stages in the Router's log, and counts in the histogram of each
     stage."""
     before = counts(client)
     client.ask(new_picture(900))

@@ -46,18 +46,18 @@ def test_the_path_names_functions_that_exist(reference: tuple[str, str]) -> None
 
 
 def test_the_path_is_more_than_a_few_functions() -> None:
-    """The pattern that finds references finds them all: as many as there are ``.py:`` on the page."""
+    """The pattern finds as many references as the page has occurrences of ``.py:``."""
     text = PATH_PAGE.read_text()
     assert len(REFERENCE.findall(text)) == text.count(".py:") > 50
 
 
 def test_the_configuration_page_is_up_to_date() -> None:
-    """docs/configuration.md is what ``make docs`` writes."""
+    """docs/configuration.md equals what ``make docs`` writes."""
     assert PAGE.read_text() == page(), "run make docs"
 
 
 def test_every_field_of_the_configuration_is_explained() -> None:
-    """No row of docs/configuration.md lacks its meaning, but for those that only name a section."""
+    """Every row of docs/configuration.md has a meaning, except for rows that only name a section."""
     rows = [line for line in page().splitlines() if line.startswith("| `")]
     unexplained = [row for row in rows if row.rstrip().endswith("|  |") and "a section of its own" not in row]
     assert unexplained == []

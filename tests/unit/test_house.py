@@ -105,7 +105,7 @@ def test_a_module_begins_with_a_sentence_and_stays_readable(path: Path) -> None:
 
 
 def test_rays_private_parts_are_met_in_one_room() -> None:
-    """Outside deployments/ray_serve nothing private of Ray's is used, and inside it nothing that is not listed here."""
+    """Only deployments/ray_serve uses private parts of Ray, and only those that are listed here."""
     outside = [path for path in (ROOT / "deployments").rglob("*.py") if RAY_ROOM not in path.parents]
     assert {str(path): [*private_uses(path)] for path in outside if [*private_uses(path)]} == {}
     assert {name for path in RAY_ROOM.glob("*.py") for name in private_uses(path)} == PRIVATE_SYMBOLS.keys()
@@ -113,14 +113,14 @@ def test_rays_private_parts_are_met_in_one_room() -> None:
 
 @pytest.mark.parametrize("symbol", [*PRIVATE_SYMBOLS, *LESS_PUBLIC_SYMBOLS])
 def test_what_is_used_of_rays_private_parts_is_there(symbol: str) -> None:
-    """Each symbol stands in the installed Ray's source, so that an upgrade which drops it fails here first."""
+    """Each listed symbol exists in the installed Ray's source, so that an upgrade that drops one fails here first."""
     source = {**PRIVATE_SYMBOLS, **LESS_PUBLIC_SYMBOLS}[symbol]
     assert re.search(rf"(?<!\w){symbol}(?!\w)", source)
 
 
 @pytest.mark.parametrize("variable", sorted(haproxy.environment(Path("/folder"), max_stream_s=1)))
 def test_the_installed_ray_reads_the_variables_that_are_set(variable: str) -> None:
-    """Each environment variable that Prism sets for Serve is read by the installed Ray, in Python or in its core."""
+    """The installed Ray reads each environment variable that Prism sets for Serve, in Python or in its core."""
     package = Path(ray.__file__).parent
     if variable.startswith("RAY_SERVE_"):
         folder = package / "serve" / "_private"

@@ -26,7 +26,8 @@ def test_places_and_bytes_come_back() -> None:
 
 
 def test_of_requests_that_do_not_fit_together_the_last_is_served() -> None:
-    """A refused request's bytes are free at once, before it has left, and it takes no more: somebody always gets on."""
+    """The bytes of a refused request are free at once, so that of several requests which do not fit together one is
+    always served."""
     admission = Admission(3, 100)
     slots = [admission.enter() for _ in range(3)]
     for slot in slots:
@@ -40,7 +41,7 @@ def test_of_requests_that_do_not_fit_together_the_last_is_served() -> None:
 
 
 def test_a_refusal_says_the_limit() -> None:
-    """The error carries what is held and how much may be."""
+    """The error states how much is held and how much is allowed."""
     admission = Admission(2, 10)
     admission.enter().hold(5)
     with pytest.raises(Overloaded) as caught:
@@ -50,7 +51,7 @@ def test_a_refusal_says_the_limit() -> None:
 
 
 def test_what_can_never_fit_is_not_put_off() -> None:
-    """A request that alone needs more than all there is gets 413, for to send it again would not help."""
+    """A request that alone exceeds the limit gets 413, because a retry cannot help."""
     slot = Admission(1, 10).enter()
     slot.hold(6)
     with pytest.raises(BodyTooLarge) as caught:
@@ -59,7 +60,7 @@ def test_what_can_never_fit_is_not_put_off() -> None:
 
 
 def test_any_order_of_events_keeps_the_books() -> None:
-    """Over random comings and goings the sums are those of the slots that are taken."""
+    """Over random arrivals and departures, the sums equal those of the slots in use."""
     draw = random.Random(0)
     admission = Admission(8, 1000)
     slots: dict[Slot, int] = {}

@@ -62,7 +62,7 @@ def weights_in(folder: Path) -> list[int]:
 
 
 def test_routers_and_preprocessors_need_no_weights(cache: Path) -> None:
-    """The processor's settings and the revision come from the small files; the revision names the commit."""
+    """Routers and preprocessors download only small files: the processor's settings, and the commit as the revision."""
     revision = on_the_hub().revision
     assert on_the_hub().processor.patch_size == 14
     assert weights_in(cache) == []
@@ -70,25 +70,25 @@ def test_routers_and_preprocessors_need_no_weights(cache: Path) -> None:
 
 
 def test_encoders_bring_the_tower_s_files(cache: Path) -> None:
-    """Only files that hold weights of the vision tower are fetched."""
+    """Encoders download only the files with weights of the vision tower."""
     assert on_the_hub().path_with(TOWER_PREFIXES) == cache
     assert weights_in(cache) == [1, 3]
 
 
 def test_decoders_bring_everything(cache: Path) -> None:
-    """The decoder's engine gets the whole checkpoint."""
+    """Decoders download the whole checkpoint."""
     assert on_the_hub().path == cache
     assert weights_in(cache) == [1, 2, 3]
 
 
 def test_processor_settings_come_from_the_checkpoint() -> None:
-    """The processor's settings are the checkpoint's, in the older and in the newer spelling."""
+    """The processor's settings are read from the checkpoint, in the older and in the newer spelling."""
     settings = ProcessorSettings.from_checkpoint(DEMO_CHECKPOINT)
     assert (settings.min_pixels, settings.max_pixels) == (112 * 112, 224 * 168)
 
 
 def test_other_weights_have_another_revision(tmp_path: Path) -> None:
-    """Weights of the same shapes, trained again, are told apart."""
+    """Different weights of the same shapes have different revisions."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(DEMO_CHECKPOINT, folder)
     model = ModelConfig(checkpoint=str(folder))
@@ -100,6 +100,6 @@ def test_other_weights_have_another_revision(tmp_path: Path) -> None:
 
 
 def test_the_revision_names_the_encoder() -> None:
-    """The same checkpoint has the same revision, another dtype another one."""
+    """The same checkpoint has the same revision each time, and another dtype has another revision."""
     assert Checkpoint(ModelConfig(dtype="float32")).revision == Checkpoint(ModelConfig(dtype="float32")).revision
     assert Checkpoint(ModelConfig(dtype="float32")).revision != Checkpoint(ModelConfig(dtype="bfloat16")).revision

@@ -32,7 +32,8 @@ def test_a_wrong_key_or_value_is_named(args: dict[str, object], named: str) -> N
 
 
 def test_tensor_parallel_on_cpu_says_what_it_needs() -> None:
-    """Two workers on CPU without cores bound to them are refused, with the value that would be right."""
+    """Two tensor-parallel workers on CPU without bound cores are refused, and the error states a value that would be
+    right."""
     with pytest.raises(ValidationError, match=r"0\|1"):
         PrismConfig.model_validate({"decoder": {"tensor_parallel_size": 2}})
     with pytest.raises(ValidationError, match=r"0\|1"):
@@ -40,7 +41,7 @@ def test_tensor_parallel_on_cpu_says_what_it_needs() -> None:
 
 
 def test_cores_are_written_as_vllm_does() -> None:
-    """Spans and single cores, an entry for each worker; what is not like that is refused."""
+    """Cores are written as ranges or single numbers, with one entry per worker. Other text is refused."""
     assert DecoderConfig(bind_cores="0-2,6").cores == {0, 1, 2, 6}
     assert DecoderConfig(bind_cores="0-1|4", tensor_parallel_size=2).cores == {0, 1, 4}
     for wrong in ("all", "0|", "1-", "0 1", ""):
@@ -49,21 +50,21 @@ def test_cores_are_written_as_vllm_does() -> None:
 
 
 def test_who_shares_cores() -> None:
-    """Engines on CPU cores that nothing reserves for them do; those with ``bind_cores``, or on a GPU, do not."""
+    """CPU engines without ``bind_cores`` share their cores. Engines with it, and engines on a GPU, do not."""
     assert DecoderConfig().shares_cores
     assert not DecoderConfig(bind_cores="0").shares_cores
     assert not DecoderConfig(device="cuda").shares_cores
 
 
 def test_the_tree_is_frozen() -> None:
-    """No value can be changed after the file was read."""
+    """No value of the configuration can be changed after it was read."""
     with pytest.raises(ValidationError, match="frozen"):
         PrismConfig().model.__setattr__("served_name", "other")
 
 
 @pytest.mark.parametrize("name", ["app.yaml", "qwen2_5_vl_32b.yaml"])
 def test_application_files_build(name: str) -> None:
-    """Each application file that comes with Prism is valid for Serve and for Prism, and builds."""
+    """Each application file that Prism ships is valid for Serve and for Prism, and can be built."""
     file = ApplicationFile.read(ROOT / "deployments" / name)
     assert build(file.config) is not None
     assert file.serve.applications[0].import_path == "deployments.app:build"
@@ -79,7 +80,7 @@ def test_the_32b_decoders_take_four_gpus_of_one_node() -> None:
 
 
 def test_what_one_machine_is_asked_for() -> None:
-    """On a single machine the 32B file wants no labelled nodes, and all its replicas together want ten GPUs."""
+    """On a single machine the 32B file asks for no labelled nodes, and its replicas need ten GPUs in all."""
     config = ApplicationFile.read(ROOT / "deployments" / "qwen2_5_vl_32b.yaml").config.without_pool_labels()
     assert config.pool_labels == []
     assert "label_selector" not in pool_options(config.encoder, [])["ray_actor_options"]
@@ -91,13 +92,15 @@ def test_what_one_machine_is_asked_for() -> None:
 
 @pytest.mark.parametrize("resources", [{"num_gpus": 4}, {"memory_bytes": 2**30}])
 def test_what_a_decoder_over_several_gpus_cannot_reserve_is_refused(resources: dict[str, int]) -> None:
-    """Its GPUs follow from tensor_parallel_size, and Ray's bundles carry no memory."""
+    """A decoder over several GPUs cannot set ``num_gpus``, which follows from tensor_parallel_size, nor memory,
+    which Ray's bundles cannot carry."""
     with pytest.raises(ValidationError, match=f"leave out resources.{next(iter(resources))}"):
         PrismConfig.model_validate({"decoder": {"device": "cuda", "tensor_parallel_size": 4, "resources": resources}})
 
 
 def test_a_pool_label_is_a_preference_unless_required() -> None:
-    """A pool prefers its own nodes and then takes nodes of no pool, or takes no others when the label is required."""
+    """Replicas prefer nodes with their pool's label and otherwise use unlabelled nodes. If the label is required,
+    they use no other nodes."""
     resources = {pool: {"resources": {"pool_label": pool}} for pool in ("encoder", "decoder")}
     config = PrismConfig.model_validate(resources)
     actor = pool_options(config.encoder, config.pool_labels)["ray_actor_options"]

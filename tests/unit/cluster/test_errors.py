@@ -33,14 +33,14 @@ def test_every_error_crosses_processes_whole(kind: type[PrismError]) -> None:
 
 
 def test_figures_and_status_are_kept() -> None:
-    """An error's figures stand in its body, and a status taken over from vLLM survives."""
+    """An error's figures are in its response body, and a status that comes from vLLM is kept."""
     error = errors.TooManyPictures("Too many.", param="messages", asked=9, limit=8)
     assert pickle.loads(pickle.dumps(error)).to_openai()["error"]["figures"] == {"asked": 9, "limit": 8}
     assert pickle.loads(pickle.dumps(errors.EngineRefused("No.", status=422))).status == 422
 
 
 def test_codes_are_unique_and_statuses_are_errors() -> None:
-    """No two leaves share a code unless one wraps vLLM's words, and every status is a 4xx or 5xx."""
+    """No two errors share a code, except those that wrap vLLM's messages, and every status is a 4xx or 5xx."""
     kinds = [kind for kind in leaves() if kind is not errors.EngineRefused]
     assert len({kind.code for kind in kinds}) == len(kinds)
     assert all(400 <= kind.status < 600 for kind in leaves())
@@ -48,20 +48,20 @@ def test_codes_are_unique_and_statuses_are_errors() -> None:
 
 @pytest.mark.parametrize("kind", list(leaves()), ids=lambda kind: kind.__name__)
 def test_every_leaf_says_whether_a_retry_can_help(kind: type[PrismError]) -> None:
-    """``can_retry`` stands on each leaf itself, and the drawn tree says so where it is true."""
+    """Every leaf of the error tree sets ``can_retry`` itself, and the drawn tree marks the errors where it is true."""
     assert isinstance(vars(kind)["can_retry"], bool)
     [line] = [line for line in (errors.__doc__ or "").splitlines() if f"── {kind.__name__} " in line]
     assert ("a retry can help" in line) is kind.can_retry
 
 
 def test_a_clients_mistake_hangs_under_the_clients_branch() -> None:
-    """The two branches are told apart by the status: what the client must change is a 4xx, 429 excepted."""
+    """Errors of the client's branch have a 4xx status other than 429, and all other errors have another status."""
     for kind in leaves():
         assert issubclass(kind, errors.InvalidRequest) is (kind.status < 500 and kind.status != 429)
 
 
 def test_the_drawn_tree_is_the_real_one() -> None:
-    """The tree in the module's docstring holds every error with its status, and no other names."""
+    """The tree in the module's docstring lists exactly the existing errors with their statuses."""
     branches = [line.partition("── ")[2].split() for line in (errors.__doc__ or "").splitlines() if "── " in line]
     drawn = {name: status for name, status, *_ in branches}
     real = {kind.__name__ for kind in leaves()} | {"InvalidRequest", "ServingError"}

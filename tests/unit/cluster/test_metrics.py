@@ -17,7 +17,7 @@ def process(count: int) -> bytes:
 
 
 def test_samples_keep_their_values_and_say_where_they_come_from() -> None:
-    """Every process's samples are there once, under one header per family, with its labels added."""
+    """The merged text has every process's samples once, with one header per family and the labels of their process."""
     merged = merge(
         [({"pool": "encoder", "replica": "0"}, process(2)), ({"pool": "encoder", "replica": "1"}, process(5))]
     )

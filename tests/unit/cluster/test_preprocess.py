@@ -77,8 +77,8 @@ def processor() -> Any:
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_patches_equal_the_hugging_face_processors(size: tuple[int, int], processor: Any) -> None:
-    """Our patches, once normalised, are the library's pixel values to 1e-6, from one pixel to a megapixel and at
-    200:1."""
+    """Prism's patches, once normalised, equal the library's pixel values to 1e-6, from one pixel to a megapixel and
+    at 200:1."""
     noise = np.random.default_rng(sum(size)).integers(0, 256, (size[1], size[0], 3), np.uint8)
     assert_like_reference(Image.fromarray(noise), QWEN, processor)
 
@@ -96,7 +96,8 @@ def test_files_give_the_hugging_face_processors_patches(name: str, processor: An
     ids=["old spelling", "new spelling"],
 )
 def test_settings_of_a_checkpoint_reach_the_patches(budget: dict[str, Any], tmp_path: Path) -> None:
-    """A checkpoint's own patch budget and colours, in either spelling, give what the library makes of the same file."""
+    """A checkpoint's patch budget and colour statistics, in either spelling, give the patches that the library makes
+    with them."""
     file = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "image_mean": [0.5, 0.4, 0.3],
@@ -111,7 +112,7 @@ def test_settings_of_a_checkpoint_reach_the_patches(budget: dict[str, Any], tmp_
 
 
 def test_smart_resize_equals_the_librarys() -> None:
-    """Thousands of random sizes and budgets come out as the library's own function makes them."""
+    """For thousands of random sizes and budgets, the new size equals the library's."""
     draw = random.Random(3)
     for _ in range(5000):
         height, width = (int(10 ** draw.uniform(0, 4.2)) for _ in range(2))
@@ -128,7 +129,7 @@ def test_smart_resize_equals_the_librarys() -> None:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_format_and_mode_decodes_to_what_a_viewer_shows(name: str) -> None:
-    """Greys, palettes, inks, 16 bits and transparency become the RGB that numpy computes, on white."""
+    """Greys, palettes, CMYK, 16 bits and transparency become the RGB on white that numpy computes."""
     sample = SAMPLES[name]
     image = decode_image(sample.data, sample.size)
     assert image.mode == "RGB"
@@ -152,7 +153,7 @@ TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 @pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_exif_orientation_turns_the_picture_upright(name: str, orientation: int) -> None:
-    """Each of the eight EXIF orientations is undone, in every format that carries one."""
+    """Each of the eight EXIF orientations is undone, in every format that has them."""
     stored = scene()
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -166,7 +167,7 @@ def test_exif_orientation_turns_the_picture_upright(name: str, orientation: int)
 
 @pytest.mark.parametrize("orientation", [6, 8])
 def test_a_deep_grey_is_turned_too(orientation: int) -> None:
-    """EXIF orientation holds for 16-bit greys as well."""
+    """The EXIF orientation of a 16-bit grey picture is undone as well."""
     stored = scene()[..., 0].astype(np.uint16) << 8
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -176,8 +177,8 @@ def test_a_deep_grey_is_turned_too(orientation: int) -> None:
 
 @pytest.mark.parametrize("data", [*BROKEN.values(), *NO_PICTURES.values()], ids=[*BROKEN, *NO_PICTURES])
 def test_what_is_no_whole_picture_is_refused(data: bytes) -> None:
-    """Broken, truncated, empty and foreign files, and greys without a known white, end in an error that names the
-    field."""
+    """Broken, truncated, empty and foreign files, and greys without a known white level, are refused with the
+    field's name."""
     with pytest.raises(InvalidPicture) as caught:
         preprocess(picture(data, SAMPLES["png-RGB"].size), QWEN)
     assert caught.value.param == PARAM
@@ -185,13 +186,13 @@ def test_what_is_no_whole_picture_is_refused(data: bytes) -> None:
 
 
 def test_pillow_formats_that_are_not_ours_stay_closed() -> None:
-    """A format that Pillow could read, but that Prism does not list, is not even tried."""
+    """A format that Pillow can read but Prism does not list is not opened."""
     with pytest.raises(InvalidPicture, match="PNG, JPEG, WebP, GIF, BMP or TIFF"):
         decode_image(NO_PICTURES["ppm"], (46, 34))
 
 
 def test_a_second_header_is_refused_before_it_is_believed() -> None:
-    """A file in which Pillow finds another size than the media stage bounded is refused, and nothing is decoded."""
+    """A file in which Pillow finds another size than the media stage did is refused before it is decoded."""
     honest = png(20, 10)
     huge = b"\0\0\0\x0dIHDR" + struct.pack(">IIBBBBB", 9000, 9000, 8, 0, 0, 0, 0)
     forged = honest[:33] + huge + struct.pack(">I", zlib.crc32(huge[4:])) + honest[33:]
@@ -200,14 +201,14 @@ def test_a_second_header_is_refused_before_it_is_believed() -> None:
 
 
 def test_a_picture_that_is_too_elongated_is_refused() -> None:
-    """Beyond 200:1 the stage refuses, with the sizes in its words."""
+    """A picture beyond 200:1 is refused, and the error states its size."""
     with pytest.raises(InvalidPicture, match="201 x 1 pixels") as caught:
         preprocess(picture(png(201, 1), (201, 1)), QWEN)
     assert caught.value.param == PARAM
 
 
 def test_pixels_carry_the_digest_and_a_grid_of_all_patches() -> None:
-    """The message that leaves names its picture, and its grid counts its patches."""
+    """The output message has the picture's digest and a grid that counts its patches."""
     sample = SAMPLES["jpeg-RGB"]
     pixels = preprocess(picture(sample.data, sample.size), QWEN)
     time, rows, columns = pixels.grid

@@ -76,7 +76,7 @@ def refusal(kind: type[PrismError], body: Any, param: str | None) -> PrismError:
 
 
 def test_pictures_are_found_in_order_across_roles() -> None:
-    """Pictures are found in the order of the conversation and of all roles, each with the path of its URL."""
+    """The pictures of all roles are found in the order of the conversation, each with the path of its URL."""
     body = {
         "messages": [
             turn(text("Look."), picture("a"), role="system"),
@@ -118,7 +118,7 @@ def test_text_alone_needs_no_pictures() -> None:
 
 @pytest.mark.parametrize("kind", TEXT_PARTS)
 def test_text_comes_in_all_its_parts(kind: str) -> None:
-    """Each type of text holds its words in a field of its own, and needs it to be a string."""
+    """Each type of text part is accepted with a string in its own field, and refused without one."""
     field = TEXT_PARTS[kind]
     part = {"type": kind, field: "hello", "cache_control": {"type": "ephemeral"}}
     assert read(ask(part)).pictures == ()
@@ -160,12 +160,12 @@ def test_a_picture_may_have_a_detail(detail: str | None) -> None:
     ],
 )
 def test_a_bad_part_is_named(kind: type[PrismError], suffix: str, part: Any) -> None:
-    """A part that cannot be used is refused by the field at fault."""
+    """An invalid content part is refused with the path of the field at fault."""
     refusal(kind, ask(part), PART + suffix)
 
 
 def test_the_same_fault_has_one_name() -> None:
-    """Of several unknown fields the first in the alphabet is named, whatever order they come in."""
+    """Of several unknown fields, the error names the alphabetically first, whatever their order in the body."""
     for names in (["b", "a", "c"], ["c", "b", "a"]):
         refusal(UnknownField, ask({**text("hello"), **dict.fromkeys(names, 1)}), f"{PART}.a")
         refusal(UnknownField, {"prompt": "hello", "prism": dict.fromkeys(names, 1)}, "prism.a")
@@ -185,7 +185,7 @@ def test_the_same_fault_has_one_name() -> None:
     ],
 )
 def test_bad_messages_are_named(param: str, messages: Any) -> None:
-    """A conversation of the wrong shape is refused by the message at fault."""
+    """An invalid conversation is refused with the path of the message at fault."""
     refusal(InvalidField, {"messages": messages}, param)
 
 
@@ -207,20 +207,20 @@ def test_bad_messages_are_named(param: str, messages: Any) -> None:
     ],
 )
 def test_a_bad_field_is_named(param: str, fields: dict[str, Any]) -> None:
-    """A field that Prism reads is refused by name where its value cannot be used."""
+    """A field that Prism reads is refused by its name if its value is invalid."""
     refusal(InvalidField, ask(picture("a"), **fields), param)
 
 
 @pytest.mark.parametrize("name", OPERATOR_FIELDS)
 def test_what_only_an_operator_may_set_is_refused(name: str) -> None:
-    """Fields that reach behind the Router are refused whatever they hold."""
+    """Fields that reach past the Router are refused with any value."""
     values: tuple[Any, ...] = (None, {}, "a")
     for value in values:
         refusal(UnknownField, {"prompt": "hello", name: value}, name)
 
 
 def test_other_models_and_embeddings_are_refused() -> None:
-    """Only the served model is there, by its name or by none; a prompt's embeddings are as unwelcome as a picture's."""
+    """Only the served model's name, or none, is accepted. Embeddings as a prompt or as a picture are refused."""
     for fits in (None, NAME):
         assert read({"model": fits, "prompt": "hello"}).pictures == ()
     assert repr(NAME) in refusal(ModelNotFound, {"model": "other", "prompt": "hello"}, "model").message
@@ -231,7 +231,7 @@ def test_other_models_and_embeddings_are_refused() -> None:
     "raw", [b"", b"[]", b"null", b'{"a": NaN}', b"{'a': 1}", b'{"a": 1}x', b"[" * 9**6, b'{"a": "\xff"}']
 )
 def test_what_is_not_a_json_object_is_refused(raw: bytes) -> None:
-    """The body is one JSON object, to the letter."""
+    """A body that is not exactly one JSON object is refused."""
     refusal(InvalidJson, raw, None)
 
 
@@ -253,7 +253,7 @@ def test_text_is_bounded_and_pictures_are_not_counted_as_text() -> None:
 
 
 def test_objects_are_bounded() -> None:
-    """A body may hold a fixed number of objects and arrays, at whatever depth; numbers in them are free."""
+    """A body may have a limited number of objects and arrays, at any depth. Plain values in them are not counted."""
     room = MAX_CONTAINERS - 2  # the body and the array are two
     assert read({"prompt": "a", "tools": [{}] * room}).pictures == ()
     assert read({"tokens": [5] * 10 * MAX_CONTAINERS}).pictures == ()
@@ -262,7 +262,7 @@ def test_objects_are_bounded() -> None:
 
 
 def test_prism_options_are_read_and_go_no_further() -> None:
-    """``prism.timeout_s`` comes out as seconds, and the decoder never sees the object."""
+    """``prism.timeout_s`` is returned in seconds, and the ``prism`` object is not sent to the decoder."""
     for options, timeout_s in ((None, None), ({}, None), ({"timeout_s": None}, None), ({"timeout_s": 2}, 2.0)):
         request = read({"prompt": "hello", "prism": options})
         assert request.timeout_s == timeout_s
@@ -270,7 +270,7 @@ def test_prism_options_are_read_and_go_no_further() -> None:
 
 
 def test_a_stream_is_asked_for_by_true_alone() -> None:
-    """``stream`` is what it says, and absent means no."""
+    """``stream`` must be a boolean, and its default is false."""
     for fields, stream in (
         ({}, False),
         ({"stream": None}, False),
@@ -367,7 +367,7 @@ def good_bodies() -> Iterable[dict[str, Any]]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_body_does_worse_than_a_typed_error(seed: int) -> None:
-    """Any JSON is read or refused with a typed error, and a body that is read can be sent on."""
+    """Any JSON body is read or refused with a typed error. A body that is read can be sent on."""
     draw = random.Random(seed)
     outcomes: set[type] = set()
     for _ in range(400):

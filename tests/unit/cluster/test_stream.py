@@ -29,7 +29,7 @@ async def test_a_whole_stream_passes_unchanged() -> None:
 
 
 async def test_an_error_in_mid_stream_ends_it_properly() -> None:
-    """Pieces before an error are sent; then the typed error and ``[DONE]`` follow."""
+    """The pieces before an error are sent, and then the typed error and ``[DONE]``."""
     statuses: list[int] = []
     out = [
         piece async for piece in relay("data: 1\n\n", pieces("data: 2\n\n", PoolUnavailable("Gone.")), statuses.append)

@@ -38,7 +38,7 @@ def test_a_whole_answers_stream_is_no_time_to_its_first_token() -> None:
 
 
 def test_the_header_tells_the_stages_in_order() -> None:
-    """``Server-Timing`` holds each stage once, in a request's order, in milliseconds."""
+    """``Server-Timing`` lists each stage once, in the order of a request's path, in milliseconds."""
     points_s = iter([0.0, 0.001, 0.0135])
     waterfall = Waterfall(clock=lambda: next(points_s))
     waterfall.reach("parse")
@@ -49,8 +49,8 @@ def test_the_header_tells_the_stages_in_order() -> None:
 
 
 def test_what_a_proxy_says_counts_from_the_start() -> None:
-    """Time on the way to the Router stands in front; it may be anybody's word, so the time to the first token is
-    without it."""
+    """The time before the Router comes first in the waterfall. A client may have invented it, so the time to the
+    first token excludes it."""
     points_s = iter([7.0, 7.5])
     waterfall = Waterfall(ingress_s("t=6000000", 7.0), clock=lambda: next(points_s))
     waterfall.reach_first_piece({})

@@ -31,7 +31,7 @@ def batch() -> list[Pixels]:
 async def test_a_tower_that_fails_is_found_by_its_health_check(
     monkeypatch: pytest.MonkeyPatch, batch: list[Pixels]
 ) -> None:
-    """Once a run has failed, Serve's health check tries the smallest picture, and fails as the tower does."""
+    """After a failed run, Serve's health check encodes the smallest picture and fails as the tower does."""
     unused = SimpleNamespace(preprocess=SimpleNamespace(is_initialized=True, options=lambda **_: None))
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="one"))
     monkeypatch.setattr(ray.serve, "get_replica_context", lambda: context)

@@ -34,7 +34,8 @@ def lines(*events: bytes) -> list[bytes]:
 
 
 def test_latencies_are_counted_from_text_to_text() -> None:
-    """The role and an event without text start nothing; a gap is not divided; usage gives the time per token."""
+    """Only events with text count. A gap with several tokens is not divided, and the time per token comes from the
+    usage."""
     stream = lines(
         sse(delta(role="assistant", content="")),
         sse(delta(content="A")),
@@ -51,6 +52,6 @@ def test_latencies_are_counted_from_text_to_text() -> None:
 
 
 def test_an_unfinished_event_is_dropped() -> None:
-    """``[DONE]`` without the blank line that ends an event is no end."""
+    """``[DONE]`` without the blank line that ends an event does not end the stream."""
     with pytest.raises(ChatFailed, match=r"no \[DONE\]"):
         read_answer(lines(sse(delta(content="A")), b"data: [DONE]\n"), started_s=0.0)

@@ -189,7 +189,7 @@ def steady(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_headless_run_reports_the_servers_times(steady: Run) -> None:
-    """Locust counts no error and reports each latency of each kind of chat as the server made it."""
+    """Locust counts no error and reports each kind of chat with the server's latencies."""
     assert steady.code == 0, steady.output
     rows = {(row["Type"], row["Name"]): row for row in steady.rows()}
     for kind in ("chat text", "chat new picture", "chat seen picture"):
@@ -209,14 +209,14 @@ def test_a_headless_run_reports_the_servers_times(steady: Run) -> None:
 
 
 def test_the_total_counts_requests_only(steady: Run) -> None:
-    """Latency events stay out of the aggregated row, so that its rate is that of requests."""
+    """Latency events are not in the aggregated row, so its rate is that of requests."""
     *rows, total = steady.rows()
     assert total["Name"] == "Aggregated"
     assert int(total["Request Count"]) == sum(int(row["Request Count"]) for row in rows if row["Type"] == "POST")
 
 
 def test_the_report_has_percentiles_with_decimals(steady: Run) -> None:
-    """At its end, Locust prints the latencies finer than in whole milliseconds."""
+    """At its end Locust prints latencies with decimals of a millisecond."""
     _, _, table = steady.output.partition("Latencies of whole answers")
     itl = next(line.split() for line in table.splitlines() if line.startswith("ITL"))
     assert "." in itl[-3]
@@ -224,8 +224,8 @@ def test_the_report_has_percentiles_with_decimals(steady: Run) -> None:
 
 
 def test_every_kind_of_failure_is_counted(server: Server, tmp_path: Path) -> None:
-    """A bad status, an error event, a missing end, an empty answer and a cut connection each fail, by cause and typed
-    code."""
+    """A bad status, an error event, a missing end, an empty answer and a cut connection are failures, counted by
+    cause and by error code."""
     run = locust(server, tmp_path, "-u", "1", "-t", "2s", "--model", "broken", "--wait", "0.01", "TextChatter")
     assert run.code == 1, run.output
     _, _, report = run.output.partition("Error report")  # Locust's last word; its CSV files may be a second behind
@@ -272,7 +272,7 @@ def wait_for_rows(page: httpx.Client, types: set[str]) -> list[dict[str, Any]]:
 
 
 def test_the_probe_agrees_with_locust(server: Server, steady: Run) -> None:
-    """The second client sees the same medians on the same server, and says so with its exit code."""
+    """The second client measures the same medians on the same server, and exits with 0."""
     load = ("--model", "steady", "--max-tokens", str(NUM_TOKENS), "--wait", "0.05", "--pictures", "2")
     # Wider than the default, since this machine may be busy with something else in one of the two runs.
     words = ("-m", "loadtest.probe", "--host", server.url, "-u", "4", "--seconds", "1.5", "--tolerance", "0.5")
@@ -285,7 +285,7 @@ def test_the_probe_agrees_with_locust(server: Server, steady: Run) -> None:
 
 
 def test_the_probe_says_when_it_differs(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A Locust run with other medians ends the probe with exit code 1, and the figure is named."""
+    """If Locust's medians differ, the probe exits with 1 and names the figure."""
     stats = tmp_path / "run_stats.csv"
     stats.write_text(f"Type,Name,Median Response Time\nTTFT,chat text,{FIRST_S * 500}\nITL,chat text,{GAP_S * 1000}\n")
     words = [
@@ -307,7 +307,7 @@ def test_the_probe_says_when_it_differs(server: Server, tmp_path: Path, capsys: 
 
 
 def test_the_probe_counts_the_same_failures(server: Server) -> None:
-    """Each fault fails in the second client too, and its exit code is 1."""
+    """Each fault is a failure in the second client too, and its exit code is 1."""
     words = (
         "-m",
         "loadtest.probe",
@@ -329,7 +329,7 @@ def test_the_probe_counts_the_same_failures(server: Server) -> None:
 
 
 def test_the_probe_deals_users_as_locust_does() -> None:
-    """For any number of users, both clients put the same number on each kind of chat."""
+    """For any number of users, both clients assign the same number to each kind of chat."""
     script = """
 import loadtest.locustfile as file
 from locust.dispatch import UsersDispatcher

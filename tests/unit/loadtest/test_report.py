@@ -19,7 +19,7 @@ from loadtest.report import Row, compare
     ],
 )
 def test_medians_agree_within_a_tenth_of_locusts(ttft_ms: float | None, itl_ms: float | None, agree: bool) -> None:
-    """Each median is held against Locust's 10 ms and 5 ms; one that is missing is no agreement."""
+    """Each median is compared with Locust's 10 ms and 5 ms. A missing figure is a disagreement."""
     medians_ms = {
         ("TTFT", "chat text"): 10.0,
         ("ITL", "chat text"): 5.0,

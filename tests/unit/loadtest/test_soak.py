@@ -24,7 +24,8 @@ wait
 
 
 def test_an_engines_memory_is_its_decoders() -> None:
-    """The memory of a replica's child counts for the replica's pool. Memory of no pool counts for none."""
+    """The memory of a replica's child process counts for the replica's pool. Memory of other processes counts for no
+    pool."""
     with subprocess.Popen(["bash"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
         assert shell.stdin is not None
         assert shell.stdout is not None
@@ -57,8 +58,8 @@ def test_growth_compares_the_last_third_with_the_second(seed: int) -> None:
 
 
 def test_what_is_full_is_flat_and_what_leaks_is_not() -> None:
-    """A cache that fills within the first third is flat; a leak of 6 MiB a minute in all is not, nor of 1 in a small
-    pool."""
+    """A cache that fills within the first third is flat. A leak of 6 MiB per minute in total, or of 1 MiB per minute
+    in a small pool, is not."""
     full = [{"engine": 5000.0, "cache": min(number * 20.0, 64.0), "router": 100.0} for number in range(60)]
     assert is_flat(growth(full))
     assert not is_flat(growth([sample | {"engine": 5000.0 + 6 * number} for number, sample in enumerate(full)]))
@@ -66,7 +67,7 @@ def test_what_is_full_is_flat_and_what_leaks_is_not() -> None:
 
 
 def test_a_load_of_nobody_is_refused() -> None:
-    """A number that makes no sense ends with exit code 2."""
+    """An impossible number ends the command with exit code 2."""
     with pytest.raises(SystemExit) as ended:
         main(["--users", "0"])
     assert ended.value.code == 2

@@ -9,7 +9,8 @@ from loadtest.workload import Workload
 
 
 def test_new_pictures_are_new_and_seen_ones_are_few() -> None:
-    """Requests with new pictures never repeat one; those with seen pictures have as many as were asked for."""
+    """Requests with new pictures never repeat one. Requests with seen pictures use as many different ones as asked
+    for."""
     workload = Workload(model="m", max_tokens=1, num_pictures=3, wait_s=1)
 
     def pictures(kind: Any, count: int) -> set[str]:

@@ -31,7 +31,8 @@ from cluster.errors import InvalidField
     ids=str,
 )
 def test_what_the_engine_could_not_bear_is_refused(param: str, fields: dict[str, Any]) -> None:
-    """A number is judged as vLLM reads it, also where it came as text or with a point."""
+    """A value that would end the engine is refused. It is judged as vLLM reads it, also when it is a string or has a
+    decimal point."""
     request = ChatCompletionRequest.model_validate({"messages": [{"role": "user", "content": "a"}], **fields})
     with pytest.raises(InvalidField) as refused:
         check_bounds(request)
@@ -39,7 +40,7 @@ def test_what_the_engine_could_not_bear_is_refused(param: str, fields: dict[str,
 
 
 def test_answers_are_bounded_over_all_prompts() -> None:
-    """``n`` answers to each prompt are as many as they are together; a batch of prompts is left to vLLM."""
+    """The limit counts ``n`` answers to each prompt. A list of prompts in one request is left for vLLM to refuse."""
     for fits in (
         {"n": MAX_ANSWERS},
         {"prompt": ["a"] * 1000},

@@ -37,8 +37,8 @@ class Engine:
 
 
 async def test_what_came_meanwhile_goes_out_together() -> None:
-    """The first piece goes out as it comes; what is made while the next is held back goes with it, and nothing is
-    lost."""
+    """The first piece goes out at once. Pieces that are made while the next one is delayed are joined to it, and no
+    text is lost."""
     engine = Engine()
     async with aclosing(coalesced(engine.pieces(), lambda: 1000)) as joined:
         engine.feed("a")
@@ -50,7 +50,7 @@ async def test_what_came_meanwhile_goes_out_together() -> None:
 
 
 async def test_an_error_comes_after_what_was_made_before_it() -> None:
-    """No text is lost to an error, and the error is not lost either."""
+    """An error in the stream is raised after all text that came before it."""
     engine = Engine()
     engine.feed("a", "b", PoolUnavailable("Gone."))
     joined = coalesced(engine.pieces(), lambda: 1)
@@ -60,7 +60,7 @@ async def test_an_error_comes_after_what_was_made_before_it() -> None:
 
 
 async def test_leaving_ends_the_engines_work() -> None:
-    """Closing the joined stream first closes the stream that it reads from."""
+    """When the joined stream is closed, the stream that it reads from is closed first."""
     engine = Engine()
     engine.feed("a")
     joined = coalesced(engine.pieces(), lambda: 1)
@@ -70,7 +70,7 @@ async def test_leaving_ends_the_engines_work() -> None:
 
 
 def test_one_stream_alone_waits_for_nothing() -> None:
-    """The wait grows with the number of streams up to its bound, from none for one."""
+    """A single stream is not delayed. With more streams the delay grows up to its bound."""
     waits_s = [wait_s(num_streams) for num_streams in range(200)]
     assert waits_s == sorted(waits_s)
     assert waits_s[1] == 0

@@ -46,7 +46,8 @@ def asking(
 
 
 async def test_those_who_ask_together_share_one_run() -> None:
-    """32 callers for one new picture cause one run and get the same embedding, and the next caller none at all."""
+    """32 callers that ask for one new picture at the same time cause one run and get the same embedding. A later
+    caller causes none."""
     cache, encoder = EmbeddingCache(10 * ROW), Encoder()
     asked = asking(cache, encoder, "a", 32)
     await asyncio.sleep(0)
@@ -60,7 +61,7 @@ async def test_those_who_ask_together_share_one_run() -> None:
 
 
 async def test_a_failure_is_everybodys_and_is_not_kept() -> None:
-    """All who waited get the error; who asks later causes another run."""
+    """All waiting callers get the error of a failed run. A later caller causes another run."""
     cache, encoder = EmbeddingCache(10 * ROW), Encoder()
     encoder.may_go_on.set()
     failed = await asyncio.gather(*asking(cache, encoder, "broken", 3), return_exceptions=True)
@@ -92,7 +93,7 @@ async def test_each_caller_has_its_own_time_and_its_own_field() -> None:
 
 
 async def test_a_run_outlives_whoever_asked_first_and_ends_with_the_last() -> None:
-    """A run goes on when its first caller leaves, and is cancelled when all callers have left."""
+    """A run goes on when its first caller leaves. It is cancelled when all callers have left."""
     cache, encoder = EmbeddingCache(10 * ROW), Encoder()
     first, second = asking(cache, encoder, "a", 2)
     last, other = asking(cache, encoder, "b", 2)
@@ -110,7 +111,7 @@ async def test_a_run_outlives_whoever_asked_first_and_ends_with_the_last() -> No
 
 
 async def test_a_picture_asked_for_again_while_its_run_is_being_ended_gets_a_run_of_its_own() -> None:
-    """A caller that comes just after the last caller has left gets a new run, and no cancellation."""
+    """A caller that comes while an abandoned run is being cancelled gets a new run."""
     cache, encoder = EmbeddingCache(10 * ROW), Encoder()
     [left] = asking(cache, encoder, "a")
     await settled()
@@ -135,7 +136,7 @@ async def test_a_run_belongs_to_no_request() -> None:
 
 
 async def test_what_was_not_used_for_longest_goes_first() -> None:
-    """Over random lookups the cache holds what a plain list of uses says, and no more bytes than it may."""
+    """Over random lookups the cache keeps what a plain list of uses predicts, within its limit in bytes."""
     draw, encoder, limit = random.Random(0), Encoder(), 700
     encoder.may_go_on.set()
     cache, oracle = EmbeddingCache(limit), OrderedDict[str, int]()
@@ -155,7 +156,7 @@ async def test_what_was_not_used_for_longest_goes_first() -> None:
 
 @pytest.mark.parametrize("limit", [0, ROW - 1])
 async def test_what_does_not_fit_is_made_again(limit: int) -> None:
-    """A cache that has no room for an embedding keeps none."""
+    """An embedding larger than the cache is not kept, so the next request makes it again."""
     cache, encoder = EmbeddingCache(limit), Encoder()
     encoder.may_go_on.set()
     for _ in range(2):

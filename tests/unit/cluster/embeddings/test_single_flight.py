@@ -88,7 +88,7 @@ def pauses(draw: random.Random) -> Callable[[], Awaitable[None]]:
 
 @pytest.mark.parametrize("seed", range(100))
 async def test_wherever_calls_go_there_is_one_run(seed: int) -> None:
-    """Calls for ten pictures, sent to replicas as it comes and taking as long as it comes, cause one run each."""
+    """Random calls for ten pictures, sent to random replicas with random delays, cause one run per picture."""
     draw = random.Random(seed)
 
     a_while = pauses(draw)
@@ -106,7 +106,7 @@ async def test_wherever_calls_go_there_is_one_run(seed: int) -> None:
 
 
 async def test_who_is_sent_to_the_home_causes_no_question() -> None:
-    """The usual way costs nothing: a home that nobody has asked asks nobody, and what a replica has it gives at
+    """A home replica that no other replica has asked sends no message, and a replica returns what it has cached at
     once."""
     pool = Pool("a", "b", pause=at_once)
     for digest in map(str, range(20)):
@@ -116,7 +116,8 @@ async def test_who_is_sent_to_the_home_causes_no_question() -> None:
 
 
 async def test_what_the_home_has_it_lends() -> None:
-    """A replica that is given a picture which its home has made keeps the embedding, too, and asks no second time."""
+    """A replica that gets a picture which is cached at its home takes the embedding from there and keeps it. It does
+    not ask again."""
     pool = Pool("a", "b", pause=at_once)
     first, other = rendezvous("0", ["a", "b"])
     await pool.encode("0", first)
@@ -125,7 +126,8 @@ async def test_what_the_home_has_it_lends() -> None:
 
 
 async def test_a_home_borrows_what_was_made_elsewhere() -> None:
-    """A picture that its home was passed over for is not made again when a later call comes to the home."""
+    """After a call that skipped a picture's home, the next call to the home takes the embedding from the replica
+    that made it."""
     pool = Pool("a", "b", pause=at_once)
     first, other = rendezvous("0", ["a", "b"])
     await pool.encode("0", other)
@@ -134,7 +136,7 @@ async def test_a_home_borrows_what_was_made_elsewhere() -> None:
 
 
 async def test_a_home_that_is_gone_keeps_nobody_from_work() -> None:
-    """A picture is made even if its home cannot be asked, or if the replica that claimed it is gone."""
+    """A picture is encoded even if its home cannot be asked, or if the replica that claimed it is gone."""
     pool = Pool("a", "b", pause=at_once)
     first, other = rendezvous("0", ["a", "b"])
     pool.gone.add(first)
@@ -145,7 +147,8 @@ async def test_a_home_that_is_gone_keeps_nobody_from_work() -> None:
 
 
 async def test_what_a_replica_claimed_that_is_gone_is_claimed_anew() -> None:
-    """A home sends nobody to a replica that is gone, but to the one that made the picture after it."""
+    """A home never sends a caller to a replica that is gone. It sends the caller to the replica that claimed the
+    picture next."""
     pool = Pool(*"abc", pause=at_once)
     first, second, third = rendezvous("0", [*"abc"])
     await pool.encode("0", second)
@@ -157,7 +160,8 @@ async def test_what_a_replica_claimed_that_is_gone_is_claimed_anew() -> None:
 
 @pytest.mark.parametrize("seed", range(100))
 async def test_whatever_happens_every_call_ends(seed: int) -> None:
-    """Every call that stays is answered while callers leave, claims fail, replicas go and embeddings are evicted."""
+    """Every call that is not cancelled gets its answer while callers leave, claims fail, replicas disappear and
+    embeddings are evicted."""
     draw = random.Random(seed)
 
     a_while = pauses(draw)
@@ -177,7 +181,7 @@ async def test_whatever_happens_every_call_ends(seed: int) -> None:
 
 
 async def test_what_was_evicted_is_made_again_where_it_is_asked_for() -> None:
-    """A claim whose embedding is gone keeps nobody from work, the home least."""
+    """A claim whose embedding was evicted stops no replica from encoding the picture again, least of all the home."""
     pool = Pool("a", "b", pause=at_once, capacity=1)
     first, other = rendezvous("0", ["a", "b"])
     evicting = next(digest for digest in map(str, range(1, 100)) if home(digest, ["a", "b"]) == other)
@@ -190,7 +194,7 @@ async def test_what_was_evicted_is_made_again_where_it_is_asked_for() -> None:
 
 
 async def test_a_run_that_fails_fails_all_and_is_not_remembered() -> None:
-    """Callers of two replicas get the error of the one run, and a later call runs again."""
+    """Callers of two replicas get the error of their shared run. A later call causes another run."""
     pool, may_end = Pool("a", "b", pause=at_once), asyncio.Event()
 
     async def fail(picture: Picture) -> Embedding:

@@ -48,9 +48,9 @@ def pixels_of(digest: str, num_patches: int = 4) -> Pixels:
     return Pixels(digest, np.zeros((num_patches, 1), np.uint8), (1, 2, num_patches // 2))
 
 
-async def start(lane: BatchQueue, *pictures: Pixels) -> list[asyncio.Task[Encoded]]:
+async def start(queue: BatchQueue, *pictures: Pixels) -> list[asyncio.Task[Encoded]]:
     """Starts one caller for each picture and returns once all of them are in the queue."""
-    tasks = [asyncio.create_task(lane.encode(picture)) for picture in pictures]
+    tasks = [asyncio.create_task(queue.encode(picture)) for picture in pictures]
     await asyncio.sleep(0)
     return tasks
 
@@ -58,10 +58,10 @@ async def start(lane: BatchQueue, *pictures: Pixels) -> list[asyncio.Task[Encode
 async def test_those_who_wait_share_the_next_run() -> None:
     """A single picture runs at once. Pictures that arrive during its run share the next run, up to the budget."""
     tower = GatedTower()
-    lane = BatchQueue(tower.encode, batch_patches=8)
-    first = await start(lane, pixels_of("a"))
+    queue = BatchQueue(tower.encode, batch_patches=8)
+    first = await start(queue, pixels_of("a"))
     await tower.has_begun()
-    others = await start(lane, pixels_of("b"), pixels_of("c"), pixels_of("large", 16), pixels_of("d"))
+    others = await start(queue, pixels_of("b"), pixels_of("c"), pixels_of("large", 16), pixels_of("d"))
     tower.may_go_on.set()
     encoded = await asyncio.gather(*first, *others)
     assert [part.embedding.digest for part in encoded] == ["a", "b", "c", "large", "d"]
@@ -71,58 +71,59 @@ async def test_those_who_wait_share_the_next_run() -> None:
 
 
 async def test_a_free_tower_waits_for_what_is_coming(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While another picture is on its way the tower waits; once it is there, or has failed on the way, both go at
-    once."""
+    """A free tower waits for a picture that has been announced. Once the picture has arrived or failed, the batch
+    runs."""
     monkeypatch.setattr("cluster.encode.batching.MAX_WAIT_S", 60)
     tower = GatedTower()
     tower.may_go_on.set()
-    lane = BatchQueue(tower.encode, batch_patches=100)
-    with lane.coming():
-        waiting = await start(lane, pixels_of("a"))
+    queue = BatchQueue(tower.encode, batch_patches=100)
+    with queue.coming():
+        waiting = await start(queue, pixels_of("a"))
         await asyncio.sleep(0)
         assert not tower.runs
-    waiting += await start(lane, pixels_of("b"))
+    waiting += await start(queue, pixels_of("b"))
     await asyncio.gather(*waiting)
     assert tower.runs == [["a", "b"]]
-    with suppress(ConnectionError), lane.coming():
-        waiting = await start(lane, pixels_of("c"))
+    with suppress(ConnectionError), queue.coming():
+        waiting = await start(queue, pixels_of("c"))
         raise ConnectionError
     await asyncio.gather(*waiting)
     assert tower.runs[1:] == [["c"]]
 
 
 async def test_the_wait_for_what_is_coming_ends() -> None:
-    """A picture that takes long to arrive does not delay the others."""
+    """A picture that takes long to arrive does not delay the others beyond the limit."""
     tower = GatedTower()
     tower.may_go_on.set()
-    lane = BatchQueue(tower.encode, batch_patches=100)
-    with lane.coming():
-        await asyncio.gather(*await start(lane, pixels_of("a")))
+    queue = BatchQueue(tower.encode, batch_patches=100)
+    with queue.coming():
+        await asyncio.gather(*await start(queue, pixels_of("a")))
 
 
 async def test_a_bad_picture_fails_alone() -> None:
-    """When a batch fails its pictures run one by one: the bad one gets the tower's error, its neighbours their
-    embeddings."""
+    """If a batch fails, its pictures run one by one. The bad picture gets the tower's error, and the others get
+    their embeddings."""
     tower = GatedTower()
-    lane = BatchQueue(tower.encode, batch_patches=100)
-    waiting = await start(lane, pixels_of("first"))
+    queue = BatchQueue(tower.encode, batch_patches=100)
+    waiting = await start(queue, pixels_of("first"))
     await tower.has_begun()
-    waiting += await start(lane, pixels_of("a"), pixels_of("broken"), pixels_of("b"))
+    waiting += await start(queue, pixels_of("a"), pixels_of("broken"), pixels_of("b"))
     tower.may_go_on.set()
     first, a, broken, b = await asyncio.gather(*waiting, return_exceptions=True)
     assert [part.embedding.digest for part in (first, a, b) if isinstance(part, Encoded)] == ["first", "a", "b"]
     assert isinstance(broken, ValueError)
     assert tower.runs == [["first"], ["a", "broken", "b"], ["a"], ["broken"], ["b"]]
-    assert lane.worked_at_s > 0
+    assert queue.worked_at_s > 0
 
 
 async def test_who_leaves_the_queue_is_not_encoded() -> None:
-    """A caller that is cancelled while it waits costs no run; one that is cancelled during its run disturbs nobody."""
+    """A caller that is cancelled while it waits causes no run. A caller that is cancelled during its run does not
+    disturb the others."""
     tower = GatedTower()
-    lane = BatchQueue(tower.encode, batch_patches=100)
-    running = await start(lane, pixels_of("a"))
+    queue = BatchQueue(tower.encode, batch_patches=100)
+    running = await start(queue, pixels_of("a"))
     await tower.has_begun()
-    leaving, staying = await start(lane, pixels_of("b"), pixels_of("c"))
+    leaving, staying = await start(queue, pixels_of("b"), pixels_of("c"))
     leaving.cancel()
     running[0].cancel()
     await asyncio.wait([leaving, *running])
@@ -131,25 +132,24 @@ async def test_who_leaves_the_queue_is_not_encoded() -> None:
     assert tower.runs == [["a"], ["c"]]
 
 
-async def test_what_is_called_in_the_lane_waits_behind_the_run_under_way() -> None:
-    """A health check does not come through a tower that stands still, and fails with what the tower raises."""
+async def test_what_is_called_in_the_queue_waits_behind_the_run_under_way() -> None:
+    """A health check waits for the run under way, and fails with the error that the tower raises."""
     tower = GatedTower()
-    lane = BatchQueue(tower.encode, batch_patches=100)
-    waiting = await start(lane, pixels_of("a"))
+    queue = BatchQueue(tower.encode, batch_patches=100)
+    waiting = await start(queue, pixels_of("a"))
     await tower.has_begun()
-    check = asyncio.create_task(lane.run(lambda: tower.runs.append(["check"])))
+    check = asyncio.create_task(queue.run(lambda: tower.runs.append(["check"])))
     await asyncio.sleep(0)
     assert tower.runs == [["a"]]
     tower.may_go_on.set()
     await asyncio.gather(check, *waiting)
     with pytest.raises(ZeroDivisionError):
-        await lane.run(lambda: 1 // 0)
-    assert lane.worked_at_s < 0
+        await queue.run(lambda: 1 // 0)
+    assert queue.worked_at_s < 0
 
 
-async def test_embeddings_through_the_lane_are_those_of_single_runs() -> None:
-    """Pictures of many requests that share runs have, to 1e-5 of the largest number, the embeddings of runs of their
-    own."""
+async def test_embeddings_through_the_queue_are_those_of_single_runs() -> None:
+    """Pictures of different requests in one batch get the embeddings of single runs, to 1e-5 of the largest number."""
     checkpoint = Checkpoint(ModelConfig(dtype="float32"))
     encoder = PictureEncoder.load(checkpoint.path, checkpoint.processor, dtype="float32")
     sizes = [(28, 28), (224, 168), (168, 224), (333, 777), (224, 168), (560, 28)]
@@ -157,8 +157,8 @@ async def test_embeddings_through_the_lane_are_those_of_single_runs() -> None:
         preprocess(Picture(str(number), png(*size), *size, ""), checkpoint.processor)
         for number, size in enumerate(sizes)
     ]
-    lane = BatchQueue(encoder.encode, batch_patches=1000)
-    for encoded, pixels in zip(await asyncio.gather(*map(lane.encode, pictures)), pictures, strict=True):
+    queue = BatchQueue(encoder.encode, batch_patches=1000)
+    for encoded, pixels in zip(await asyncio.gather(*map(queue.encode, pictures)), pictures, strict=True):
         [alone] = encoder.encode([pixels])
         together, exact = (embedding.rows.view(np.float32) for embedding in (encoded.embedding, alone))
         assert np.abs(together - exact).max() < 1e-5 * np.abs(exact).max()

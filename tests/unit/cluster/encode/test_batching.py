@@ -19,8 +19,8 @@ PATCH_S = 1 / 40_000
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_batch_is_the_first_that_fits(seed: int) -> None:
-    """Of all subsets within the budget, with the picture whose turn it is, the one that prefers earlier turns to later
-    ones."""
+    """Of all subsets within the budget that hold the oldest picture, the batch is the one that prefers pictures with
+    earlier due times."""
     rng = random.Random(seed)
     waiting = draw(rng, rng.randint(1, 9))
     budget = rng.choice([100, 400, 1500])
@@ -38,10 +38,8 @@ def test_a_batch_is_the_first_that_fits(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("mix", ["mostly small", "mostly large"])
 def test_no_size_starves_another(seed: int, mix: str) -> None:
-    """However many come, every run that a picture watches from the queue has one that was due before it.
-
-    A tower is simulated that is offered half as much again as it can do, so that the queue grows all the time.
-    """
+    """Between a picture's arrival and its own run, every run contains a picture that was due earlier. The simulated
+    tower is offered 1.5 times its capacity, so its queue always grows."""
     rng, budget = random.Random(seed), 2000
     clock_s, arrivals = 0.0, []
     for _ in range(300):
@@ -67,8 +65,8 @@ def test_no_size_starves_another(seed: int, mix: str) -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_the_wait_ends_at_the_first_tick_that_has_a_reason(seed: int) -> None:
-    """A free tower begins when nothing is on its way, when half a batch is there, or when the oldest has waited its
-    time."""
+    """A free tower starts when no picture is on its way, when half a batch is there, or when the oldest picture has
+    waited for the limit."""
     rng = random.Random(seed)
     waiting, num_coming, now_s = draw(rng, rng.randint(1, 4)), rng.randint(0, 2), 0.010
     tick_s = 1e-5

@@ -24,7 +24,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_it_measures_with_torch_and_transformers_alone(tmp_path: Path) -> None:
-    """Without Ray, vLLM and the rest of what Prism stands on, it finds the tower's numbers right and reports its
+    """The measurement runs without Ray and vLLM, compares the tower's numbers with the library's, and reports its
     speed."""
     report = tmp_path / "report.json"
     command = [
@@ -49,8 +49,8 @@ def test_it_measures_with_torch_and_transformers_alone(tmp_path: Path) -> None:
 
 
 def test_the_work_of_a_picture_is_counted() -> None:
-    """A megapixel picture at the large geometry needs what its layers' matrices multiply out to, within two per
-    cent."""
+    """The counted operations for a megapixel picture in the large geometry equal those of its matrix products within
+    2 %."""
     config = Qwen2_5_VLVisionConfig(**benchmark.LARGE)
     patches = 74 * 72
     matrices = 32 * (1280 * 3840 + 1280 * 1280 + 3 * 1280 * 3456) * patches

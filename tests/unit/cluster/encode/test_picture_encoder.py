@@ -39,10 +39,10 @@ def batch() -> list[Pixels]:
 
 
 def test_embeddings_equal_the_library_tower(encoder: PictureEncoder, batch: list[Pixels]) -> None:
-    """Embeddings of one picture, and of several in one batch, are those of transformers' whole model in float32.
+    """The embeddings of one picture, and of several in a batch, equal those of transformers' whole model to a
+    millionth of the largest number.
 
-    To a millionth of the largest number, that is: float32 itself is no finer, and the library's own numbers are as far
-    from what it computes in float64.
+    float32 itself is no finer: the library's own numbers differ as much from what it computes in float64.
     """
     oracle = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT.path, dtype=torch.float32).eval()
     for pixels, together in zip(batch, encoder.encode(batch), strict=True):
@@ -59,7 +59,7 @@ def test_embeddings_equal_the_library_tower(encoder: PictureEncoder, batch: list
 def test_plain_and_fused_layers_give_the_same_numbers(
     encoder: PictureEncoder, batch: list[Pixels], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without oneDNN, as on a GPU, the tower gives the same numbers to a few millionths of the largest."""
+    """Without oneDNN, as on a GPU, the tower gives the same numbers to a few millionths of the largest number."""
     monkeypatch.setattr("cluster.encode.linear.has_onednn", lambda _: False)
     plain = PictureEncoder.load(CHECKPOINT.path, CHECKPOINT.processor, dtype="float32")
     for fused, other in zip(encoder.encode(batch), plain.encode(batch), strict=True):
@@ -74,8 +74,7 @@ def both_frames(still: torch.Tensor) -> torch.Tensor:
 
 
 def test_only_vision_weights_are_read(tmp_path: Path) -> None:
-    """From a checkpoint in shards, as large models are published, only the files and tensors of the tower are
-    opened."""
+    """From a checkpoint in shards, only the files and tensors of the tower are opened."""
     weights = load_file(CHECKPOINT.path / "model.safetensors")
     vision = {name: tensor for name, tensor in weights.items() if name.startswith("visual.")}
     save_file(vision, tmp_path / "model-00001-of-00002.safetensors")
@@ -94,7 +93,7 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_bfloat16_rows_keep_their_bytes(batch: list[Pixels]) -> None:
-    """In bfloat16 the raw bytes that travel are those of the tensor, two per number."""
+    """The raw bytes of a bfloat16 embedding are those of its tensor, two bytes per number."""
     encoder = PictureEncoder.load(CHECKPOINT.path, CHECKPOINT.processor, dtype="bfloat16")
     [embedding] = encoder.encode(batch[:1])
     numbers = torch.from_numpy(embedding.rows).view(torch.bfloat16)
@@ -109,7 +108,7 @@ def test_bfloat16_rows_keep_their_bytes(batch: list[Pixels]) -> None:
 
 
 def test_a_kept_embedding_keeps_no_other(encoder: PictureEncoder, batch: list[Pixels]) -> None:
-    """Each embedding has memory of its own, so that keeping one does not keep the whole batch."""
+    """Each embedding has its own memory, so that a cached one does not keep its whole batch alive."""
     assert len(batch) > 1
     for embedding in encoder.encode(batch):
         owner: Any = embedding.rows

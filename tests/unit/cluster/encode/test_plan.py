@@ -14,7 +14,8 @@ CHECKPOINT = Checkpoint(MODEL)
 
 
 def test_stretches_are_the_same_for_kernels_of_fixed_and_of_variable_length() -> None:
-    """However pictures are joined, runs of equal stretches and the bounds of each stretch say the same."""
+    """For any mix of pictures, the runs of blocks of equal length describe the same blocks as the list of all block
+    bounds."""
     config = Qwen2_5_VLConfig.from_pretrained(CHECKPOINT.path).vision_config
     grids = [(1, 12, 16), (1, 12, 16), (1, 2, 2), (1, 22, 18), (1, 12, 16)]
     joined = join([make_plan(grid, config, torch.device("cpu")) for grid in grids])

@@ -110,7 +110,8 @@ async def refusal(kind: type[PrismError], site: Site, ca_file: str | None, url: 
 
 
 async def test_a_picture_is_fetched_over_tls(site: Site, ca_file: str) -> None:
-    """The bytes arrive whole, from a server that is known by the configured CA and asked by the URL's own name."""
+    """The bytes arrive whole from a server that is trusted by the configured CA and addressed by the name in the
+    URL."""
     site.replies["/cat.jpg?size=1&q=%C3%BC"] = ok(DATA)
     async with reading(site, ca_file) as read:
         picture = await read("https://localhost:{port}/cat.jpg?size=1&q=%C3%BC#part")
@@ -124,7 +125,7 @@ async def test_a_picture_is_fetched_over_tls(site: Site, ca_file: str) -> None:
 
 
 async def test_bytes_are_announced_before_they_are_kept(site: Site, ca_file: str) -> None:
-    """The callback that reserves memory hears of every byte before it is kept, and may refuse in the middle of a
+    """The callback that reserves memory is called before any byte is kept, and it may refuse in the middle of a
     body."""
     site.replies["/cat.jpg"] = ok(DATA)
     admission = Admission(1, 2**20)
@@ -157,7 +158,8 @@ async def test_a_connection_is_used_again_and_closed_in_the_end(site: Site, ca_f
 
 
 async def test_redirects_are_followed_up_to_the_limit(site: Site, ca_file: str) -> None:
-    """Relative and absolute locations lead on, each status that redirects does, and one hop too many is refused."""
+    """Relative and absolute redirects with every redirect status are followed. One redirect more than the limit is
+    refused."""
     for hop, status in enumerate(("301 Moved", "303 See Other", "307 Temporary", "308 Permanent")):
         site.replies[f"/{hop}"] = redirect(
             f"/{hop + 1}" if hop % 2 else f"https://LOCALHOST:{site.port}/{hop + 1}", status
@@ -170,7 +172,7 @@ async def test_redirects_are_followed_up_to_the_limit(site: Site, ca_file: str) 
 
 
 async def test_a_redirect_loop_ends(site: Site, ca_file: str) -> None:
-    """A URL that redirects to itself is asked for only so often."""
+    """A URL that redirects to itself is requested only as often as the limit allows."""
     site.replies["/"] = redirect("/")
     await refusal(FetchFailed, site, ca_file, "https://localhost:{port}/")
     assert len(site.requests) == 4
@@ -193,7 +195,7 @@ async def test_a_redirect_loop_ends(site: Site, ca_file: str) -> None:
 async def test_every_hop_is_checked_like_the_first(
     location: str, kind: type[PrismError], site: Site, ca_file: str
 ) -> None:
-    """A trusted server cannot redirect to a private address, another scheme, or with credentials."""
+    """A redirect of a trusted server to a private address, to another scheme or with credentials is refused."""
     site.replies["/"] = redirect(location)
     await refusal(kind, site, ca_file, "https://localhost:{port}/")
     assert len(site.requests) == 1
@@ -203,7 +205,8 @@ LIMIT = len(DATA)
 
 
 async def test_a_body_may_have_the_limit_to_the_byte(site: Site, ca_file: str) -> None:
-    """Exactly as many bytes as allowed are read; one more is refused by its announcement, with the figures."""
+    """A body of exactly the allowed size is read. A body that announces one byte more is refused, and the error has
+    both figures."""
     site.replies |= {"/fits": ok(DATA), "/more": ok(DATA + b"\0")}
     async with reading(site, ca_file, max_picture_bytes=LIMIT) as read:
         assert (await read("https://localhost:{port}/fits")).data == DATA
@@ -212,7 +215,7 @@ async def test_a_body_may_have_the_limit_to_the_byte(site: Site, ca_file: str) -
 
 
 async def test_an_endless_body_is_cut_off_at_the_limit(site: Site, ca_file: str) -> None:
-    """Without Content-Length the bytes are counted as they come, and the connection is dropped in mid-stream."""
+    """A body without Content-Length is counted while it arrives, and the connection is closed once it is too large."""
     sent = 0
 
     async def pour(writer: asyncio.StreamWriter) -> None:
@@ -237,8 +240,8 @@ PATIENCE_S = (0.2, 1.0, 5.0)
 
 @pytest.mark.parametrize("behaviour", [stall, stall_in_body, trickle])
 async def test_a_slow_server_is_left_in_time(behaviour: Reply, ca_file: str, authority: trustme.CA) -> None:
-    """Silent before the answer, silent in the middle, or dripping: the whole fetch ends at its one timeout, and is
-    dropped."""
+    """A fetch from a server that is silent before its response, silent in the middle or very slow ends at the
+    timeout, and its connection is closed."""
     asked, gone = asyncio.Event(), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -268,8 +271,8 @@ async def test_a_slow_server_is_left_in_time(behaviour: Reply, ca_file: str, aut
 
 
 async def test_a_server_that_never_greets_is_left_and_hung_up_on(ca_file: str) -> None:
-    """One that accepts the connection and says nothing to the TLS greeting is left in time, and its socket is
-    closed."""
+    """A server that accepts the connection but does not answer the TLS handshake is given up at the timeout, and the
+    socket is closed."""
     asked, gone = asyncio.Event(), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -290,7 +293,7 @@ async def test_a_server_that_never_greets_is_left_and_hung_up_on(ca_file: str) -
 
 
 async def test_a_slow_lookup_counts_too(site: Site, ca_file: str) -> None:
-    """A name server that never answers ends at the same timeout."""
+    """A lookup that never ends is given up at the same timeout."""
 
     async def never(_host: str) -> list[str]:
         await asyncio.Event().wait()
@@ -300,7 +303,7 @@ async def test_a_slow_lookup_counts_too(site: Site, ca_file: str) -> None:
 
 
 async def test_many_given_up_fetches_leave_room_for_the_next(site: Site, ca_file: str) -> None:
-    """Fetches that are cancelled at any moment, together and often, never use up the connections."""
+    """Cancelled fetches, many and at random moments, never use up the connections."""
     site.replies["/"] = ok(DATA)
     async with reading(site, ca_file) as read:
         for turns in range(60):
@@ -317,7 +320,7 @@ async def test_many_given_up_fetches_leave_room_for_the_next(site: Site, ca_file
     "status", ["404 Not Found", "206 Partial Content", "204 No Content", "500 Oops", "304 Not Modified"]
 )
 async def test_any_status_but_200_is_named(status: str, site: Site, ca_file: str) -> None:
-    """The error names the server's status, and shows nothing of the body."""
+    """The error names the server's status and shows nothing of the body."""
     body = b"" if status[:3] in ("204", "304") else b"<title>Internal</title>"
     site.replies["/"] = reply(status, body, *([f"Content-Length: {len(body)}"] if body else []))
     error = await refusal(FetchFailed, site, ca_file, "https://localhost:{port}/")
@@ -335,7 +338,7 @@ async def test_any_status_but_200_is_named(status: str, site: Site, ca_file: str
     ids=["nothing", "no HTTP", "cut short", "bad length"],
 )
 async def test_a_server_that_breaks_off_is_reported(answer: bytes, site: Site, ca_file: str) -> None:
-    """Answers that are no HTTP, or end too soon, are failures and not short pictures."""
+    """A response that is not HTTP, or that ends too soon, is an error and never a short picture."""
 
     async def hang_up(writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
@@ -361,7 +364,7 @@ async def test_a_page_in_place_of_a_picture_is_refused(site: Site, ca_file: str)
 
 
 async def test_certificates_are_checked(site: Site, ca_file: str, tmp_path: Path) -> None:
-    """A certificate of another name, or of a CA that nobody told us of, ends the fetch before a request is sent."""
+    """A certificate for another name, or of an unknown CA, ends the fetch before a request is sent."""
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
     local, names = "https://localhost:{port}/", Names([["127.0.0.1"]])
@@ -375,7 +378,7 @@ async def test_certificates_are_checked(site: Site, ca_file: str, tmp_path: Path
 async def test_the_systems_authorities_count_beside_the_configured_one(
     site: Site, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that the system trusts is trusted without ``ca_file``, and still with another one."""
+    """A server that the system trusts is trusted, with and without ``ca_file``."""
     site.replies["/"] = ok(DATA)
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
@@ -386,7 +389,7 @@ async def test_the_systems_authorities_count_beside_the_configured_one(
 
 
 async def test_the_environments_proxies_are_ignored(site: Site, ca_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy in the environment would resolve names out of our sight."""
+    """A proxy in the environment is not used, because it would resolve names without Prism's checks."""
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     site.replies["/"] = ok(DATA)
@@ -395,7 +398,7 @@ async def test_the_environments_proxies_are_ignored(site: Site, ca_file: str, mo
 
 
 async def test_a_closed_port_is_a_failure(ca_file: str) -> None:
-    """A host that does not answer is reported without a word about the network within."""
+    """The error about a host that refuses the connection tells nothing about the internal network."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     await refusal(FetchFailed, Site(port=port), ca_file, "https://localhost:{port}/")
@@ -428,7 +431,8 @@ PRIVATE_HOSTS = [
 
 @pytest.mark.parametrize("host", PRIVATE_HOSTS)
 async def test_no_spelling_of_a_private_address_is_dialled(host: str, site: Site, ca_file: str) -> None:
-    """Addresses in every notation that the system's resolver takes are refused before a connection is opened."""
+    """A private address is refused before a connection is opened, in every notation that the system's resolver
+    accepts."""
     network = Network(site)
     await refusal(ForbiddenUrl, site, ca_file, f"https://{host}:{{port}}/", trusted_hosts=set(), network=network)
     assert not network.dialled
@@ -438,7 +442,7 @@ async def test_no_spelling_of_a_private_address_is_dialled(host: str, site: Site
     "address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 )
 def test_public_addresses_are_public(address: str) -> None:
-    """Ordinary addresses pass, also in the dress that IPv6-only networks give them."""
+    """Public addresses are accepted, also in the form that IPv6-only networks give them."""
     assert is_public(address)
 
 
@@ -455,7 +459,8 @@ def test_public_addresses_are_public(address: str) -> None:
     ids=str,
 )
 async def test_one_private_address_condemns_a_name(answer: list[str] | Exception, site: Site, ca_file: str) -> None:
-    """Mixed answers are refused whole, in the same words as names that do not exist: inner names cannot be probed."""
+    """A name with one private address is refused with the error of a name that does not exist, so that internal
+    names cannot be probed."""
     network = Network(site)
     url = "https://pictures.example/"
     error = await refusal(ForbiddenUrl, site, ca_file, url, resolver=Names([answer]), network=network)
@@ -465,15 +470,15 @@ async def test_one_private_address_condemns_a_name(answer: list[str] | Exception
 
 
 async def test_a_name_server_that_is_busy_is_worth_a_retry(site: Site, ca_file: str) -> None:
-    """A lookup that fails for the moment is an error that a retry can help against."""
+    """A temporary failure of a lookup is an error that a retry can help."""
     names = Names([socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")])
     error = await refusal(FetchFailed, site, ca_file, "https://pictures.example/", resolver=names)
     assert "try again" in error.message
 
 
 async def test_the_address_that_was_checked_is_the_one_dialled(site: Site, ca_file: str) -> None:
-    """A name that turns private after its first answer (DNS rebinding) is not asked again, and TLS still names the
-    name."""
+    """The checked address is the one that is connected to, without a second lookup (DNS rebinding), and TLS checks
+    the host's name."""
     site.replies["/"] = ok(DATA)
     names, network = Names([[PUBLIC], ["127.0.0.1"]]), Network(site)
     async with reading(site, ca_file, resolver=names, network=network) as read:
@@ -485,7 +490,7 @@ async def test_the_address_that_was_checked_is_the_one_dialled(site: Site, ca_fi
 
 
 async def test_a_new_connection_is_checked_anew(site: Site, ca_file: str) -> None:
-    """Once the first connection is gone, a name that has turned private is refused."""
+    """A new connection resolves and checks the name again, and refuses it if it has become private."""
     site.replies["/"] = ok(DATA, "Connection: close")
     names, network = Names([[PUBLIC], ["127.0.0.1"]]), Network(site)
     async with reading(site, ca_file, resolver=names, network=network) as read:
@@ -496,7 +501,7 @@ async def test_a_new_connection_is_checked_anew(site: Site, ca_file: str) -> Non
 
 
 async def test_the_next_address_is_tried_when_one_is_dead(site: Site, ca_file: str) -> None:
-    """A host with several addresses is reached by the first that answers, and given up after a few."""
+    """A host with several addresses is reached at the first one that accepts, and given up after a few."""
     site.replies["/"] = ok(DATA)
     addresses = [f"93.184.216.{last}" for last in range(1, 9)]
     network = Network(site, dead=frozenset(addresses[:2]))
@@ -509,7 +514,7 @@ async def test_the_next_address_is_tried_when_one_is_dead(site: Site, ca_file: s
 
 
 async def test_an_international_name_is_asked_for_in_its_ascii_form(site: Site, ca_file: str) -> None:
-    """One spelling goes to the resolver, to TLS and into the Host header."""
+    """The resolver, TLS and the Host header all get the ASCII form of an international name."""
     site.replies["/"] = ok(DATA)
     names = Names([[PUBLIC]])
     async with reading(site, ca_file, resolver=names, network=Network(site)) as read:
@@ -518,7 +523,7 @@ async def test_an_international_name_is_asked_for_in_its_ascii_form(site: Site, 
 
 
 async def test_an_ipv6_address_may_stand_for_the_host(site: Site, ca_file: str) -> None:
-    """A public address in brackets is dialled, certified and named as HTTP wants it."""
+    """A URL may have a public IPv6 address in brackets as its host."""
     site.replies["/"] = ok(DATA)
     network = Network(site)
     async with reading(site, ca_file, network=network) as read:
@@ -528,7 +533,7 @@ async def test_an_ipv6_address_may_stand_for_the_host(site: Site, ca_file: str) 
 
 
 async def test_trust_is_by_name_and_not_by_address(site: Site, ca_file: str) -> None:
-    """A trusted host is trusted in any case and with a final dot; its neighbours at the same address are not."""
+    """A trusted host is trusted in any case and with a final dot. Other names with the same address are not trusted."""
     site.replies["/"] = ok(DATA)
     options: dict[str, Any] = {"resolver": Names([["10.0.0.7"]]), "trusted_hosts": {"Pictures.Example."}}
     async with reading(site, ca_file, network=Network(site), **options) as read:
@@ -538,7 +543,7 @@ async def test_trust_is_by_name_and_not_by_address(site: Site, ca_file: str) -> 
 
 
 async def test_unix_sockets_stay_closed(site: Site) -> None:
-    """No way leads to a socket file."""
+    """Prism never connects to a Unix socket."""
     guard = AddressGuard(Names([[PUBLIC]]), Network(site), ())
     with pytest.raises(httpcore2.ConnectError):
         await guard.connect_unix_socket("/var/run/docker.sock")

@@ -28,7 +28,7 @@ def no_system_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_damaged_headers_are_read_as_pillow_reads_them_or_refused(name: str) -> None:
-    """A damaged header gives InvalidPicture or the size that Pillow reads, and never another size."""
+    """A damaged header gives InvalidPicture or the size that Pillow reads, never another size."""
     draw = random.Random(name)
     for _ in range(60):
         data = bytearray(SAMPLES[name].data)
@@ -72,7 +72,7 @@ def _tiff(num_tags: int) -> bytes:
     ids=["jpeg segments", "jpeg fill bytes", "gif comments", "gif padding", "tiff tags"],
 )
 def test_metadata_is_walked_past_for_a_bounded_time_only(make: Any) -> None:
-    """A few hundred segments, blocks or tags lead to the size; a flood of them is refused, however many there are."""
+    """The size behind a few hundred segments, blocks or tags is found. A file with more than the limit is refused."""
     assert read_size(make(500)) == (9, 9)
     for count in (MAX_STEPS, 3_000_000 if make is not _tiff else 60_000):
         with pytest.raises(InvalidPicture):
@@ -88,21 +88,23 @@ def test_compressed_metadata_is_not_unpacked() -> None:
 
 
 def test_a_bmp_may_be_stored_from_the_top_or_with_the_oldest_header() -> None:
-    """Negative heights and the 16-bit header of OS/2 are sizes too."""
+    """A BMP with a negative height, or with the 16-bit header of OS/2, is read."""
     bmp = encoded(scene(), "BMP")
     assert read_size(bmp[:22] + struct.pack("<i", -34) + bmp[26:]) == (46, 34)
     assert read_size(bmp[:14] + struct.pack("<IHH", 12, 46, 34) + bmp[22:]) == (46, 34)
 
 
 def test_a_jpegs_tables_are_not_taken_for_its_frame() -> None:
-    """Huffman and arithmetic tables share the number range of frames, and may come first."""
+    """Huffman and arithmetic tables before the frame of a JPEG are skipped, although their markers lie in the same
+    range."""
     jpeg = encoded(scene(), "JPEG")
     for marker in (b"\xff\xc4", b"\xff\xcc"):
         assert read_size(jpeg[:2] + marker + b"\0\x09" + bytes(7) + jpeg[2:]) == (46, 34)
 
 
 def test_a_tiff_may_point_beyond_anything() -> None:
-    """A directory past the file's end, or past what an address can be, is a broken header and no crash."""
+    """A TIFF directory behind the end of the file, or at an impossible offset, is an invalid header and causes no
+    crash."""
     for offset in (10**6, 2**63, 2**64 - 1):
         with pytest.raises(InvalidPicture, match="cut short"):
             read_size(b"II+\0\x08\0\0\0" + struct.pack("<Q", offset) + bytes(64))

@@ -51,7 +51,7 @@ async def read(url: str, *, revision: str = REVISION, salt: bytes = b"", **confi
 
 
 async def test_inline_bytes_are_announced_too() -> None:
-    """A data: URL's picture counts before it is decoded."""
+    """The bytes of a data: URL are announced to the callback before they are decoded."""
     reader = MediaReader(MediaConfig(), revision=REVISION, resolver=no_lookup)
     admission = Admission(1, len(DATA))
     place = admission.enter()
@@ -98,7 +98,7 @@ async def test_every_format_is_read_to_its_bytes_and_size(name: str) -> None:
     ],
 )
 async def test_the_declared_type_is_not_held_against_the_picture(head: str) -> None:
-    """Any image type will do, in any case and with parameters: the bytes say what they are."""
+    """A data: URL may declare any image type, in any case and with parameters. The bytes decide the format."""
     assert (await read(head + base64.b64encode(DATA).decode())).data == DATA
 
 
@@ -131,20 +131,20 @@ async def test_the_declared_type_is_not_held_against_the_picture(head: str) -> N
     ],
 )
 async def test_a_malformed_data_url_is_refused_with_what_would_be_right(url: str, words: str) -> None:
-    """Each way to get a data: URL wrong ends in a sentence about that very thing."""
+    """Each kind of malformed data: URL gives an error about its own mistake."""
     assert words in (await refusal(InvalidPicture, url)).message
 
 
 @pytest.mark.parametrize("flaw", ["=", "-", "\n", "é"])
 async def test_a_flaw_deep_inside_long_base64_is_found(flaw: str) -> None:
-    """Long base64 is decoded in pieces, and stays strict across them."""
+    """Invalid base64 in a later piece of a long URL is found."""
     chars = base64.b64encode(DATA + bytes(900_000)).decode()
     for at in (256 * 1024 - 1, 256 * 1024, 700_001):
         await refusal(InvalidPicture, "data:image/bmp;base64," + chars[:at] + flaw + chars[at + 1 :])
 
 
 async def test_long_base64_is_decoded_whole_while_the_loop_goes_on() -> None:
-    """A picture of megabytes is decoded byte for byte, and the event loop runs on at the same time."""
+    """A picture of several megabytes is decoded correctly, and the event loop keeps running during that time."""
     data = encoded(Image.frombytes("RGB", (1200, 1000), random.Random(1).randbytes(3_600_000)), "BMP")
     url = data_url(data, "image/bmp")
     reading = asyncio.ensure_future(read(url, max_picture_bytes=len(data)))
@@ -158,8 +158,8 @@ async def test_long_base64_is_decoded_whole_while_the_loop_goes_on() -> None:
 
 @pytest.mark.parametrize("extra", [0, 1, 2])
 async def test_base64_is_measured_before_it_is_decoded(extra: int) -> None:
-    """The bytes are counted to the very last from the length alone, so that even what is no base64 is refused by its
-    size."""
+    """The exact number of bytes is computed from the length of the base64, so that a URL that is too large is
+    refused before it is decoded."""
     data = DATA + bytes(extra)
     assert (await read(data_url(data), max_picture_bytes=len(data))).data == data
     rubbish = "data:image/png;base64," + "*" * len(base64.b64encode(data))
@@ -204,20 +204,20 @@ async def test_other_schemes_are_refused(url: str) -> None:
     ],
 )
 async def test_an_https_url_that_is_wrong_by_itself_is_refused(url: str) -> None:
-    """Malformed, without a host, or with credentials: refused before anything is looked up, and not repeated in the
-    answer."""
+    """A malformed URL, one without a host and one with credentials are refused before any lookup. The error does not
+    repeat the URL."""
     error = await refusal(ForbiddenUrl, url)
     assert "secret" not in error.message
 
 
 @pytest.mark.parametrize("data", [*NO_PICTURES.values(), *CUT_HEADERS.values()], ids=[*NO_PICTURES, *CUT_HEADERS])
 async def test_bytes_that_are_no_picture_are_refused(data: bytes) -> None:
-    """Text, foreign formats and headers that are cut short are refused."""
+    """Text, formats that Prism does not read and headers that are cut off are refused."""
     await refusal(InvalidPicture, data_url(data))
 
 
 async def test_more_pixels_than_allowed_are_refused_with_the_figures() -> None:
-    """The limit holds to the pixel, whatever Pillow's own is, and the error crosses processes with its figures."""
+    """The limit on pixels is exact and independent of Pillow's. The error keeps its figures when it is pickled."""
     assert (await read(data_url(png(50, 40)), max_picture_pixels=2000)).width == 50
     error = await refusal(PictureTooLarge, data_url(png(50, 40)), max_picture_pixels=1999)
     assert error.figures == {"asked_pixels": 2000, "limit_pixels": 1999}
@@ -227,7 +227,8 @@ async def test_more_pixels_than_allowed_are_refused_with_the_figures() -> None:
 
 
 async def test_a_picture_may_be_elongated_up_to_the_models_bound() -> None:
-    """200:1 is read, 201:1 is refused, lying or standing, and so is a picture without pixels."""
+    """An aspect ratio of 200:1 is accepted in both directions, and 201:1 is refused. A picture without pixels is
+    refused too."""
     for size in ((200, 1), (1, 200)):
         assert (await read(data_url(png(*size)))).width == size[0]
     for size in ((201, 1), (1, 201)):
@@ -242,8 +243,7 @@ def digest_of(data: bytes, salt: bytes = b"") -> str:
 
 
 async def test_the_digest_covers_the_bytes_the_revision_and_the_salt() -> None:
-    """Equal bytes share a digest; other bytes, another encoder or salt have another; and it is sha256, in 64 hex
-    digits."""
+    """The digest is a sha256 in 64 hex digits. It changes with the bytes, the encoder's revision and the salt."""
     digest = (await read(URL)).digest
     assert digest == digest_of(DATA)
     assert (await read(URL, salt=b"tenant")).digest == digest_of(DATA, b"tenant")

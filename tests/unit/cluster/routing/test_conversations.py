@@ -29,7 +29,8 @@ def chat(*turns: str | list[object], **fields: object) -> Conversation:
 
 
 def test_the_next_turn_begins_with_all_links_of_the_last() -> None:
-    """A conversation's chain begins the chain of its next turn; one that differs at the start has none in common."""
+    """The chain of a conversation is a prefix of its next turn's chain. Conversations that differ at the start share
+    no link."""
     turn, later = chat("How do you do?"), chat("How do you do?", "Well.", "Glad to hear it.")
     other = chat("How do you do!", "Well.", "Glad to hear it.")
     assert later.links[: len(turn.links)] == turn.links
@@ -38,7 +39,8 @@ def test_the_next_turn_begins_with_all_links_of_the_last() -> None:
 
 
 def test_questions_about_one_picture_share_it() -> None:
-    """Two questions after the same picture part after it; before it, they share the picture's tokens."""
+    """Two conversations that begin with the same picture share its links, and differ from the first different word
+    on."""
     one, two = (chat([picture_part("a"), {"type": "text", "text": question}]) for question in ("What?", "Who?"))
     shared = [link for link, other in zip(one.links, two.links, strict=True) if link == other]
     assert sum(link.num_tokens for link in shared if link.picture) == 448 * 448 // 14**2 // 4
@@ -57,12 +59,12 @@ def test_questions_about_one_picture_share_it() -> None:
     ],
 )
 def test_whatever_the_body_holds_makes_a_chain(body: dict[str, object]) -> None:
-    """A body that vLLM will refuse is routed all the same."""
+    """A body that vLLM will refuse gets a chain like any other."""
     assert read_conversation(Call("chat", "", body), SETTINGS).num_tokens >= 0
 
 
 def test_a_long_text_is_counted_whole_and_read_in_part() -> None:
-    """Two megabytes of text have all their tokens and a bounded number of links."""
+    """A text of two megabytes is counted with all its tokens, but makes only a bounded number of links."""
     conversation = chat("x" * 2**21)
     assert conversation.num_tokens == pytest.approx(2**19, rel=0.01)
     assert len(conversation.links) < 256
@@ -70,7 +72,7 @@ def test_a_long_text_is_counted_whole_and_read_in_part() -> None:
 
 @pytest.mark.parametrize("seed", range(200))
 def test_patches_are_estimated_from_pixels(seed: int) -> None:
-    """The estimate is within a fifth of what the processor makes of a picture, for all but the most elongated."""
+    """The estimated number of patches is within a fifth of the processor's, except for the most elongated pictures."""
     draw = random.Random(seed)
     width, height = (int(60 * 2 ** draw.uniform(0, 7)) for _ in range(2))
     try:
@@ -99,8 +101,8 @@ def test_conversations_spread_over_an_idle_pool_and_stay() -> None:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_the_cheapest_is_what_a_search_finds(seed: int) -> None:
-    """Over random pools the first is the one with the least of: prompt not cached, plus the work before it over the
-    free KV."""
+    """Over random pools, the first replica is the one that a plain search finds cheapest: the uncached prompt plus
+    the work before it over the free KV cache."""
     draw, routes, pool = random.Random(seed), ConversationRoutes(PERIOD_S), names(4)
     work, kv_use = dict[str, float](), dict[str, float]()
     texts = [f"{letter} " * draw.choice([30, 300, 900]) for letter in "abcdef"]
@@ -139,7 +141,7 @@ def test_the_cheapest_is_what_a_search_finds(seed: int) -> None:
 
 @pytest.mark.parametrize("num", [2, 4])
 def test_a_hot_prefix_does_not_swamp_one_replica(num: int) -> None:
-    """Calls that all begin with the same 4,000 tokens, and stay, end up shared out evenly among the replicas."""
+    """Long calls that all begin with the same 4,000 tokens are spread evenly over the replicas."""
     routes, pool = ConversationRoutes(PERIOD_S), names(num)
     prefix = "hot " * 4_000
     taken: Counter[str] = Counter()
@@ -154,7 +156,7 @@ def test_a_hot_prefix_does_not_swamp_one_replica(num: int) -> None:
 
 
 def test_a_prompt_waits_until_a_report_must_have_said_so() -> None:
-    """A prompt just sent weighs on its replica; two periods later the engine's own report has taken its place."""
+    """A prompt counts as work of its replica for two report periods. By then the engine's own report includes it."""
     routes, pool = ConversationRoutes(PERIOD_S), names(2)
     routes.sent("1", chat("word " * 4_000), pool[0], 0)
     short = chat("Hello")
@@ -163,7 +165,8 @@ def test_a_prompt_waits_until_a_report_must_have_said_so() -> None:
 
 
 def test_a_decoder_that_others_keep_busy_is_avoided_though_it_has_the_prefix() -> None:
-    """A cached prefix is weighed against what the engine reports; once the engine is idle it counts again."""
+    """A replica whose engine reports much work is avoided although it has the prefix cached. It is chosen again once
+    its engine is idle."""
     routes, pool = ConversationRoutes(PERIOD_S), names(2)
     said = ["word " * 1_000]
     routes.sent("1", chat(*said), pool[1], 0)
@@ -177,7 +180,7 @@ def test_a_decoder_that_others_keep_busy_is_avoided_though_it_has_the_prefix() -
 
 
 def test_a_picture_that_was_there_is_worth_its_transfer() -> None:
-    """Between decoders that are alike a call goes where its pictures' embeddings have been, whatever stands before
+    """Among equal decoders, a call goes to one that has had its pictures' embeddings, whatever text stands before
     them."""
     routes, pool = ConversationRoutes(PERIOD_S), names(2)
     routes.sent("1", chat([picture_part("a")]), pool[1], 0)
@@ -189,7 +192,7 @@ def test_a_picture_that_was_there_is_worth_its_transfer() -> None:
 
 
 def test_no_link_is_shared_between_salts() -> None:
-    """Each ``cache_salt`` has links of its own, as it has KV cache; null is none."""
+    """Conversations with different ``cache_salt`` values share no link. A null salt equals none."""
     salted = [chat("b", cache_salt="a"), chat("b", cache_salt="None"), chat("b")]
     links = [{link.name for link in each.links} for each in salted]
     assert not any(one & other for one, other in itertools.combinations(links, 2))

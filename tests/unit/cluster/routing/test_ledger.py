@@ -11,7 +11,7 @@ from cluster.routing.ledger import Held, Task, Work
 
 
 def test_what_is_held_is_what_a_cache_of_that_size_holds() -> None:
-    """Over random uses exactly the names are held that a plain list of uses, cut to the capacity, holds."""
+    """Over random uses, the ledger holds the same names as a plain list of uses that is cut to the capacity."""
     draw, oracle = random.Random(0), OrderedDict[int, int]()
     held = Held()
     held.capacity = 500
@@ -29,7 +29,7 @@ def test_what_is_held_is_what_a_cache_of_that_size_holds() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_of_ones_own_calls_none_is_lost_or_counted_twice(seed: int) -> None:
-    """With one caller the counted work equals that of a plain list of calls, however late reports arrive."""
+    """With one caller, the counted work equals that of a plain list of calls, however late the reports arrive."""
     draw, work = random.Random(seed), Work()
     running: list[tuple[str, int]] = []
     totals = [0.0]
@@ -49,7 +49,7 @@ def test_of_ones_own_calls_none_is_lost_or_counted_twice(seed: int) -> None:
 
 
 def test_others_work_is_learnt_from_reports() -> None:
-    """Work that a replica reports beyond one's own belongs to other callers, until the next report."""
+    """Reported work that exceeds this caller's own is counted as other callers' work until the next report."""
     work = Work()
     work.begin("mine", Task(100, 100), 0)
     work.report(350, 1)

@@ -21,7 +21,7 @@ def names(num: int) -> list[str]:
 
 @pytest.mark.parametrize("num", [2, 3, 5, 8])
 def test_every_replica_is_home_to_its_share(num: int) -> None:
-    """Of 10,000 keys each replica is home to 1/n, within four standard deviations."""
+    """Of 10,000 keys each of n replicas is the home of 1/n, within four standard deviations."""
     homes = Counter(rendezvous(str(key), names(num))[0] for key in range(10_000))
     spread = (10_000 / num * (1 - 1 / num)) ** 0.5
     assert all(abs(homes[name] - 10_000 / num) < 4 * spread for name in names(num))
@@ -29,8 +29,8 @@ def test_every_replica_is_home_to_its_share(num: int) -> None:
 
 @pytest.mark.parametrize("num", [2, 3, 5, 8])
 def test_a_new_replica_takes_its_share_and_moves_nothing_else(num: int) -> None:
-    """One replica more takes about 1/(n+1) of the keys, and all others keep their home; the same backwards for one
-    less."""
+    """A replica that joins n others becomes the home of about 1/(n+1) of the keys. All other keys keep their home,
+    also when it leaves again."""
     keys = [str(key) for key in range(5_000)]
     before = {key: rendezvous(key, names(num))[0] for key in keys}
     after = {key: rendezvous(key, names(num + 1))[0] for key in keys}
@@ -40,7 +40,7 @@ def test_a_new_replica_takes_its_share_and_moves_nothing_else(num: int) -> None:
 
 
 def test_who_stands_in_for_a_replica_is_spread_too() -> None:
-    """The keys of one replica go to all the others in like shares when it is gone."""
+    """When a replica leaves, its keys are spread evenly over all other replicas."""
     lost = [key for key in map(str, range(8_000)) if rendezvous(key, names(5))[0] == "replica-2"]
     rest = [name for name in names(5) if name != "replica-2"]
     heirs = Counter(rendezvous(key, rest)[0] for key in lost)
@@ -49,8 +49,8 @@ def test_who_stands_in_for_a_replica_is_spread_too() -> None:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_the_bound_gives_what_a_search_gives(seed: int) -> None:
-    """The first is the first in line with no more than the factor times the mean; the others follow, all of them, each
-    once."""
+    """The ranking begins with the first replica in rendezvous order whose load is within the factor times the mean.
+    All other replicas follow, once each."""
     draw = random.Random(seed)
     order = draw.sample(names(8), draw.randint(1, 8))
     work = {name: float(draw.choice([0, 0, 1, 5, 100, draw.randint(0, 1000)])) for name in order}
@@ -62,7 +62,7 @@ def test_the_bound_gives_what_a_search_gives(seed: int) -> None:
 
 
 def test_callers_of_one_picture_are_one_pictures_work() -> None:
-    """A hundred calls for one new picture all go to its home, and weigh as much as one."""
+    """A hundred calls for one new picture go to its home and count as one picture's work."""
     routes, pool = PictureRoutes(1.25), names(3)
     hot = PictureWork("hot", 1000)
     homes = set()
@@ -75,7 +75,8 @@ def test_callers_of_one_picture_are_one_pictures_work() -> None:
 
 
 def test_a_busy_home_is_passed_over_and_the_picture_stays_where_it_went() -> None:
-    """A new picture whose home is busy goes to the next in line, and again there once its home is free."""
+    """A new picture whose home is busy goes to the next replica in rendezvous order. Later calls for it go there
+    too."""
     routes, pool = PictureRoutes(1.25), names(2)
     first, second = [PictureWork(key, 500) for key in map(str, range(100)) if rendezvous(key, pool)[0] == pool[0]][:2]
     routes.sent("1", first, routes.rank(first, pool, 0)[0], 0)
@@ -101,7 +102,7 @@ def test_a_picture_leaves_a_replica_that_is_gone() -> None:
 
 
 def test_a_picture_too_many_is_forgotten_as_the_encoder_forgets_it() -> None:
-    """Once a replica has had more patches than it keeps, its oldest picture is new again."""
+    """When a replica has received more patches than its cache holds, its oldest picture counts as new again."""
     routes, pool = PictureRoutes(1.25), names(2)
     for name in pool:
         routes.describe(name, max_held=250)
@@ -116,8 +117,7 @@ def test_a_picture_too_many_is_forgotten_as_the_encoder_forgets_it() -> None:
 @pytest.mark.parametrize("num", [2, 4])
 @pytest.mark.parametrize("reuse", [0.0, 0.5, 0.8])
 def test_no_worse_than_chance_and_no_picture_twice(num: int, reuse: float) -> None:
-    """In a simulated pool pictures are encoded once each, and wait no longer than where each call goes anywhere by
-    chance."""
+    """In a simulated pool each picture is encoded once, and pictures wait no longer than with random routing."""
     routes = PictureRoutes(1.25)
     routed = simulate(num, reuse, routes, lambda picture, now_s: routes.rank(picture, names(num), now_s)[0])
     draw = random.Random(1)
@@ -167,7 +167,7 @@ def simulate(num: int, reuse: float, routes: PictureRoutes, choose: Callable[[Pi
 
 
 def test_a_replica_that_was_only_tried_holds_nothing() -> None:
-    """Of a call that was meant for one replica and went to another, the other alone has the work and the picture."""
+    """If a call is refused by one replica and accepted by another, only the second one has its work and its picture."""
     routes, picture = PictureRoutes(load_factor=1.25), PictureWork("a", 100)
     routes.sent("1", picture, "tried", 0, is_sure=False)
     routes.sent("1", picture, "taken", 0)

@@ -39,19 +39,19 @@ def written(folder: Path, top: dict[str, Any], application: dict[str, Any]) -> P
 def test_what_would_not_be_applied_is_refused(
     top: dict[str, Any], application: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
-    """A key that nobody knows, or that only ``serve run`` applies, is named and never dropped in silence."""
+    """A key that is unknown, or that only ``serve run`` applies, is refused by name and never ignored."""
     with pytest.raises(ValueError, match=named):
         ApplicationFile.read(written(tmp_path, top, application))
 
 
 def test_the_embedded_default_is_read(tmp_path: Path) -> None:
-    """Without changes the file is in order."""
+    """The embedded default is accepted without changes."""
     assert ApplicationFile.read(written(tmp_path, {}, {})).config.model.checkpoint == "demo"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "applications: []"])
 def test_a_file_without_an_application_is_refused(content: str, tmp_path: Path) -> None:
-    """A file must be a mapping that holds one application."""
+    """A file that is not a mapping with exactly one application is refused."""
     path = tmp_path / "app.yaml"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"applications|one application"):

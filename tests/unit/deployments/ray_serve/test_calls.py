@@ -64,13 +64,13 @@ def in_replica(cause: Exception) -> Exception:
 
 @pytest.mark.parametrize("kind", OWN, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
 def test_whatever_ray_or_grpc_raises_is_mapped(kind: type[Exception]) -> None:
-    """Each exception of Ray, Serve and gRPC means that the pool is unavailable, but for a cancelled call."""
+    """Each exception of Ray, Serve and gRPC becomes ``PoolUnavailable``, except for a cancelled call."""
     left = outcome(bare(kind))
     assert type(left) is (asyncio.CancelledError if issubclass(kind, TaskCancelledError) else PoolUnavailable)
 
 
 def test_there_are_exceptions_to_map() -> None:
-    """The list that the test above goes through holds the ones that matter."""
+    """The list of exceptions in the test above contains the important ones."""
     names = {kind.__name__ for kind in OWN}
     assert names >= {"ActorDiedError", "ActorUnavailableError", "BackPressureError", "AioRpcError", "ObjectLostError"}
     assert len(names) > 40
@@ -78,7 +78,7 @@ def test_there_are_exceptions_to_map() -> None:
 
 @pytest.mark.parametrize("by_value", [True, False], ids=["by value", "by reference"])
 def test_an_error_of_prisms_arrives_as_it_was_raised(by_value: bool) -> None:
-    """A typed error of a replica keeps its type, message and field on both ways."""
+    """A typed error of a replica keeps its type, message and field, in calls by value and by reference."""
     error = InvalidPicture("The picture is broken; send the whole file.", param="messages[0]")
     left = outcome(pickle.loads(pickle.dumps(error)) if by_value else in_replica(error))
     assert isinstance(left, InvalidPicture)
@@ -90,19 +90,19 @@ def test_an_error_of_prisms_arrives_as_it_was_raised(by_value: bool) -> None:
     "cause", [ValueError("?"), RuntimeError("?"), KeyError("?"), torch.OutOfMemoryError("?")], ids=repr
 )
 def test_any_other_exception_is_a_defect(cause: Exception, by_value: bool) -> None:
-    """An exception that is nobody's typed error becomes a 500 on both ways, and names the pool."""
+    """Any other exception of a replica becomes a 500 that names the pool, in calls by value and by reference."""
     left = outcome(cause if by_value else in_replica(cause))
     assert type(left) is InternalError
     assert left.message == "The decoder failed on this request."
 
 
 def test_a_replica_that_lost_another_is_unavailable_itself() -> None:
-    """An exception of Ray's about a third replica means that the called pool is unavailable."""
+    """If a replica fails with Ray's exception about another replica, the called pool counts as unavailable."""
     assert type(outcome(in_replica(bare(ray.exceptions.ActorDiedError)))) is PoolUnavailable
 
 
 def test_a_cancelled_call_stays_cancelled() -> None:
-    """A task that is cancelled in the middle of a call is cancelled, and not failed."""
+    """Cancelling a task during a call cancels the task; it does not become an error."""
     assert type(outcome(asyncio.CancelledError())) is asyncio.CancelledError
 
 
@@ -114,7 +114,8 @@ def refused(error: Exception) -> PrismError:
 
 
 def test_only_typed_errors_leave_a_replica() -> None:
-    """A typed error leaves as it is, and any other as a 500; unpickling that imports no library of the replica's."""
+    """Typed errors leave a replica unchanged, and all others as a 500. Unpickling them imports none of the replica's
+    libraries."""
     typed = InvalidPicture("No.")
     assert refused(typed) is typed
     left = refused(torch.OutOfMemoryError("no memory"))

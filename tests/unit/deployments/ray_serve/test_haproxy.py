@@ -24,13 +24,13 @@ def of_ray(host: str) -> str:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "*"])
 def test_only_the_way_in_is_a_port(host: str) -> None:
-    """Statistics come on sockets in the folder, and clients where Ray said, on every interface too."""
+    """HAProxy offers statistics on Unix sockets only, and listens for clients at the address that Ray set."""
     binds = re.findall(r"(?m)^ *bind ([^\s{]+)$", mended(of_ray(host), FOLDER))
     assert sorted(binds) == sorted([f"unix@{FOLDER}/p", f"unix@{FOLDER}/s", f"{host}:8000"])
 
 
 def test_a_request_is_told_when_it_came_and_is_not_spliced() -> None:
-    """The header of the waterfall is set in the frontend of clients; answers alone are spliced."""
+    """The frontend for clients sets the arrival header of the waterfall. Only responses are spliced."""
     before, frontend = mended(of_ray("*"), FOLDER).split("frontend http_frontend\n")
     assert frontend.startswith("    http-request set-header x-request-start t=%[date(0,us)]\n    bind *:8000\n")
     assert "splice-response" in before
@@ -38,6 +38,6 @@ def test_a_request_is_told_when_it_came_and_is_not_spliced() -> None:
 
 
 def test_a_configuration_that_is_not_known_is_refused() -> None:
-    """If Ray has changed its configuration, HAProxy does not start without the corrections."""
+    """If Ray's configuration has changed, HAProxy does not start without the corrections."""
     with pytest.raises(AssertionError, match="splice-request"):
         mended(of_ray("*").replace("splice-request", "splice-auto"), FOLDER)

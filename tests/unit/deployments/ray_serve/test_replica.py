@@ -21,7 +21,7 @@ from deployments.ray_serve.replica import freeze_heap, log_refusals_briefly
     ],
 )
 def test_refusals_are_one_line(error: Exception, has_traceback: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """A client's mistake leaves one line without a traceback; a defect keeps its own."""
+    """A client's mistake is logged in one line without a traceback. A defect is logged with its traceback."""
     log = logging.getLogger("ray.serve")
     before = list(log.filters)
     log_refusals_briefly()

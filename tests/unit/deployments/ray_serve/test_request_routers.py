@@ -80,8 +80,8 @@ async def chosen(router: EncoderRequestRouter, *digests: str) -> list[str]:
 
 
 async def test_calls_of_one_request_wait_together_and_none_for_ever() -> None:
-    """Forty calls that one client's request causes all get a replica, a picture always the same one, within the
-    bound."""
+    """Forty calls that belong to one client request all get a replica within the bound, and calls for the same
+    picture get the same replica."""
     router = await encoders(Replica("a", max_ongoing_requests=100), Replica("b", max_ongoing_requests=100))
     digests = [str(number) for number in range(20)]
     where = await chosen(router, *digests, *digests)
@@ -90,7 +90,7 @@ async def test_calls_of_one_request_wait_together_and_none_for_ever() -> None:
 
 
 async def test_no_replica_is_asked_for_its_queue_on_the_way() -> None:
-    """With queues known and not full, a choice needs no call to any replica."""
+    """If all queue lengths are known and no queue is full, choosing a replica needs no call to any replica."""
     replicas = Replica("a"), Replica("b")
     router = await encoders(*replicas)
     await chosen(router, *map(str, range(6)))
@@ -98,7 +98,7 @@ async def test_no_replica_is_asked_for_its_queue_on_the_way() -> None:
 
 
 async def test_a_full_replica_is_passed_over() -> None:
-    """A picture whose home takes no more calls goes to the other replica; with all full it waits until one is free."""
+    """A picture whose home is full goes to the other replica. If all replicas are full, it waits until one has room."""
     home, other = (
         Replica(name, queue_len) for name, queue_len in zip(rendezvous("0", ["a", "b"]), [4, 3], strict=True)
     )
@@ -114,7 +114,7 @@ async def test_a_full_replica_is_passed_over() -> None:
 
 
 async def test_a_call_that_names_a_replica_goes_there() -> None:
-    """``at`` comes before home and load; with that replica gone the call goes its usual way."""
+    """``at`` takes precedence over home and load. If that replica is gone, the call is routed as usual."""
     home, other = (Replica(name) for name in rendezvous("0", ["a", "b"]))
     router = await encoders(home, other)
     for at, where in [(home.name, home.name), (other.name, other.name), ("gone", home.name)]:
@@ -124,7 +124,7 @@ async def test_a_call_that_names_a_replica_goes_there() -> None:
 
 
 async def test_a_call_that_names_a_full_replica_waits_a_while() -> None:
-    """It gets room there if that comes soon, and goes to another one if not."""
+    """A call to a named replica that is full waits for a short time and is then routed to another one."""
     named, other = Replica("a", 4), Replica("b")
     router = await encoders(named, other)
     for comes_free in (True, False):
@@ -142,7 +142,8 @@ async def test_a_call_that_names_a_full_replica_waits_a_while() -> None:
 
 
 async def test_a_replica_is_told_whom_it_stands_in_for() -> None:
-    """A call that passes over a picture's home names it, and one that goes home names nobody, also in a second try."""
+    """A call that passes over a picture's home names the home. A call to the home names nobody. Both hold for a
+    second attempt."""
     home, other = (
         Replica(name, queue_len) for name, queue_len in zip(rendezvous("0", ["a", "b"]), [4, 3], strict=True)
     )
@@ -159,7 +160,7 @@ async def test_a_replica_is_told_whom_it_stands_in_for() -> None:
 
 
 async def test_what_ends_weighs_no_more() -> None:
-    """Calls that ended, were refused, or were left before they had a replica leave no work behind."""
+    """Calls that ended, were refused or were cancelled before they had a replica leave no counted work."""
     router = await encoders(Replica("a"), Replica("b"))
     for digest in map(str, range(10)):
         pending = encode(digest)
@@ -174,7 +175,7 @@ async def test_what_ends_weighs_no_more() -> None:
 
 
 async def test_reports_of_others_work_count() -> None:
-    """A replica that reports work of other Routers is passed over until it reports that it is done."""
+    """A replica that reports other Routers' work is passed over until it reports that the work is done."""
     new, newer = [digest for digest in map(str, range(20)) if rendezvous(digest, ["a", "b"])[0] == "a"][:2]
     home, other = Replica("a"), Replica("b")
     router = await encoders(home, other)
@@ -187,7 +188,7 @@ async def test_reports_of_others_work_count() -> None:
 
 
 async def test_calls_without_hints_take_the_shortest_queue() -> None:
-    """A call that names no picture goes where the queue is shortest."""
+    """A call that names no picture goes to the shortest queue."""
     router = await encoders(Replica("a", queue_len=2), Replica("b", queue_len=1))
     metadata = RequestMetadata(request_id="request", internal_request_id="request")
     replica = await router._choose_replica_for_request(PendingRequest(args=[], kwargs={}, metadata=metadata))
@@ -195,7 +196,7 @@ async def test_calls_without_hints_take_the_shortest_queue() -> None:
 
 
 def test_decoders_are_routed_by_what_was_said() -> None:
-    """A decoder's request router reads the conversation, and leaves its embeddings unread."""
+    """A decoder pool's request router reads the conversation and not the embeddings."""
     router = DecoderRequestRouter(deployment_id=POOL, handle_source=DeploymentHandleSource.REPLICA)
     metadata = RequestMetadata(request_id="request", internal_request_id="request")
     call = Call("chat", "", {"messages": [{"role": "user", "content": "Hello"}]})
@@ -210,8 +211,7 @@ def test_decoders_are_routed_by_what_was_said() -> None:
     ("pool", "kind"), [(EncoderConfig(), EncoderRequestRouter), (DecoderConfig(), DecoderRequestRouter)]
 )
 def test_the_application_names_the_request_routers(pool: EncoderConfig | DecoderConfig, kind: type) -> None:
-    """A pool that is routed by affinity has its request router, by a name that Serve can import, and its period of
-    reports."""
+    """A pool with affinity has a request router that Serve can import by its name, and a period of reports."""
     [config] = routing_options(pool.routing).values()
     assert config.get_request_router_class() is kind
     assert config.request_routing_stats_period_s == pool.routing.report_period_s

@@ -36,7 +36,7 @@ def random_samples(rng: random.Random, count: int) -> list[Sample]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_latencies_equal_numpys(seed: int) -> None:
-    """Medians, means and nearest-rank percentiles are those that numpy finds."""
+    """Medians, means and nearest-rank percentiles equal numpy's."""
     samples = random_samples(random.Random(seed), 40)
     ttft_ms = np.array([(each.texts_s[0] - each.start_s) * 1000 for each in samples])
     found = latencies(samples)
@@ -49,7 +49,7 @@ def test_latencies_equal_numpys(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_gaps_equal_numpys(seed: int) -> None:
-    """The gaps of all streams together have numpy's percentiles, and the worst is the largest."""
+    """The percentiles over the gaps of all streams equal numpy's, and the worst gap is the largest."""
     samples = random_samples(random.Random(seed), 300)
     every_ms = np.sort(np.concatenate([np.diff(each.texts_s) for each in samples])) * 1000
     found = gaps(samples)
@@ -59,7 +59,7 @@ def test_gaps_equal_numpys(seed: int) -> None:
 
 
 def test_stalls_are_counted_on_text_alone() -> None:
-    """A picture's own gaps do not count; gaps of text at the same time do, compared with those without pictures."""
+    """Only gaps of text streams count as stalls. Gaps while pictures run are compared with gaps without pictures."""
     alone = [sample(0.0, (0.1, 0.2, 0.3))]
     together = [sample(0.0, (0.1, 0.4, 0.5)), sample(0.0, (1.0, 9.0), kind="picture")]
     found = stalls({"alone": alone, "with pictures": together})
@@ -69,12 +69,12 @@ def test_stalls_are_counted_on_text_alone() -> None:
 
 
 def test_throughput_counts_from_the_first_request_to_the_last_answer() -> None:
-    """Three answers between 1 s and 3 s are 1.5 a second."""
+    """Three answers in the two seconds between 1 s and 3 s are 1.5 answers per second."""
     assert throughput([sample(1.0, (1.5,)), sample(2.0, (2.5,)), sample(1.2, (3.0,))]) == {"requests/s": 1.5}
 
 
 def test_an_answer_that_comes_at_once_is_seen() -> None:
-    """Several tokens in one event, or in events of one moment, are counted; a single token is not."""
+    """Answers whose tokens come in one event, or in events at the same moment, are counted. A single token is not."""
     samples = [
         sample(0.0, (0.1,), num_tokens=16),
         sample(0.0, (0.1, 0.101)),
@@ -85,7 +85,7 @@ def test_an_answer_that_comes_at_once_is_seen() -> None:
 
 
 def test_a_picture_costs_what_it_takes_more_the_first_time() -> None:
-    """80 ms more for new pictures are 20 decode steps, if 32 tokens more take 128 ms."""
+    """If 32 tokens more take 128 ms, then 80 ms more for a new picture equal 20 decode steps."""
     found = encoding(
         {"new": [sample(0.0, (0.1,))], "again": [sample(0.0, (0.02,))], "long": [sample(0.0, (0.02, 0.148))]}
     )
@@ -93,7 +93,7 @@ def test_a_picture_costs_what_it_takes_more_the_first_time() -> None:
 
 
 def test_bars_compare_medians() -> None:
-    """A difference and a ratio are taken of the medians over repeats, and held against the limit."""
+    """A bar's difference or ratio is computed from the medians over repeats and compared with the limit."""
     results = {"text": {"prism": {"t": [9.0, 50.0, 11.0]}, "vllm": {"t": [8.0, 7.0, 1.0]}}}
     places = (("text", "prism", "t"), ("text", "vllm", "t"))
     difference = judge(Bar(1, places[0], "≤", 4.0, "−", places[1]), results)
@@ -106,7 +106,7 @@ def test_bars_compare_medians() -> None:
 
 
 def test_a_bar_without_figures_is_not_judged() -> None:
-    """A bar neither holds nor fails if a system was not measured."""
+    """A bar neither holds nor fails if one of its systems was not measured."""
     for bar in BARS:
         assert judge(bar, {}).holds is None
         assert judge(bar, {bar.figure[0]: {bar.figure[1]: {bar.figure[2]: [1.0]}}}).holds is (
@@ -115,7 +115,7 @@ def test_a_bar_without_figures_is_not_judged() -> None:
 
 
 def test_bars_speak_of_figures_that_there_are() -> None:
-    """Each bar's figures are made by its scenario, and measured for the systems that it names."""
+    """Each bar uses figures that its scenario produces for the systems that it names."""
     by_name = {scenario.name: scenario for scenario in SCENARIOS}
     answers = [sample(0.0, (0.1, 0.2, 0.3)), sample(0.0, (0.1, 0.2), kind="picture")]
     names = ("text", "picture", "alone", "with pictures", "new", "again")
@@ -129,7 +129,7 @@ def test_bars_speak_of_figures_that_there_are() -> None:
 
 
 def test_medians_stand_with_their_range() -> None:
-    """One value stands alone; more have their range; three digits count."""
+    """A single value is printed alone, and several as a median with their range, in three digits."""
     assert spread([12.345]) == "12.3"
     assert spread([3.0, 1.0, 2.0]) == "2.00 (1.00–3.00)"
     assert [short(value) for value in (0, 0.01234, 99.94, 1234.5, -20.26)] == ["0", "0.012", "99.9", "1234", "-20.3"]
@@ -138,7 +138,7 @@ def test_medians_stand_with_their_range() -> None:
 
 
 def test_a_record_becomes_a_report(tmp_path: Path) -> None:
-    """The files are written, failures and notes are in them, and a plot is a picture."""
+    """The report's files are written, they contain failures and notes, and the plot is a picture."""
     record = Record({"date": "today"})
     by_name = {scenario.name: scenario for scenario in SCENARIOS}
     rng = random.Random(3)

@@ -61,7 +61,7 @@ def ask(text: str = "hello", at_s: float = 0.0) -> Request:
 
 
 async def test_the_client_sees_the_servers_times(url: str) -> None:
-    """TTFT is at least what the server waits, the last text comes no sooner than it can, and the times add up."""
+    """TTFT is at least the server's delay, the last text comes no sooner than possible, and the times add up."""
     async with Client(url) as client:
         samples = await client.closed_loop([[ask() for _ in range(6)]], users_per_queue=2)
     assert [each.failure for each in samples] == [""] * 6
@@ -72,7 +72,8 @@ async def test_the_client_sees_the_servers_times(url: str) -> None:
 
 
 async def test_an_open_loop_counts_from_when_a_request_was_due(url: str) -> None:
-    """Requests go out at their times, whether or not earlier ones are done, and each counts from its own time."""
+    """Requests are sent at their scheduled times, even if earlier ones still run, and each latency counts from the
+    scheduled time."""
     async with Client(url) as client:
         samples = await client.open_loop([ask(at_s=at_s) for at_s in (0.0, 0.01, 0.02)])
     assert [each.start_s for each in samples] == [0.0, 0.01, 0.02]
@@ -81,7 +82,7 @@ async def test_an_open_loop_counts_from_when_a_request_was_due(url: str) -> None
 
 
 async def test_an_answer_that_is_not_whole_is_a_failure(url: str) -> None:
-    """A refusal, too few letters, an error event and a missing end each fail with their cause."""
+    """A refusal, too few letters, an error event and a missing end are failures, each with its cause."""
     async with Client(url) as client:
         samples = await client.closed_loop([[ask("refuse"), ask("short"), ask("error"), ask("cut")]], users_per_queue=1)
     refused, short_of, error, cut = (each.failure for each in samples)

@@ -18,7 +18,7 @@ from loadtest.bench.workloads import SCENARIOS, Writer
 
 
 def test_schedules_are_what_they_say() -> None:
-    """Steady arrivals stop before the end; a burst counts from its start."""
+    """Steady arrivals end before the duration does, and a burst's times count from its start."""
     assert steady(4.0, 1.0) == [0.0, 0.25, 0.5, 0.75]
     assert steady(2.0, 0.6) == [0.0, 0.5]
     assert steady(2.0, 0.0) == []
@@ -26,7 +26,7 @@ def test_schedules_are_what_they_say() -> None:
 
 
 def test_windows_slide_by_one() -> None:
-    """Each turn keeps all but the oldest picture and adds a new one."""
+    """Each turn drops the oldest picture and adds a new one."""
     turns = windows([b"a", b"b", b"c", b"d", b"e"], 3, 3)
     assert turns == [(b"a", b"b", b"c"), (b"b", b"c", b"d"), (b"c", b"d", b"e")]
     with pytest.raises(ValueError, match="take 5 pictures, not 4"):
@@ -35,7 +35,7 @@ def test_windows_slide_by_one() -> None:
 
 @pytest.mark.parametrize("size", [(224, 168), (448, 448)])
 def test_new_pictures_are_new_and_the_same_for_a_seed(size: Size) -> None:
-    """Fifty pictures differ, have their size, and come again from the same seed."""
+    """Fifty pictures are all different, have the requested size, and are the same again for the same seed."""
     rng = random.Random(7)
     pictures = [new_picture(rng, size) for _ in range(50)]
     assert len(set(pictures)) == 50
@@ -44,7 +44,7 @@ def test_new_pictures_are_new_and_the_same_for_a_seed(size: Size) -> None:
 
 
 def test_letters_are_letters() -> None:
-    """In the demo's vocabulary there are 52 tokens of one letter."""
+    """The demo's vocabulary has 52 tokens that are one letter."""
     vocabulary = {
         number: token for token, number in json.loads((DEMO / "tokenizer.json").read_text())["model"]["vocab"].items()
     }
@@ -59,7 +59,7 @@ QUICK = [scenario for scenario in SCENARIOS if not scenario.name.startswith("pre
 
 @pytest.mark.parametrize("scenario", QUICK, ids=lambda scenario: scenario.name)
 def test_every_system_gets_the_same_bytes(scenario: Any) -> None:
-    """Two writers with one seed write the same requests, and no new picture stands in two phases of a latency
+    """Two writers with the same seed write the same requests. No new picture appears in two phases of a latency
     scenario."""
 
     def written_again() -> list[Request]:
@@ -74,8 +74,8 @@ def test_every_system_gets_the_same_bytes(scenario: Any) -> None:
 
 
 def test_four_pictures_of_five_were_in_the_request_before() -> None:
-    """In the sliding window each user's request shares four of five pictures with that user's last, and none with
-    others'."""
+    """In the sliding window, each user's request shares four of its five pictures with that user's previous request,
+    and none with other users."""
     [scenario] = [each for each in SCENARIOS if each.name == "windows"]
     first, rest = scenario.phases(Writer(random.Random(1), [1], quick=True))
     users = [(*begin, *later) for begin, later in zip(first.queues, rest.queues, strict=True)]
@@ -96,7 +96,7 @@ def pictures_of(request: Request) -> list[str]:
 
 
 def test_a_picture_can_stand_after_the_words() -> None:
-    """With the text first, prefix caches cannot hold the picture's tokens."""
+    """With the text first, a prefix cache cannot contain the picture's tokens."""
     content = json.loads(body("hello", [b"jpeg"], 1, [5], text_first=True))["messages"][0]["content"]
     assert [part["type"] for part in content] == ["text", "image_url"]
     assert content[1]["image_url"]["url"].endswith(base64.b64encode(b"jpeg").decode())

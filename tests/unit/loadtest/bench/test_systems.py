@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def test_prism_accepts_what_the_bench_changes() -> None:
-    """Every set-up's changes are keys of the configuration, and what they reserve fits two cores."""
+    """Every set-up changes only keys that exist, and its reservations fit two cores."""
     for setup in {scenario.setup for scenario in SCENARIOS} | {Setup("all", "demo", (0, 1), 0, 2)}:
         config = PrismConfig.model_validate(prism_changes(setup, DEMO))
         assert sum(pool.num_replicas * pool.resources.num_cpus for pool in config.pools) <= 2
@@ -65,7 +65,8 @@ def titles(process: psutil.Process) -> list[str]:
 
 @pytest.mark.skipif(psutil.cpu_count() == 1, reason="needs two cores to tell them apart")
 def test_engines_and_the_encoder_are_put_on_their_cores(played: psutil.Process) -> None:
-    """Each process that runs a model gets its core and the encoder its own; all others keep the cores that they had."""
+    """Each engine's model process is bound to its core and the encoder to its own. All other processes keep their
+    cores."""
     bind([played], engine_cores=(0, 1), encoder_core=0)
     cores = {child.cmdline()[0]: set(child.cpu_affinity()) for child in played.children(recursive=True)}
     assert sorted([cores.pop("VLLM::Worker"), cores.pop(UNTITLED)], key=min) == [{0}, {1}]
@@ -75,13 +76,13 @@ def test_engines_and_the_encoder_are_put_on_their_cores(played: psutil.Process) 
 
 
 def test_a_system_with_other_engines_than_expected_is_not_measured(played: psutil.Process) -> None:
-    """One engine too many is an error that names what is there."""
+    """With one engine too many, the error lists the engines that were found."""
     with pytest.raises(RuntimeError, match=r"2 engines were found for cores \[1\]; the processes are .*Router"):
         bind([played], engine_cores=(1,), encoder_core=None)
 
 
 def test_a_server_is_gone_after_its_block(tmp_path: Path) -> None:
-    """A server is waited for, and neither it nor a child that ignores Ctrl-C is left when the block ends."""
+    """When the block ends, neither the server nor a child that ignores Ctrl-C is left."""
     port = free_port()
     script = f"sleep 300 & exec {sys.executable} -m http.server {port} --bind 127.0.0.1"
     with process(["bash", "-c", script], dict(os.environ), tmp_path / "log", port, ready="/") as server:
@@ -107,7 +108,7 @@ def test_shared_memory_of_a_killed_process_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
-    """The error holds the end of the log."""
+    """The error contains the end of the log."""
     with (
         pytest.raises(RuntimeError, match=r"ended with 3:\nno such model"),
         process(["bash", "-c", "echo no such model; exit 3"], dict(os.environ), tmp_path / "log", free_port()),
@@ -117,7 +118,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["--only", "nothing"], ["--systems", "prism,other"], ["--repeats", "0"]])
 def test_a_wrong_command_line_says_so(words: list[str]) -> None:
-    """An unknown name or a number that makes no sense ends with exit code 2."""
+    """An unknown name or an impossible number ends the command with exit code 2."""
     with pytest.raises(SystemExit) as ended:
         bench(words)
     assert ended.value.code == 2

@@ -28,7 +28,8 @@ def holders(name: str) -> list[str]:
 
 
 def test_what_the_scheduler_has_opened_outlives_the_request_and_the_steps_under_way() -> None:
-    """A segment that its owner has given up stays open until the request ended and no step on its way can want it."""
+    """A segment that its owner has closed stays open in the scheduler until the request has ended and every step
+    that may read it is over."""
     segment = Segment.of(ROWS)
     openings = OpenSegments(ROW_BYTES, 2, pytest.fail)
     assert openings.open("request", [("picture", 6), ("picture", 6)], {"picture": list(segment.address)})

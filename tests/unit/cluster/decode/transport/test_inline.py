@@ -14,7 +14,7 @@ GOOD = Embedding("d" * 64, np.arange(4 * 6, dtype=np.float32).reshape(4, 6).view
 
 
 async def test_references_live_as_long_as_they_are_offered() -> None:
-    """A reference leads to its tensor while its request takes, and nowhere after."""
+    """A reference leads to its tensor while its request runs, and is unknown afterwards."""
     connector = TableConnector(media_io_kwargs={}, allowed_media_domains=["*"])
     async with InlineTransport(SHAPE).offered("request", {GOOD.digest: GOOD}) as handoff:
         reference = handoff.parts[GOOD.digest]["image_embeds"]["image_embeds"]
@@ -27,6 +27,6 @@ async def test_references_live_as_long_as_they_are_offered() -> None:
     "method", ["fetch_image", "fetch_image_async", "load_from_url", "fetch_video", "fetch_audio_async"]
 )
 def test_the_engine_fetches_nothing(method: str) -> None:
-    """Every road by which vLLM would fetch a URL ends in a refusal."""
+    """Every function by which vLLM would fetch a URL raises a refusal."""
     with pytest.raises(ValueError, match="fetches no media"):
         getattr(TableConnector(), method)("https://127.0.0.1/")

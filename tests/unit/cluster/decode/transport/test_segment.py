@@ -35,7 +35,7 @@ def holders(name: str) -> list[str]:
 
 
 def test_another_process_reads_what_was_written() -> None:
-    """A segment holds the bytes of its array, and its address leads there."""
+    """Another process that opens a segment by its address reads the bytes of the array."""
     segment = Segment.of(ROWS)
     opened = Segment.opened(segment.address, ROWS.nbytes)
     assert np.array_equal(np.fromfile(opened.path, np.uint8), ROWS.reshape(-1))
@@ -45,7 +45,8 @@ def test_another_process_reads_what_was_written() -> None:
 
 
 def test_a_segment_cannot_be_changed() -> None:
-    """Nobody can cut, grow or write what workers have mapped: a cut file would kill them."""
+    """A segment that workers have mapped cannot be shortened, extended or written. A shortened file would kill the
+    workers."""
     segment = Segment.of(ROWS)
     for change in (
         lambda fd: os.ftruncate(fd, 1),
@@ -58,7 +59,7 @@ def test_a_segment_cannot_be_changed() -> None:
 
 
 def test_a_segment_that_is_gone_is_not_mistaken_for_another() -> None:
-    """A descriptor that has been closed, has been used again, or leads to another length is none."""
+    """A descriptor that is closed, that belongs to another file now, or whose file has another length is refused."""
     segment = Segment.of(ROWS)
     address = segment.address
     with pytest.raises(LookupError, match="does not have"):
@@ -76,8 +77,8 @@ def test_a_segment_that_is_gone_is_not_mistaken_for_another() -> None:
 
 
 def test_a_killed_owner_leaves_nothing_behind() -> None:
-    """After SIGKILL a segment lives on in those that have it open, and ends with the last; no directory ever named
-    it."""
+    """After SIGKILL of its owner, a segment lives until the last process that has it open closes it. It never has a
+    name in a directory."""
     with subprocess.Popen(
         [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as owner:

@@ -25,7 +25,7 @@ def with_number(value: float | np.floating[Any]) -> np.ndarray:
 
 
 def test_a_good_embedding_becomes_the_tensor_it_was() -> None:
-    """The raw bytes come back as [num_tokens, hidden_size] numbers."""
+    """The raw bytes of an embedding become the same [num_tokens, hidden_size] numbers again."""
     tensor = SHAPE.tensor(GOOD)
     assert tensor.shape == (4, 6)
     assert np.array_equal(tensor.numpy(), GOOD.rows.view(np.float32))
@@ -50,19 +50,20 @@ def test_a_good_embedding_becomes_the_tensor_it_was() -> None:
     ids=lambda change: str(next(iter(change))),
 )
 def test_a_malformed_embedding_never_reaches_the_engine(change: dict[str, Any]) -> None:
-    """Rows, width, dtype, grid and finiteness are checked; what would end the engine fails one request."""
+    """An embedding with wrong rows, width, dtype or grid, or with a number that is not finite, fails its request.
+    The engine would end on it."""
     with pytest.raises(InternalError, match="cannot be used"):
         SHAPE.check(dataclasses.replace(GOOD, **change))
 
 
 def test_every_number_that_is_finite_is_taken() -> None:
-    """The extremes of a dtype are numbers too, and so is a negative zero."""
+    """The extreme numbers of a dtype and negative zero are accepted."""
     for value in (np.finfo(np.float32).max, np.finfo(np.float32).min, np.finfo(np.float32).smallest_subnormal, -0.0):
         SHAPE.check(dataclasses.replace(GOOD, rows=with_number(value)))
 
 
 def test_finite_in_bfloat16_is_what_torch_calls_so() -> None:
-    """For each of the 65536 patterns of bits the check agrees with torch."""
+    """The check of finite numbers agrees with torch for each of the 65,536 bit patterns of bfloat16."""
     shape = EmbeddingShape(hidden_size=1, merge_size=2, dtype="bfloat16")
     for pattern in range(2**16):
         rows = np.array([[pattern]], dtype=np.uint16).view(np.uint8)

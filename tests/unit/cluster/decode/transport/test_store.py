@@ -154,7 +154,7 @@ class Oracle:
 
 @pytest.mark.parametrize("seed", range(25))
 async def test_random_schedules_go_as_the_oracle_says(seed: int) -> None:
-    """The order in which requests begin, and the segments that are kept, are those of the oracle."""
+    """Over random schedules, requests begin in the oracle's order, and the kept segments are the oracle's."""
     draw, made, oracle = random.Random(seed), Made(), Oracle()
     store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
     holders: list[Holder] = []
@@ -193,7 +193,7 @@ async def test_random_schedules_go_as_the_oracle_says(seed: int) -> None:
 
 
 async def test_what_is_asked_for_together_is_made_once() -> None:
-    """Requests that come at a time with one embedding share its segment; it is still there for the next."""
+    """Requests that want one embedding at the same time share its segment. The segment is kept for the next request."""
     made = Made()
     store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
     holders = [Holder(store, "ab") for _ in range(5)]

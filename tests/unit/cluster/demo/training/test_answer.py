@@ -48,7 +48,7 @@ def trained() -> Any:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_checkpoint_answers_the_samples(trained: Any, name: Any) -> None:
-    """The committed weights read each of the README's pictures right."""
+    """The committed weights answer the README's picture questions correctly."""
     question, expected = SAMPLES[name]
     with Image.open(FOLDER / "samples" / name) as image:
         model, tokenizer = trained

@@ -34,7 +34,7 @@ def test_training_tokens_are_the_chat_template_s(tokenizer: Any) -> None:
 
 
 def test_batch_depends_on_its_number_only(tokenizer: Any) -> None:
-    """Batch number n is the same whichever batches were drawn before it."""
+    """Batch number n is the same, whichever batches were drawn before it."""
     first, second = (Batches(tokenizer, "same", 0, 3, conversations=True) for _ in range(2))
     first[0]
     assert np.array_equal(first[2].ids, second[2].ids)
@@ -42,7 +42,8 @@ def test_batch_depends_on_its_number_only(tokenizer: Any) -> None:
 
 
 def test_ranks_draw_other_pictures_of_the_same_grids(tokenizer: Any) -> None:
-    """Two ranks never learn from the same pictures, and neither waits for the other's larger ones."""
+    """Two ranks draw different pictures in the same batch, and their pictures have the same grids, so that neither
+    waits for the other."""
     first, second = (Batches(tokenizer, "ranks", rank, 1, conversations=True)[0] for rank in range(2))
     assert [grid for _, grid in first.pictures] == [grid for _, grid in second.pictures]
     assert all(not np.array_equal(a[0], b[0]) for a, b in zip(first.pictures, second.pictures, strict=True))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def test_a_square_of_448_pixels_is_encoded_to_256_tokens(tmp_path: Path) -> None:
-    """The checkpoint has the tower that it should have, and takes a 448×448 picture whole; two runs give the same
+    """A 448×448 picture becomes 256 tokens in the bench checkpoint, and making the checkpoint twice gives the same
     bytes."""
     make(tmp_path / "first")
     make(tmp_path / "second")

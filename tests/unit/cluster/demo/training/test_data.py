@@ -14,7 +14,7 @@ from cluster.preprocess import patchify
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_held_out_examples_fit_the_processor(kind: Any) -> None:
-    """Held-out pictures come at many sizes, with answers from the closed list."""
+    """Held-out pictures have many sizes, and each of their answers is on the closed list."""
     examples = list(held_out(kind, 20, 3))
     assert {example.answer for example in examples} <= set(CLASSES[kind])
     assert len({grid_of(example.image.size) for example in examples}) >= 8

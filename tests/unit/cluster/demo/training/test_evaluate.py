@@ -13,7 +13,7 @@ from cluster.demo.training.data import Example, held_out
 
 @pytest.mark.parametrize(("num_wrong", "is_enough"), [(0, True), (1, True), (2, False)])
 def test_score_counts_right_answers(num_wrong: Any, is_enough: Any) -> None:
-    """An advertised kind passes with nineteen right answers in twenty, and not with eighteen."""
+    """A kind of question passes with 19 right answers of 20 and fails with 18."""
     examples = list(held_out("colour", 20, 1))
     wrong = examples[:num_wrong]
     scored = evaluate.score(
@@ -25,7 +25,7 @@ def test_score_counts_right_answers(num_wrong: Any, is_enough: Any) -> None:
 
 
 def test_answers_are_compared_without_case_and_full_stop() -> None:
-    """Case, surrounding space and a last full stop do not matter; words do."""
+    """Answers are equal if only case, surrounding space or a final full stop differ. Other words are wrong."""
     example = Example(next(held_out("colour", 1, 1)).image, "?", "red", "colour")
     assert example.is_answered_by(" Red.\n")
     assert not example.is_answered_by("a red one")

@@ -29,7 +29,8 @@ def model(tokenizer: Any) -> Any:
 
 
 def test_batched_vision_is_the_library_s(model: Any) -> None:
-    """Every grid that training uses gives the library's embeddings, whole and partial windows alike."""
+    """For every grid of the training, the tower's embeddings equal the library's, in whole and in partial attention
+    windows."""
     rng = np.random.default_rng(0)
     for grid in sizes_by_grid():
         patches = torch.from_numpy(rng.integers(0, 256, (2, grid[0] * grid[1], 588), np.uint8))
@@ -41,7 +42,7 @@ def test_batched_vision_is_the_library_s(model: Any) -> None:
 
 
 def test_batched_conversations_are_the_library_s(model: Any, tokenizer: Any) -> None:
-    """Conversations about no, one and two pictures give the library's logits at every answer."""
+    """The logits at every answer equal the library's, in conversations about no, one and two pictures."""
     batches = Batches(tokenizer, "test", 0, 60, conversations=True)
     seen: dict[Any, Any] = {}
     for number in range(60):

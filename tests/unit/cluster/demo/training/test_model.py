@@ -23,7 +23,7 @@ def model(tokenizer: Any) -> Any:
 
 
 def test_weights_go_by_published_names(model: Any) -> None:
-    """No weight keeps a name that Qwen's published checkpoints do not use."""
+    """Every weight has a name that Qwen's published checkpoints use."""
     names = {published_name(name) for name in model.state_dict()}
     assert all(
         name.startswith(("visual.", "model.layers.", "model.embed_tokens", "model.norm", "lm_head")) for name in names

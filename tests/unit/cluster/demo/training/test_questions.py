@@ -7,5 +7,5 @@ from cluster.demo.training.questions import PHRASINGS
 
 
 def test_every_kind_has_a_dozen_phrasings() -> None:
-    """Each kind of question is asked in at least twelve ways."""
+    """Each kind of question has at least twelve phrasings."""
     assert all(len(set(PHRASINGS[kind])) >= 12 for kind in KINDS)

@@ -43,7 +43,7 @@ def layer_of_ones() -> nn.Linear:
 
 
 def test_gradients_are_those_of_the_common_batch(tmp_path: Path) -> None:
-    """Every rank has the mean of all ranks' gradients, and zero stands for a part that a rank did not use."""
+    """Every rank gets the mean of all ranks' gradients. A layer that a rank did not use counts as zero."""
     ranks.run(leave_gradients, 2, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     expected = [SAMPLES.mean(0)[None], torch.ones(1), SAMPLES[0][None] / 2, torch.tensor([0.5])]
@@ -53,7 +53,7 @@ def test_gradients_are_those_of_the_common_batch(tmp_path: Path) -> None:
 
 
 def test_an_error_in_one_rank_ends_all() -> None:
-    """Nobody waits for a rank that is gone: an error is raised where the ranks were started, its own or another
-    rank's."""
+    """An error in one rank ends all ranks. The caller that started them gets this error, or the error of a rank that
+    lost its peer."""
     with pytest.raises(ProcessRaisedException):
         ranks.run(fail_on_one, 2)

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[5] / "cluster" / "demo"
 
 
 def test_held_out_scans_are_never_trained_on() -> None:
-    """The scans put aside and the scans trained on are different pictures."""
+    """The held-out scans and the training scans are different pictures."""
     aside, trained = ({scan.tobytes() for scan, _ in scans.scans(side)} for side in (True, False))
     assert len(aside) == scans.NUM_HELD_OUT
     assert not aside & trained

@@ -23,12 +23,12 @@ def tokenizer() -> Any:
 
 @pytest.mark.parametrize("text", ["naïve café 東京 🙂\n\ttabs", "What colour is the shape?", "x = {'a': [1, 2]}  # ok"])
 def test_any_text_survives_the_tokenizer(tokenizer: Any, text: Any) -> None:
-    """Decoding what was encoded gives the text back."""
+    """Decoding encoded text gives the same text."""
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
 def test_template_writes_parts_in_any_order_and_role(tokenizer: Any) -> None:
-    """Pictures may stand before or after text, in system messages too."""
+    """The chat template accepts pictures before and after text, and in system messages."""
     messages = [
         {"role": "system", "content": [{"type": "image"}, {"type": "text", "text": "Look."}]},
         {
@@ -54,7 +54,7 @@ def trained() -> Any:
 
 
 def test_committed_tokenizer_is_the_one_that_training_makes(trained: Any, tokenizer: Any) -> None:
-    """Training makes the same tokenizer as the committed one."""
+    """Training the tokenizer again gives the committed one."""
     assert trained[1].get_vocab() == tokenizer.get_vocab()
     text = random.Random(1).choice(PHRASINGS["colour"])
     assert trained[1](text).input_ids == tokenizer(text).input_ids
