@@ -91,7 +91,8 @@ class Decoder:
         return embedding
 
     def _num_bytes(self, picture: Picture) -> int:
-        """The bytes of a picture or of its embedding, whichever is more."""
+        """Returns the size for the choice between calls by value and by reference: the bytes of the picture file or
+        of its embedding, whichever is larger."""
         return max(
             len(picture.data), self._settings.num_tokens(picture.num_pixels) * self._engine.embedding_shape.row_bytes
         )

@@ -87,7 +87,8 @@ def is_flat(grown: Memory) -> bool:
 
 
 async def _watch(root: psutil.Process, every_s: float) -> list[Memory]:
-    """Measures and prints the memory every ``every_s`` seconds until it is cancelled, then returns all samples."""
+    """Measures and prints the memory of a process and its descendants every ``every_s`` seconds until it is
+    cancelled, then returns all samples."""
     samples: list[Memory] = []
     start_s = time.monotonic()
     with contextlib.suppress(asyncio.CancelledError):

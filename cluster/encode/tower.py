@@ -160,15 +160,15 @@ def norm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def in_pairs(qkv: Tensor, num_heads: int) -> Tensor:
-    """Reorders a weight so that the two numbers that one angle rotates are neighbours. They are half a head apart in
-    the checkpoint.
+    """Reorders the rows of a weight so that the two numbers of a query or key that one angle rotates are neighbours.
+    They are half a head apart in the checkpoint.
 
     Args:
-        qkv: A weight [3 · hidden_size, hidden_size] or a bias [3 · hidden_size].
+        qkv: The weight [3 · hidden_size, hidden_size] or bias [3 · hidden_size] of queries, keys and values.
         num_heads: The number of heads that hidden_size consists of.
 
     Returns:
-        The same shape; values keep their order.
+        The same shape. The rows of the values (v) stay as they are.
     """
     # [3, num_heads, 2, head_dim / 2, ...]
     heads = qkv.view(3, num_heads, 2, -1, *qkv.shape[1:])

@@ -49,9 +49,10 @@ class Held:
 
 @dataclass(slots=True)
 class Task:
-    """Work that this process gave to a replica.
+    """Work that this process gave to a replica, as it counts for the choice of replicas.
 
-    It weighs ``weight`` until the time ``settles_at_s``, and ``settled`` from then on. ``num_calls`` calls share it.
+    It weighs ``weight`` until the time ``settles_at_s``, when a report of the replica must include it, and ``settled``
+    from then on. ``num_calls`` is the number of calls that share it now.
     """
 
     weight: float

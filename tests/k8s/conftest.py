@@ -27,13 +27,13 @@ def overlay(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def application_text(overlay: str) -> str:
-    """The text of the application file that the overlay runs."""
+    """The text of the Serve application file of the Kustomize overlay under test."""
     return (ROOT / "deployments" / APPLICATIONS[overlay]).read_text()
 
 
 @pytest.fixture
 def application(application_text: str) -> Object:
-    """The parsed application file that the overlay runs."""
+    """The parsed Serve application file of the Kustomize overlay under test."""
     document: Object = read_document(application_text)
     return document
 

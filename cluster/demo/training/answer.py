@@ -21,7 +21,7 @@ HELD_OUT_SEED: Final = 7
 def accuracy(
     model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, num: int, seed: int = HELD_OUT_SEED
 ) -> dict[str, float]:
-    """The share of right answers to ``num`` held-out questions of each kind."""
+    """Asks ``num`` held-out questions of each kind, and returns the share of right answers for each kind."""
     rates = {}
     for kind in KINDS:
         outcomes = [

@@ -49,8 +49,8 @@ def test_the_header_tells_the_stages_in_order() -> None:
 
 
 def test_what_a_proxy_says_counts_from_the_start() -> None:
-    """The time before the Router comes first in the waterfall. A client may have invented it, so the time to the
-    first token excludes it."""
+    """The time between the proxy's header and the Router comes first in the waterfall. The time to the first token
+    excludes it, because a client may have written the header."""
     points_s = iter([7.0, 7.5])
     waterfall = Waterfall(ingress_s("t=6000000", 7.0), clock=lambda: next(points_s))
     waterfall.reach_first_piece({})

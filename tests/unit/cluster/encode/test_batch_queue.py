@@ -1,4 +1,4 @@
-"""The way to the vision tower, with a tower that runs when it is let."""
+"""The batch queue in front of the vision tower, with a tower whose runs a test releases."""
 
 from __future__ import annotations
 

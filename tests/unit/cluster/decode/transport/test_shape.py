@@ -18,7 +18,7 @@ GOOD = Embedding("d" * 64, np.arange(4 * 6, dtype=np.float32).reshape(4, 6).view
 
 
 def with_number(value: float | np.floating[Any]) -> np.ndarray:
-    """Returns good rows in which one number is replaced."""
+    """Returns the rows of a valid embedding in which one number is replaced."""
     rows = GOOD.rows.view(np.float32).copy()
     rows[2, 3] = value
     return rows.view(np.uint8)
