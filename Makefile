@@ -55,11 +55,21 @@ clean:  ## Remove the environments.
 	rm -rf .venv .venv-bench .venv-lock
 
 .venv/.installed-$(EXTRAS): pyproject.toml requirements-$(EXTRAS).lock requirements-torch-cpu.txt $(INSTALLER)
-	@echo "Setting up .venv ($(EXTRAS)); the first time takes a few minutes."
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Prism needs Python 3.11 or newer; set PYTHON=.")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python deployments/local/install.py --extras $(EXTRAS)
+	@$(call set_up,$(EXTRAS))
 	@touch $@
+
+# The developers' lock file holds everything that serving needs, so serving finds its set-up done as well.
+.venv/.installed-$(EXTRAS)-dev: pyproject.toml requirements-$(EXTRAS)-dev.lock requirements-torch-cpu.txt $(INSTALLER)
+	@$(call set_up,$(EXTRAS)$(comma)dev)
+	@touch .venv/.installed-$(EXTRAS) $@
+
+comma := ,
+define set_up
+echo "Setting up .venv ($(1)); the first time takes a few minutes."
+$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Prism needs Python 3.11 or newer; set PYTHON=.")'
+test -x $(BIN)/python || $(PYTHON) -m venv .venv
+$(BIN)/python deployments/local/install.py --extras $(1)
+endef
 
 .venv-bench/.installed: loadtest/bench/peers.txt requirements-torch-cpu.txt $(INSTALLER)
 	@echo "Setting up .venv-bench, the peers' environment; it takes a few minutes."
@@ -72,7 +82,3 @@ clean:  ## Remove the environments.
 	@.venv-lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
 	@touch $@
 
-.venv/.installed-$(EXTRAS)-dev: .venv/.installed-$(EXTRAS) requirements-$(EXTRAS)-dev.lock
-	@echo "Adding what the tests need."
-	@$(BIN)/python deployments/local/install.py --extras $(EXTRAS),dev
-	@touch $@

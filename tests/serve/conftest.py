@@ -1,4 +1,4 @@
-"""One cluster and one bare engine for the whole session: each takes half a minute to start."""
+"""One bare engine for the whole session, because it takes half a minute to start."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.helpers.servers import bare_vllm, prism_cluster
+from tests.helpers.servers import bare_vllm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-
-    from deployments.local.launch import Cluster
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """A running Prism cluster with the embedded default."""
-    with prism_cluster() as running:
-        yield running
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +18,6 @@ def bare_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a bare vLLM server with the same checkpoint."""
     with bare_vllm(tmp_path_factory.mktemp("bare") / "log") as url:
         yield url
-
-
-@pytest.fixture(scope="session")
-async def prism(cluster: Cluster) -> AsyncIterator[httpx.AsyncClient]:
-    """An HTTP client of the Prism cluster."""
-    async with httpx.AsyncClient(base_url=cluster.url, timeout=120) as client:
-        yield client
 
 
 @pytest.fixture(scope="session")

@@ -31,8 +31,9 @@ from tests.helpers.launching import (
     replicas,
     thread_niceness,
 )
+from tests.helpers.samples import lookups
 from tests.helpers.waiting import until
-from tests.serve.test_parity import compare, requests
+from tests.serve.default.test_parity import compare, requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,17 +163,31 @@ async def test_a_replica_that_does_not_answer_hides_no_other(launched: Launched)
     assert metrics.text.count('process_resident_memory_bytes{pool="preprocessor"') == 1
 
 
+async def asked_of_encoder(
+    client: httpx.AsyncClient, ask: dict[str, Any], stopped: list[psutil.Process]
+) -> asyncio.Future[httpx.Response]:
+    """Stops the preprocessors, sends a request with a new picture, and returns its future response once an encoder
+    works on it."""
+    before = (await lookups(client, "miss")).total()
+    for process in stopped:
+        process.suspend()  # so that the encoder waits
+    answer = asyncio.ensure_future(client.post("/v1/chat/completions", json=ask))
+
+    async def has_begun() -> bool:
+        return (await lookups(client, "miss")).total() > before
+
+    await until(has_begun, 30, "no encoder got the picture")
+    return answer
+
+
 async def test_a_replica_that_dies_with_a_request_in_it_fails_that_request_alone(launched: Launched) -> None:
     """A request whose encoder is killed gets a typed error that names the pool. Text requests go on, and pictures
     are answered again soon."""
     stopped, [encoder] = replicas(launched.root, "Preprocessor", at_least=2), replicas(launched.root, "VisionEncoder")
     ask = chat([square("blue", 100), text("What colour is the shape?")])
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
-        for process in stopped:
-            process.suspend()  # so that the encoder has the request, and waits
         try:
-            with_picture = asyncio.ensure_future(client.post("/v1/chat/completions", json=ask))
-            await asyncio.sleep(1)
+            with_picture = await asked_of_encoder(client, ask, stopped)
             encoder.kill()
             failed = await with_picture
         finally:
@@ -191,10 +206,7 @@ async def test_a_request_that_waits_for_a_replica_outlives_it(launched: Launched
     ask = chat([square("blue", 90), text("What colour is the shape?")])
     async with httpx.AsyncClient(base_url=launched.url, timeout=120) as client:
         dying = replicas(launched.root, "Preprocessor", at_least=2)
-        for process in dying:
-            process.suspend()
-        asked = asyncio.ensure_future(client.post("/v1/chat/completions", json=ask))
-        await asyncio.sleep(1)
+        asked = await asked_of_encoder(client, ask, dying)
         for process in dying:
             process.kill()
         answer = await asked

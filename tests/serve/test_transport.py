@@ -27,6 +27,7 @@ from deployments.local.app_file import ApplicationFile
 from loadtest.servers import APP
 from tests.helpers.ask import chat
 from tests.helpers.servers import with_changes
+from tests.helpers.waiting import settled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -307,9 +308,9 @@ async def test_requests_that_want_one_picture_pull_it_once(shared: Engine) -> No
         return [piece async for piece in replica.generate(asked(name, [made]), picture)]
 
     asking = [asyncio.create_task(answer(name)) for name in ("first", "second", "third")]
-    await asyncio.sleep(0.05)
+    await settled()
     asking[0].cancel()
-    await asyncio.sleep(0.05)
+    await settled()
     encoders.may_answer.set()
     left, *answers = await asyncio.gather(*asking, return_exceptions=True)
     assert isinstance(left, asyncio.CancelledError)

@@ -4,53 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import httpx
-import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.helpers.ask import Part, chat, image, random_png, square, text
-from tests.helpers.launching import Launched, is_ready_again, launched_with, replicas
+from tests.helpers.launching import is_ready_again, replicas
+from tests.helpers.samples import counted, lookups
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from tests.helpers.launching import Launched
 
 NUM_CONCURRENT = 12
-
-
-@pytest.fixture(scope="module")
-def launched() -> Iterator[Launched]:
-    """A running ``prism serve`` with two encoders and two decoders."""
-    changes = {
-        "encoder": {"num_replicas": 2, "max_ongoing_requests": 8, "resources": {"num_cpus": 0.2}},
-        "decoder": {"num_replicas": 2, "resources": {"num_cpus": 0.4}},
-    }
-    with launched_with(changes) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-async def client(launched: Launched) -> AsyncIterator[httpx.AsyncClient]:
-    """An HTTP client of the cluster with two encoders and two decoders."""
-    async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
-        yield client
-
-
-async def counted(client: httpx.AsyncClient, name: str, pool: str, **labels: str) -> Counter[str]:
-    """Returns the value of a counter for each replica of a pool."""
-    found: Counter[str] = Counter()
-    for family in text_string_to_metric_families((await client.get("/metrics")).text):
-        for sample in family.samples:
-            if sample.name == name and {"pool": pool, **labels}.items() <= sample.labels.items():
-                found[sample.labels["replica"]] += int(sample.value)
-    return found
-
-
-async def lookups(client: httpx.AsyncClient, outcome: str) -> Counter[str]:
-    """Returns the number of cache lookups with a given outcome, for each encoder."""
-    return await counted(client, "prism_embedding_cache_lookups_total", "encoder", outcome=outcome)
 
 
 async def asked(client: httpx.AsyncClient, parts: list[Part], **options: object) -> str:

@@ -20,8 +20,8 @@ from cluster.decode.bounds import MAX_ANSWERS
 from deployments.api import build_api
 from deployments.router import Router
 from tests.helpers.ask import chat, image, text
-from tests.serve.bad_input import kinds
-from tests.serve.bad_input.kind import CHAT, COMPLETIONS, Bad
+from tests.serve.default.bad_input import kinds
+from tests.serve.default.bad_input.kind import CHAT, COMPLETIONS, Bad
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.serve.bad_input import content, fields, wire
+from tests.serve.default.bad_input import content, fields, wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.serve.bad_input.kind import Bad
+    from tests.serve.default.bad_input.kind import Bad
 
 
 def kinds() -> Iterator[Bad]:

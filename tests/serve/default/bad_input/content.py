@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tests.helpers.ask import image, text
 from tests.helpers.pictures import BROKEN, CUT_HEADERS, NO_PICTURES, bare_png, png
-from tests.serve.bad_input.kind import PART, PICTURE, URL, Bad, ask
+from tests.serve.default.bad_input.kind import PART, PICTURE, URL, Bad, ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.request import OPERATOR_FIELDS
 from tests.helpers.ask import image, text
-from tests.serve.bad_input.kind import COMPLETIONS, PICTURE, URL, Bad, ask
+from tests.serve.default.bad_input.kind import COMPLETIONS, PICTURE, URL, Bad, ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

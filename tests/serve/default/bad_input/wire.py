@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from cluster.request import MAX_CONTAINERS, MAX_TEXT_BYTES
 from tests.helpers.ask import image, text
 from tests.helpers.pictures import png
-from tests.serve.bad_input.kind import CHAT, PICTURE, URL, Bad, ask
+from tests.serve.default.bad_input.kind import CHAT, PICTURE, URL, Bad, ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,39 @@
+"""One cluster with two encoders and two decoders for all tests of this package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.helpers.launching import Launched, launched_with
+from tests.helpers.recorder import recording
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="package")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the calls that the cluster's processes record."""
+    return tmp_path_factory.mktemp("records")
+
+
+@pytest.fixture(scope="package")
+def launched(records: Path) -> Iterator[Launched]:
+    """A running ``prism serve`` with two encoders and two decoders."""
+    changes = {
+        "encoder": {"num_replicas": 2, "max_ongoing_requests": 8, "resources": {"num_cpus": 0.2}},
+        "decoder": {"num_replicas": 2, "resources": {"num_cpus": 0.4}},
+    }
+    with recording(records), launched_with(changes) as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+async def client(launched: Launched) -> AsyncIterator[httpx.AsyncClient]:
+    """An HTTP client of the cluster with two encoders and two decoders."""
+    async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
+        yield client
