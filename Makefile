@@ -14,9 +14,10 @@ help:  ## Say what there is to make.
 serve: .venv/.installed-$(EXTRAS)  ## Start the cluster on http://127.0.0.1:$(PORT); Ctrl-C ends it.
 	@exec $(BIN)/prism serve $(APP) --port $(PORT)
 
-# The quick half comes first. Coverage is of that half only, and not of the processes that its tests start.
+# The quick half comes first, in one process per core, so torch gets one thread in each. Coverage is of that half only,
+# and not of the processes that its tests start.
 test: .venv/.installed-$(EXTRAS)-dev  ## Run every test.
-	$(BIN)/pytest tests/unit tests/k8s --cov --cov-report=
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile tests/unit tests/k8s --cov --cov-report=
 	@echo "Lines of cluster and deployments that these tests run in their own process: $$($(BIN)/coverage report --format=total) %"
 	$(BIN)/pytest --ignore=tests/unit --ignore=tests/k8s
 
