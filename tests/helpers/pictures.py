@@ -199,7 +199,7 @@ NO_PICTURES: Final = {
     "ppm": encoded(scene(), "PPM"),
     "ico": encoded(scene(16, 16), "ICO"),
 }
-"""What is no picture of the six formats; the media stage refuses it."""
+"""Files of other formats than the six accepted ones. The media stage refuses them."""
 
 CUT_HEADERS: Final = {
     "png": SAMPLES["png-RGB"].data[:20],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import ray.serve
@@ -16,6 +17,9 @@ from cluster.messages import Picture, Pixels
 from cluster.preprocess import preprocess
 from tests.helpers.pictures import png
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 SIZES = [(28, 28), (112, 112), (224, 168), (168, 224), (560, 28), (1000, 1000), (333, 777)]
 MODEL = ModelConfig(dtype="float32")
 CHECKPOINT = Checkpoint(MODEL)
@@ -26,6 +30,13 @@ def batch() -> list[Pixels]:
     """Pictures of many sizes, ready for the tower."""
     pictures = [Picture(str(number), png(*size), *size, "") for number, size in enumerate(SIZES)]
     return [preprocess(picture, CHECKPOINT.processor) for picture in pictures]
+
+
+@pytest.fixture(autouse=True)
+def heap() -> Iterator[None]:
+    """Lets the garbage collector have the objects again that a replica has frozen in this process."""
+    yield
+    gc.unfreeze()
 
 
 async def test_a_tower_that_fails_is_found_by_its_health_check(
