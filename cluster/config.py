@@ -65,8 +65,7 @@ class Resources(Frozen):
     """The resources that Ray reserves for each replica of a pool, and the nodes that it may use."""
 
     num_cpus: float = Field(default=1.0, ge=0)
-    """CPU cores that Ray reserves for one replica. Nothing binds a replica to them. A decoder over several GPUs
-    reserves one more core for each tensor-parallel worker after the first."""
+    """CPU cores that Ray reserves for one replica. Nothing binds a replica to them."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray reserves for one replica. Leave it out for decoders: a decoder with ``device: cuda`` reserves one
     GPU per tensor-parallel worker."""
@@ -76,7 +75,7 @@ class Resources(Frozen):
     """The value of the Ray label ``pool`` on nodes that this pool prefers. If they are full or missing, other
     nodes are used, but never those that carry the label of another pool of Prism."""
     pool_label_required: bool = False
-    """``true`` allows no other nodes than those with ``pool_label``. Decoders over several GPUs always behave so."""
+    """``true`` allows no other nodes than those with ``pool_label``."""
 
 
 class PoolConfig(Frozen):
@@ -89,6 +88,11 @@ class PoolConfig(Frozen):
     runs out of time."""
     resources: Resources = Resources()
     """The resources that Ray reserves for each replica, and the nodes that it may use."""
+
+    @property
+    def num_gpus(self) -> float:
+        """The GPUs that Ray reserves for one replica, all on one node."""
+        return self.resources.num_gpus
 
     def without_label(self) -> Self:
         """The same pool without preferences about nodes."""
@@ -198,10 +202,6 @@ class DecoderConfig(PoolConfig):
     def _devices_follow_from_tensor_parallel_size(self) -> Self:
         if self.resources.num_gpus:
             raise ValueError("leave out resources.num_gpus: a decoder with device cuda reserves one GPU per worker")
-        if self.device == "cuda" and self.tensor_parallel_size > 1 and self.resources.memory_bytes is not None:
-            raise ValueError(
-                "leave out resources.memory_bytes: Ray does not reserve memory for a decoder over several GPUs"
-            )
         return self
 
     @model_validator(mode="after")
@@ -213,6 +213,11 @@ class DecoderConfig(PoolConfig):
                 f"bind_cores needs one entry per worker on CPU: {example!r} for {self.tensor_parallel_size}"
             )
         return self
+
+    @property
+    def num_gpus(self) -> float:
+        """The GPUs that Ray reserves for one replica, all on one node: one per tensor-parallel worker."""
+        return self.tensor_parallel_size if self.device == "cuda" else 0
 
     @property
     def shares_cores(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from cluster.config import DecoderConfig, PoolConfig, PrismConfig
+from cluster.config import PoolConfig, PrismConfig
 from deployments.decoder import Decoder
 from deployments.encoder import VisionEncoder
 from deployments.preprocessor import Preprocessor
@@ -43,14 +43,14 @@ def compose(config: PrismConfig, *, drain_s: float) -> Application:
     preprocessor = serve.deployment(**common, **pool_options(config.preprocessor, labels))(Preprocessor).bind(config)
     encoders = {**pool_options(config.encoder, labels), **routing_options(config.encoder.routing)}
     encoder = serve.deployment(**common, **encoders)(VisionEncoder).bind(config, preprocessor)
-    decoders = {**decoder_options(config.decoder, labels), **routing_options(config.decoder.routing)}
+    decoders = {**pool_options(config.decoder, labels), **routing_options(config.decoder.routing)}
     decoder = serve.deployment(**common, **decoders)(Decoder).bind(config, encoder)
     router = serve.deployment(**common, **pool_options(config.router, labels))(serve.ingress()(Router))
     return router.bind(config, preprocessor=preprocessor, encoder=encoder, decoder=decoder)
 
 
 def pool_options(pool: PoolConfig, labels: Sequence[str]) -> dict[str, Any]:
-    """Serve's options for a pool whose replicas each are one Ray actor.
+    """Serve's options for a pool. Each replica is one Ray actor, so all its GPUs are on one node.
 
     Args:
         pool: The pool's part of the configuration.
@@ -58,7 +58,7 @@ def pool_options(pool: PoolConfig, labels: Sequence[str]) -> dict[str, Any]:
             label.
     """
     resources = pool.resources
-    actor: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
+    actor: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": pool.num_gpus}
     if resources.memory_bytes is not None:
         actor["memory"] = resources.memory_bytes
     if resources.pool_label is not None:
@@ -72,33 +72,9 @@ def pool_options(pool: PoolConfig, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def decoder_options(pool: DecoderConfig, labels: Sequence[str]) -> dict[str, Any]:
-    """Serve's options for decoders. On GPUs each tensor-parallel worker has one bundle, and all bundles are on one
-    node."""
-    options = pool_options(pool, labels)
-    if pool.device == "cpu":
-        return options
-    actor = options["ray_actor_options"]
-    if pool.tensor_parallel_size == 1:
-        actor["num_gpus"] = 1
-        return options
-    cpus = actor["num_cpus"]
-    first = {"CPU": cpus, "GPU": 1}
-    options["placement_group_bundles"] = [first, *({"CPU": 1, "GPU": 1} for _ in range(pool.tensor_parallel_size - 1))]
-    options["placement_group_strategy"] = "STRICT_PACK"
-    if selector := actor.pop("label_selector", None):
-        options["placement_group_bundle_label_selector"] = [selector]
-    actor.pop("fallback_strategy", None)
-    return options
-
-
 def resources_of(config: PrismConfig) -> dict[str, float]:
     """The CPUs and GPUs that all replicas of all pools reserve."""
-    total = {"CPU": 0.0, "GPU": 0.0}
-    for pool in config.pools:
-        options = decoder_options(pool, ()) if isinstance(pool, DecoderConfig) else pool_options(pool, ())
-        actor = options["ray_actor_options"]
-        for bundle in options.get("placement_group_bundles") or [{"CPU": actor["num_cpus"], "GPU": actor["num_gpus"]}]:
-            for name, amount in bundle.items():
-                total[name] += pool.num_replicas * amount
-    return total
+    return {
+        "CPU": sum(pool.num_replicas * pool.resources.num_cpus for pool in config.pools),
+        "GPU": sum(pool.num_replicas * pool.num_gpus for pool in config.pools),
+    }

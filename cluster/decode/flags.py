@@ -34,9 +34,10 @@ def engine_flags(config: PrismConfig) -> list[str]:
     switches = ["--enable-mm-embeds"]
     if decoder.device == "cuda":
         flags["gpu-memory-utilization"] = decoder.gpu_memory_utilization
-        flags["distributed-executor-backend"] = "ray" if decoder.tensor_parallel_size > 1 else "uni"
-    elif decoder.tensor_parallel_size > 1:
+    if decoder.tensor_parallel_size > 1:
         flags["distributed-executor-backend"] = "mp"
+    elif decoder.device == "cuda":
+        flags["distributed-executor-backend"] = "uni"
     if decoder.transport == "shared":
         connector = {
             "ec_connector": "SharedMemoryConnector",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,15 +78,7 @@ def num_unplaced(pool: Pool, group: Group) -> int:
 def _pool(deployment: Any) -> Pool:
     replica = deployment._replica_config
     actor = replica.ray_actor_options
-    if bundles := replica.placement_group_bundles:
-        if replica.placement_group_strategy != "STRICT_PACK":
-            raise NotImplementedError(
-                f"{deployment.name} spreads a replica over nodes; count its bundles one by one then"
-            )
-        resources: Mapping[str, float] = sum(map(Counter, bundles), Counter())
-        selectors = replica.placement_group_bundle_label_selector or [{}]
-    else:
-        resources = {"CPU": actor["num_cpus"], "GPU": actor.get("num_gpus", 0), "memory": actor.get("memory", 0)}
-        selectors = [actor.get("label_selector", {})]
-    [label] = {selector.get("pool") for selector in selectors}
-    return Pool(deployment.name, deployment.num_replicas, label, resources)
+    if replica.placement_group_bundles:
+        raise NotImplementedError(f"{deployment.name} has a placement group; count its bundles one by one then")
+    resources = {"CPU": actor["num_cpus"], "GPU": actor.get("num_gpus", 0), "memory": actor.get("memory", 0)}
+    return Pool(deployment.name, deployment.num_replicas, actor.get("label_selector", {}).get("pool"), resources)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 from ray._raylet import node_labels_match_selector  # type: ignore[attr-defined]  # compiled
 
 from cluster.config import DecoderConfig, PrismConfig
-from deployments.app import build, decoder_options, pool_options, resources_of
+from deployments.app import build, pool_options, resources_of
 from deployments.local.app_file import ApplicationFile
 from loadtest.servers import ROOT
 
@@ -71,31 +73,29 @@ def test_application_files_build(name: str) -> None:
 
 
 def test_the_32b_decoders_take_four_gpus_of_one_node() -> None:
-    """A TP=4 decoder asks for one bundle per worker, each with a GPU, all on one node of the decoder pool."""
+    """A TP=4 decoder is one actor with four GPUs, so they are on one node, and that is a node of the decoder pool."""
     config = ApplicationFile.read(ROOT / "deployments" / "qwen2_5_vl_32b.yaml").config
-    options = decoder_options(config.decoder, config.pool_labels)
-    assert [bundle["GPU"] for bundle in options["placement_group_bundles"]] == [1, 1, 1, 1]
-    assert options["placement_group_strategy"] == "STRICT_PACK"
-    assert options["placement_group_bundle_label_selector"] == [{"pool": "decoder"}]
+    options = pool_options(config.decoder, config.pool_labels)
+    assert options["ray_actor_options"] == {"num_cpus": 5, "num_gpus": 4, "label_selector": {"pool": "decoder"}}
+    assert not any("placement_group" in name for name in options)
 
 
 def test_what_one_machine_is_asked_for() -> None:
     """On a single machine the 32B file asks for no labelled nodes, and its replicas need ten GPUs in all."""
     config = ApplicationFile.read(ROOT / "deployments" / "qwen2_5_vl_32b.yaml").config.without_pool_labels()
     assert config.pool_labels == []
-    assert "label_selector" not in pool_options(config.encoder, [])["ray_actor_options"]
-    assert "placement_group_bundle_label_selector" not in decoder_options(config.decoder, [])
-    # 2 routers of 2 CPUs, 16 preprocessors of 1, 2 encoders of 4, and 2 decoders of 2 with a CPU more for each other
-    # worker
-    assert resources_of(config) == {"CPU": 4 + 16 + 8 + 2 * (2 + 3), "GPU": 2 + 2 * 4}
+    assert not any("label_selector" in pool_options(pool, [])["ray_actor_options"] for pool in config.pools)
+    # 2 Routers of 2 CPUs, 16 preprocessors of 1, 2 encoders of 4, and 2 decoders of 5
+    assert resources_of(config) == {"CPU": 4 + 16 + 8 + 10, "GPU": 2 + 2 * 4}
 
 
-@pytest.mark.parametrize("resources", [{"num_gpus": 4}, {"memory_bytes": 2**30}])
-def test_what_a_decoder_over_several_gpus_cannot_reserve_is_refused(resources: dict[str, int]) -> None:
-    """A decoder over several GPUs cannot set ``num_gpus``, which follows from tensor_parallel_size, nor memory,
-    which Ray's bundles cannot carry."""
-    with pytest.raises(ValidationError, match=f"leave out resources.{next(iter(resources))}"):
-        PrismConfig.model_validate({"decoder": {"device": "cuda", "tensor_parallel_size": 4, "resources": resources}})
+def test_the_gpus_of_a_decoder_follow_from_its_workers() -> None:
+    """A decoder cannot set ``num_gpus``, which follows from tensor_parallel_size. It can reserve memory."""
+    decoder: dict[str, Any] = {"device": "cuda", "tensor_parallel_size": 4}
+    with pytest.raises(ValidationError, match=r"leave out resources\.num_gpus"):
+        PrismConfig.model_validate({"decoder": {**decoder, "resources": {"num_gpus": 4}}})
+    config = PrismConfig.model_validate({"decoder": {**decoder, "resources": {"memory_bytes": 2**30}}})
+    assert pool_options(config.decoder, [])["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 4, "memory": 2**30}
 
 
 def test_a_pool_label_is_a_preference_unless_required() -> None:
