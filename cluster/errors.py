@@ -224,9 +224,21 @@ class EmbeddingLost(ServingError):
 
 
 class PoolUnavailable(ServingError):
+    """A pool has no replica that can serve, or lost the one in use.
+
+    Args:
+        message: One sentence about what happened.
+        pool: The pool whose replica failed, if the call reached one.
+        **options: See ``PrismError``.
+    """
+
     status = 503
     code = "stage_unavailable"
     can_retry = True
+
+    def __init__(self, message: str, *, pool: str | None = None, **options: Any) -> None:
+        super().__init__(message, **options)
+        self.pool: Final = pool
 
 
 class DeadlineExceeded(ServingError):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 REQUESTS: Final = Counter("prism_requests", "Requests that ended, by endpoint and HTTP status.", ["endpoint", "status"])
+RETRIES: Final = Counter("prism_retries", "Calls that were sent again because a replica of a pool failed.", ["pool"])
 IN_FLIGHT: Final = Gauge("prism_requests_in_flight", "Requests that hold a slot of this Router replica now.")
 ENGINE_REQUESTS: Final = Gauge(
     "prism_engine_requests",

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.checkpoint import Checkpoint
 from cluster.embeddings.cache import EmbeddingCache
-from cluster.errors import EmbeddingLost
+from cluster.errors import EmbeddingLost, PoolUnavailable
 from cluster.messages import Elsewhere, Embedding
 from cluster.metrics import ENGINE_REQUESTS
 from deployments.ray_serve.calls import BySize, all_or_first_error, answering, calling, cancelled_if_left
 from deployments.ray_serve.replica import ProcessMetrics, freeze_heap, log_refusals_briefly
 from deployments.ray_serve.request_routers import description
+from deployments.ray_serve.retries import Attempts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -39,7 +40,12 @@ class Decoder:
         self._description = description(self._settings, self._engine.kv_tokens)
         freeze_heap()
 
-    async def generate(self, call: Call, *pictures: Picture) -> AsyncIterator[FirstPiece | str]:
+    async def generate(
+        self,
+        call: Call,
+        *pictures: Picture,
+        attempts: None = None,  # noqa: ARG002 -- for the request router
+    ) -> AsyncIterator[FirstPiece | str]:
         """Runs one call about the given pictures. A stream yields SSE text piece by piece; any other call yields its
         JSON.
 
@@ -81,11 +87,22 @@ class Decoder:
         return embeddings, {**spent, "transfer": time.perf_counter() - started_s - sum(spent.values())}
 
     async def _encoded(self, picture: Picture) -> Embedding:
+        """The embedding that the encoders make. If one of them fails, another one is asked, once."""
+        attempts = Attempts("encoder")
+        while True:
+            try:
+                return await self._encoded_once(picture, attempts)
+            except PoolUnavailable as error:
+                if not attempts.can_retry(error):
+                    raise
+
+    async def _encoded_once(self, picture: Picture, attempts: Attempts) -> Embedding:
         encode = self._encode.for_size(self._num_bytes(picture))
-        with calling("encoder"), cancelled_if_left(encode.remote(picture)) as response:
+        with calling("encoder"), cancelled_if_left(encode.remote(picture, attempts=attempts)) as response:
             embedding: Embedding | Elsewhere = await response
         if isinstance(embedding, Elsewhere):
-            with calling("encoder"), cancelled_if_left(encode.remote(picture, at=embedding.replica)) as response:
+            elsewhere = encode.remote(picture, at=embedding.replica, attempts=attempts)
+            with calling("encoder"), cancelled_if_left(elsewhere) as response:
                 embedding = await response
         assert isinstance(embedding, Embedding), "nobody is sent on twice"
         return embedding

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ray import serve
 
@@ -16,7 +16,8 @@ from cluster import priority
 from cluster.checkpoint import Checkpoint
 from cluster.embeddings.cache import EmbeddingCache
 from cluster.embeddings.single_flight import SingleFlight
-from cluster.metrics import PICTURES
+from cluster.errors import PoolUnavailable
+from cluster.metrics import PICTURES, RETRIES
 from deployments.ray_serve.calls import BySize, answering, calling, cancelled_if_left
 from deployments.ray_serve.replica import ProcessMetrics, freeze_heap, log_refusals_briefly
 from deployments.ray_serve.replicas import GONE, actors_of, call, own_pool
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
     from cluster.config import PrismConfig
-    from cluster.messages import Digest, Elsewhere, Embedding, Picture, Replica
+    from cluster.messages import Digest, Elsewhere, Embedding, Picture, Pixels, Replica
 
 log: Final = logging.getLogger("ray.serve")
 
@@ -68,7 +69,12 @@ class VisionEncoder:
         freeze_heap()
 
     async def encode(
-        self, picture: Picture, *, home: Replica | None = None, at: Replica | None = None
+        self,
+        picture: Picture,
+        *,
+        home: Replica | None = None,
+        at: Replica | None = None,
+        attempts: None = None,  # noqa: ARG002 -- for the request router
     ) -> Embedding | Elsewhere:
         """The embedding of a picture with the times of its stages, or the replica that makes it.
 
@@ -76,6 +82,7 @@ class VisionEncoder:
             picture: The picture.
             home: The picture's home, if this replica stands in for it. The request router fills this in.
             at: The name of this replica, if another replica has sent the caller here.
+            attempts: Always None here. The request router in the caller's process reads it.
         """
         with answering("encoder"):
             return await self._flight.embedding_for(picture, self._encode, home=home, is_sent_on=at is not None)
@@ -101,14 +108,9 @@ class VisionEncoder:
 
     async def _encode(self, picture: Picture) -> Embedding:
         started_s = time.perf_counter()
-        preprocess = self._preprocess.for_size(self._num_bytes(picture))
         with self._busy_with(self._settings.num_patches(picture.num_pixels)):
-            with (
-                self._queue.coming(),
-                calling("preprocessor"),
-                cancelled_if_left(preprocess.remote(picture)) as response,
-            ):
-                pixels = await response
+            with self._queue.coming():
+                pixels = await self._preprocessed(picture)
             away_s = time.perf_counter() - started_s
             encoded = await self._queue.encode(pixels)
         PICTURES.labels("encode").inc()
@@ -119,6 +121,17 @@ class VisionEncoder:
             "encode": encoded.ran_s,
         }
         return replace(encoded.embedding, spent=spent)
+
+    async def _preprocessed(self, picture: Picture) -> Pixels:
+        """The pixels that the preprocessors make. If one of them fails, the pool is asked once more."""
+        preprocess = self._preprocess.for_size(self._num_bytes(picture))
+        try:
+            with calling("preprocessor"), cancelled_if_left(preprocess.remote(picture)) as response:
+                return cast("Pixels", await response)
+        except PoolUnavailable:
+            RETRIES.labels("preprocessor").inc()
+        with calling("preprocessor"), cancelled_if_left(preprocess.remote(picture)) as response:
+            return cast("Pixels", await response)
 
     def _num_bytes(self, picture: Picture) -> int:
         """The bytes of a picture or of its patches, whichever is more."""

@@ -26,6 +26,7 @@ from deployments.ray_serve.calls import BySize, all_or_first_error, calling, can
 from deployments.ray_serve.ingress import AsgiIngress
 from deployments.ray_serve.replica import ProcessMetrics, freeze_heap
 from deployments.ray_serve.replicas import ask_all, call, check_health, opened, own_pool
+from deployments.ray_serve.retries import Attempts
 from deployments.ray_serve.status import read_pool_states
 
 if TYPE_CHECKING:
@@ -92,10 +93,8 @@ class Router(AsgiIngress):
         distinct = list({picture.digest: picture for picture in pictures}.values())
         # A text that is parsed and packed again may take three times its bytes.
         num_bytes = 3 * (len(raw) - request.num_url_chars) + sum(len(picture.data) for picture in distinct)
-        pieces = self._decode(call, distinct, num_bytes, deadline)
-        first = cast(FirstPiece, await anext(pieces))
+        first, rest = await self._begin(call, distinct, num_bytes, deadline)
         waterfall.reach_first_piece(first.spent)
-        rest = cast(AsyncGenerator[str], pieces)
         return Answer(first.text, rest, stream=request.stream, wants_waterfall=request.wants_waterfall)
 
     async def _read_pictures(self, request: ClientRequest, hold: Callable[[int], None]) -> list[Picture]:
@@ -105,8 +104,22 @@ class Router(AsgiIngress):
             self._media.read(found.url, found.param, hold, salt=salt) for found in request.pictures
         )
 
-    async def _decode(
+    async def _begin(
         self, call: Call, pictures: Sequence[Picture], num_bytes: int, deadline: _Deadline
+    ) -> tuple[FirstPiece, AsyncGenerator[str]]:
+        """The first piece of an answer, and the rest. If a decoder fails before its first piece, another one is asked,
+        once."""
+        attempts = Attempts("decoder")
+        while True:
+            pieces = self._decode(call, pictures, num_bytes, deadline, attempts)
+            try:
+                return cast(FirstPiece, await anext(pieces)), cast(AsyncGenerator[str], pieces)
+            except PoolUnavailable as error:
+                if not attempts.can_retry(error):
+                    raise
+
+    async def _decode(
+        self, call: Call, pictures: Sequence[Picture], num_bytes: int, deadline: _Deadline, attempts: Attempts
     ) -> AsyncGenerator[FirstPiece | str]:
         """Calls a decoder and yields its answer piece by piece: first a ``FirstPiece``, then text.
 
@@ -115,7 +128,7 @@ class Router(AsgiIngress):
             PrismError: The decoder's own error.
         """
         generate = self._generate.for_size(num_bytes)
-        with cancelled_if_left(generate.remote(call, *pictures)) as response, calling("decoder"):
+        with cancelled_if_left(generate.remote(call, *pictures, attempts=attempts)) as response, calling("decoder"):
             del pictures  # their bytes are not needed while tokens are made
             pieces = cast(AsyncIterator[FirstPiece | str], response)
             while True:

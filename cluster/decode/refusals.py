@@ -91,7 +91,9 @@ def chunk_refusal(chunk: str, body: Mapping[str, Any]) -> PrismError | None:
 
 def engine_died() -> PoolUnavailable:
     """The error for the requests of an engine whose process has ended."""
-    return PoolUnavailable("The decoder's engine has died and is being replaced; send the request again.")
+    return PoolUnavailable(
+        "The decoder's engine has died and is being replaced; send the request again.", pool="decoder"
+    )
 
 
 def _path(details: ErrorDetails, body: Any) -> tuple[int | str, ...]:

@@ -2,6 +2,7 @@
 
 calls.py            calls between pools: by value or by reference, and what becomes of their failures
 replica.py          what each replica does for itself: its heap, its metrics, its log
+retries.py          the one retry of a call, on another replica
 replicas.py         calls to single replicas of a pool, past their queues
 request_routers.py  chooses the replica of each call, with the classes of ``cluster.routing``
 ingress.py          the base class of the Router, whose HTTP application needs the replica itself

@@ -127,7 +127,7 @@ def cancelled_if_left(response: Response) -> Iterator[Response]:
 
 def _unavailable(pool: str, cause: Exception) -> PoolUnavailable:
     log.warning("the %s went away: %r", pool, cause)
-    return PoolUnavailable(f"The {pool} went away while it had the request; send the request again.")
+    return PoolUnavailable(f"The {pool} went away while it had the request; send the request again.", pool=pool)
 
 
 def _failed(pool: str, cause: Exception) -> InternalError:

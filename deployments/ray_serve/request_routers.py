@@ -5,10 +5,13 @@ Each process that calls a pool has a request router of its own for that pool.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import abstractmethod
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from uuid import uuid4
 
 from ray.serve.config import RequestRouterConfig
@@ -19,8 +22,11 @@ from cluster.config import EncoderRoutingConfig
 from cluster.messages import Call, Picture
 from cluster.routing.conversations import Conversation, ConversationRoutes, read_conversation
 from cluster.routing.pictures import PictureRoutes, PictureWork, home
+from deployments.ray_serve.replicas import GONE, check_health
+from deployments.ray_serve.retries import Attempts
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
     from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
     from cluster.config import RoutingConfig
@@ -31,6 +37,10 @@ Item = TypeVar("Item")
 
 NAMED_PATIENCE_S = 0.25
 """How long a call waits for the replica that it names to have room, before any other replica will do."""
+PROBE_PERIOD_S = 0.5
+"""The pause between two health checks of a replica that has failed a call."""
+PROBE_TIMEOUT_S = 5.0
+"""How long such a health check may take. A vision tower may be in the middle of a large batch."""
 
 
 def routing_options(routing: RoutingConfig) -> dict[str, Any]:
@@ -57,6 +67,9 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
     A call with the argument ``at`` goes to the replica of that name. If this replica is gone, or stays full, the call
     goes to any other: Serve places only a few calls at a time, and the others must not wait behind this one.
 
+    A replica that has failed a call gets no other until it has passed its health check, unless all replicas are like
+    that. An engine that has died would otherwise attract calls, because its queue is short.
+
     Serve matches a chosen replica to a pending call by request id, but all calls made for one client request share that
     id: with several pending, one is matched and the rest hang. This class gives every call, and every retry, a fresh
     id; this also keeps completion callbacks apart.
@@ -68,6 +81,7 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
         super().__init__(*arguments, **options)
         self._reported: dict[str, dict[str, Any]] = {}
         self._waiting: dict[str, Item] = {}
+        self._suspects: dict[Replica, asyncio.Task[None]] = {}
         self._settings = ProcessorSettings()
 
     @abstractmethod
@@ -97,6 +111,8 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
             True  # otherwise Serve asks again without a pause while all are full
         )
         call = pending_request.metadata.internal_request_id
+        avoided = self._suspects.keys() | _attempts(pending_request).failed
+        candidate_replicas = [r for r in candidate_replicas if _name(r) not in avoided] or candidate_replicas
         by_name, now_s = {_name(replica): replica for replica in candidate_replicas}, time.monotonic()
         if (named := by_name.get(pending_request.kwargs.get("at", ""))) is not None:
             is_late = time.time() - pending_request.created_at > NAMED_PATIENCE_S
@@ -128,9 +144,33 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
             raise
         finally:
             del self._waiting[call]
-        self.routes.sent(call, item, _name(replica), time.monotonic())
-        self.complete(pending_request, item, _name(replica))
+        name, attempts = _name(replica), _attempts(pending_request)
+        self.routes.sent(call, item, name, time.monotonic())
+        self.complete(pending_request, item, name)
+        loop = asyncio.get_running_loop()  # on plain Serve the caller is in another thread
+        has_other = any(other != name for other in self.trusted())
+        attempts.sent(name, has_other=has_other, suspect=partial(loop.call_soon_threadsafe, self.suspect, name))
         return replica
+
+    def trusted(self) -> list[Replica]:
+        """The replicas that are not avoided."""
+        names = map(_name, self.curr_replicas.values())
+        return [name for name in names if name not in self._suspects]
+
+    def suspect(self, name: Replica) -> None:
+        """Avoids a replica until it has passed its health check."""
+        if name not in self._suspects:
+            self._suspects[name] = asyncio.create_task(self._watch(name))
+
+    async def _watch(self, name: Replica) -> None:
+        try:
+            while actors := [r._actor_handle for r in self.curr_replicas.values() if _name(r) == name]:
+                with suppress(TimeoutError, *GONE):
+                    async with asyncio.timeout(PROBE_TIMEOUT_S):
+                        return await check_health(cast("ActorHandle[Any]", actors[0]))
+                await asyncio.sleep(PROBE_PERIOD_S)
+        finally:
+            del self._suspects[name]
 
     def complete(self, call: PendingRequest, item: Item, replica: Replica) -> None:
         """Adds arguments to a call that depend on the chosen replica."""
@@ -154,7 +194,7 @@ class EncoderRequestRouter(AffinityRequestRouter[PictureWork]):
 
     def complete(self, call: PendingRequest, item: PictureWork, replica: Replica) -> None:
         """Tells a stand-in the home of the picture, in the argument ``home``."""
-        where = home(item.digest, [_name(other) for other in self.curr_replicas.values()] or [replica])
+        where = home(item.digest, self.trusted() or [replica])
         if where != replica:
             call.kwargs["home"] = where
 
@@ -170,6 +210,12 @@ class DecoderRequestRouter(AffinityRequestRouter[Conversation]):
             case [Call() as asked, *_]:
                 return read_conversation(asked, settings)
         return None
+
+
+def _attempts(call: PendingRequest) -> Attempts:
+    """The attempts that the caller passed, or new ones for a call that is not retried."""
+    found = call.kwargs.get("attempts")
+    return found if isinstance(found, Attempts) else Attempts("")
 
 
 def _name(replica: RunningReplica) -> Replica:

@@ -90,6 +90,16 @@ async def is_ready_again(client: httpx.AsyncClient) -> None:
     await until(is_ready, START_TIMEOUT_S, "the pool did not come back")
 
 
+async def is_running(client: httpx.AsyncClient, pool: str, num_replicas: int) -> None:
+    """Returns once Serve counts so many running replicas of a deployment."""
+
+    async def are_running() -> bool:
+        states = (await client.get("/status")).json()["pools"]
+        return bool(states[pool]["replicas"].get("RUNNING") == num_replicas)
+
+    await until(are_running, START_TIMEOUT_S, f"{pool} has other than {num_replicas} replicas")
+
+
 @contextlib.contextmanager
 def ahead_of_engines() -> Iterator[None]:
     """Inside the block, schedules this thread before all other processes, if the machine allows it, as the bench does.

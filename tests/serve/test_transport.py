@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cluster.config import PrismConfig
     from cluster.decode.engine import Engine
     from cluster.decode.transport.handoff import Handoff, Transport
+    from deployments.ray_serve.retries import Attempts
 
 # vLLM's engine runs in this process, and its chat layer reads fields that it calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -251,7 +252,8 @@ class Encoders:
         del num_bytes
         return self
 
-    def remote(self, picture: Picture) -> asyncio.Future[Embedding]:
+    def remote(self, picture: Picture, *, attempts: Attempts) -> asyncio.Future[Embedding]:
+        del attempts
         self.pulled.append(picture.digest)
 
         async def answer() -> Embedding:

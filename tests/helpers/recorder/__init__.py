@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,13 +29,22 @@ def recording(folder: Path) -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def calls_between(folder: Path, start_s: float, end_s: float) -> list[tuple[str, str]]:
-    """Returns the recorded calls between two times of the monotonic clock, as pairs of file and qualified name, in
-    order of time."""
-    found: list[tuple[float, str]] = []
+@dataclass(frozen=True, slots=True, order=True)
+class Record:
+    """A call of one of Prism's functions: its monotonic time, its process, its file, its qualified name."""
+
+    at_s: float
+    pid: int
+    file: str
+    function: str
+
+
+def calls_between(folder: Path, start_s: float, end_s: float) -> list[Record]:
+    """Returns the calls of all processes between two times, in order of time."""
+    found = []
     for file in folder.iterdir():
         for line in file.read_text().splitlines():
             at_s, _, name = line.partition(" ")
             if name and start_s <= float(at_s) <= end_s:
-                found.append((float(at_s), name))
-    return [(name.partition(":")[0], name.partition(":")[2]) for _, name in sorted(found)]
+                found.append(Record(float(at_s), int(file.name), *name.split(":")))
+    return sorted(found)

@@ -30,7 +30,7 @@ def calls(launched: Launched, records: Path) -> Calls:
     answer = httpx.post(f"{launched.url}/v1/chat/completions", json=body, timeout=60)
     answer.raise_for_status()
     assert answer.text.endswith("data: [DONE]\n\n")
-    return calls_between(records, start_s, time.monotonic())
+    return [(call.file, call.function) for call in calls_between(records, start_s, time.monotonic())]
 
 
 def missing_from(calls: Calls, expected: Calls) -> Calls:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
 
 import httpx
 
 from tests.helpers.ask import Part, chat, image, random_png, square, text
-from tests.helpers.launching import is_ready_again, replicas
 from tests.helpers.samples import counted, lookups
-
-if TYPE_CHECKING:
-    from tests.helpers.launching import Launched
 
 NUM_CONCURRENT = 12
 
@@ -112,17 +107,3 @@ async def test_new_pictures_spread_over_the_encoders(client: httpx.AsyncClient) 
     for picture in pictures:
         await asked(client, [picture, text("Hello")], max_tokens=1)
     assert await lookups(client, "miss") - before == new
-
-
-async def test_the_pictures_of_an_encoder_that_dies_go_to_the_other(
-    launched: Launched, client: httpx.AsyncClient
-) -> None:
-    """After one of two encoders is killed, requests about any of the pictures are still answered."""
-    asks = [[square("blue", side), text("What colour is the shape?")] for side in range(60, 80)]
-    for ask in asks:
-        await asked(client, ask)
-    killed, _ = replicas(launched.root, "VisionEncoder", at_least=2)
-    killed.kill()
-    killed.wait(timeout=30)
-    assert {await asked(client, ask) for ask in asks} == {"blue"}
-    await is_ready_again(client)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections import Counter
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from ray.exceptions import RayActorError
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
 from ray.serve.request_router import PendingRequest
 
 from cluster.checkpoint import ProcessorSettings
 from cluster.config import DecoderConfig, EncoderConfig
+from cluster.errors import PoolUnavailable
 from cluster.messages import Call, Picture
 from cluster.routing.pictures import rendezvous
 from deployments.ray_serve.request_routers import (
@@ -21,6 +25,8 @@ from deployments.ray_serve.request_routers import (
     description,
     routing_options,
 )
+from deployments.ray_serve.retries import Attempts
+from tests.helpers.waiting import settled, until
 
 if TYPE_CHECKING:
     from ray.serve.request_router import RunningReplica
@@ -38,10 +44,20 @@ class Replica:
     max_ongoing_requests: int = 4
     routing_stats: dict[str, Any] = field(default_factory=dict)
     probed: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
+    checks: asyncio.Queue[Exception | None] = field(default_factory=asyncio.Queue, compare=False)
+    """The outcomes of health checks. A check waits for the next one."""
 
     @property
     def replica_id(self) -> ReplicaID:
         return ReplicaID(self.name, POOL)
+
+    @property
+    def _actor_handle(self) -> Any:
+        return SimpleNamespace(check_health=SimpleNamespace(remote=self._check))
+
+    async def _check(self) -> None:
+        if (error := await self.checks.get()) is not None:
+            raise error
 
     @property
     def replica_metadata(self) -> dict[str, Any]:
@@ -220,3 +236,59 @@ def test_the_application_names_the_request_routers(pool: EncoderConfig | Decoder
 def test_balanced_pools_keep_serves_own_choice() -> None:
     """``routing: {policy: balanced}`` leaves the choice to Serve."""
     assert routing_options(DecoderConfig.model_validate({"routing": {"policy": "balanced"}}).routing) == {}
+
+
+async def test_a_replica_that_failed_is_avoided_until_its_health_check_passes() -> None:
+    """A replica that failed a call gets no other one while its health check fails, and gets calls again afterwards."""
+    home, other = (Replica(name, max_ongoing_requests=100) for name in rendezvous("0", ["a", "b"]))
+    router = await encoders(home, other)
+    assert await chosen(router, "0") == [home.name]
+    router.suspect(home.name)
+    assert await chosen(router, "0") == [other.name]
+    home.checks.put_nowait(RayActorError())
+    await settled()
+    assert await chosen(router, "0", "1", "2", "3") == [other.name] * 4
+    home.checks.put_nowait(None)
+
+    async def is_trusted() -> bool:
+        return home.name in router.trusted()
+
+    await until(is_trusted, DEADLINE_S, "the replica that passed its check is avoided")
+    assert {*await chosen(router, *map(str, range(20)))} == {home.name, other.name}
+
+
+async def test_replicas_are_asked_even_if_all_have_failed() -> None:
+    """If every replica has failed a call, calls go to them as before."""
+    router = await encoders(Replica("a"), Replica("b"))
+    for name in "ab":
+        router.suspect(name)
+    assert {*await chosen(router, "0", "1", "2")} <= {"a", "b"}
+
+
+async def test_a_failed_call_is_sent_once_more_to_another_replica() -> None:
+    """After the error of the called pool a call is retried once, on a replica that has not failed it. An error of
+    another pool is not retried."""
+    router, attempts = await encoders(Replica("a"), Replica("b")), Attempts("encoder")
+    first = await sent(router, attempts)
+    assert not attempts.can_retry(PoolUnavailable("Gone.", pool="preprocessor"))
+    assert attempts.can_retry(PoolUnavailable("Gone.", pool="encoder"))
+    assert await sent(router, attempts) != first
+    assert not attempts.can_retry(PoolUnavailable("Gone.", pool="encoder"))
+    assert pickle.loads(pickle.dumps(attempts)) is None
+
+
+async def test_a_call_is_not_retried_without_another_replica() -> None:
+    """With one replica, and with one that has not failed, an error is final."""
+    for replicas in ([Replica("a")], [Replica("a"), Replica("b")]):
+        router, attempts = await encoders(*replicas), Attempts("encoder")
+        if len(replicas) > 1:
+            router.suspect("b")
+        assert await sent(router, attempts) == "a"
+        assert not attempts.can_retry(PoolUnavailable("Gone.", pool="encoder"))
+
+
+async def sent(router: EncoderRequestRouter, attempts: Attempts) -> str:
+    """Has a replica chosen for a call with these attempts, and returns its name."""
+    call = encode("0")
+    call.kwargs["attempts"] = attempts
+    return (await router._choose_replica_for_request(call)).replica_id.unique_id
