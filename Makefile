@@ -19,7 +19,7 @@ serve: .venv/.installed-$(EXTRAS)  ## Start the cluster on http://127.0.0.1:$(PO
 test: .venv/.installed-$(EXTRAS)-dev  ## Run every test.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile tests/unit tests/k8s --cov --cov-report=
 	@echo "Lines of cluster and deployments that these tests run in their own process: $$($(BIN)/coverage report --format=total) %"
-	$(BIN)/pytest --ignore=tests/unit --ignore=tests/k8s
+	$(BIN)/pytest --ignore=tests/unit --ignore=tests/k8s --durations=20
 
 # pre-commit and CI run this too.
 check: .venv/.installed-$(EXTRAS)-dev  ## Format, lint, types, import contracts.

@@ -5,6 +5,9 @@ In: a ``Call``, the replicas of the pool, their reports, and the time. Out: the 
 A call goes to the decoder that will start its answer first. The time until then is counted in tokens to prefill: the
 tokens of the prompt that are not in the replica's KV cache, and the work that the replica has to do before.
 
+Each Router knows only its own calls. So that all Routers find the same decoder for the turns of a conversation, it has
+a home by rendezvous hashing of its first turn, and every other replica costs more.
+
 A prompt is read as a chain of links. As in vLLM's prefix cache, the name of a link covers the whole prefix of the
 prompt up to the end of that link. Two conversations share a link if, and only if, they are equal up to there. When a
 conversation goes on, its new prompt begins with all the links of its old one.
@@ -13,6 +16,7 @@ conversation goes on, its new prompt begins with all the links of its old one.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice, takewhile
@@ -20,9 +24,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.messages import cache_salt, is_picture
 from cluster.routing.ledger import CallId, Held, ReplicaState, Routes, Task
+from cluster.routing.pictures import rendezvous
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Iterator, Mapping
+    from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 
     from cluster.checkpoint import ProcessorSettings
     from cluster.messages import Call, Digest, Replica
@@ -34,6 +39,10 @@ FETCH_SHARE: Final = 0.1
 PREFIX_SHARE: Final = 0.5
 """A cached prefix counts only if it is at least this share of the prompt. Otherwise a short system prompt that all
 conversations have in common would send all of them to one replica."""
+AWAY_TOKENS: Final = 8192
+"""The cost of sending a conversation to a replica where no Router will look for it later, in tokens. A higher value
+delays calls behind long prompts of others. Measured (tests/helpers/decoders.py, four Routers, four decoders, 70 % load,
+2026-11-29; later turns that find their prefix): 0 → 31 %, 2,048 → 50 %, 4,096 → 73 %, 8,192 → 98 %."""
 MIN_FREE_KV: Final = 0.05
 """The work of a decoder is divided by the free share of its KV cache, so that a full decoder gets fewer calls. The free
 share counts as at least this much, so that the work weighs at most 20 times."""
@@ -60,10 +69,15 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A prompt as a chain of links. ``num_tokens`` estimates the whole prompt, with the text after the last link."""
+    """A prompt as a chain of links.
+
+    ``num_tokens`` estimates the whole prompt, with the text after the last link. ``start`` is the name of the link that
+    ends the user's first message, or the first link of a prompt without messages. It is the same in all later turns.
+    """
 
     links: tuple[Link, ...]
     num_tokens: int
+    start: bytes
 
 
 class ConversationRoutes(Routes[Conversation]):
@@ -77,19 +91,57 @@ class ConversationRoutes(Routes[Conversation]):
     def __init__(self, report_period_s: float) -> None:
         super().__init__()
         self._settles_after_s: Final = 2 * report_period_s
+        self._starts: Final[dict[CallId, bytes]] = {}
+        self._num_started: Final = Counter[bytes]()
 
     def rank(self, item: Conversation, replicas: Collection[Replica], now_s: float) -> list[Replica]:
-        """The replicas, the cheapest for this call first.
+        """The replicas, the cheapest for this call first. One that is not among its places costs ``AWAY_TOKENS`` more.
 
-        Among replicas of equal cost, the one with the least in its cache comes first, so that conversations spread over
-        an idle pool.
+        Replicas of equal cost are in the rendezvous order of the conversation.
         """
-        return sorted(replicas, key=lambda replica: (self.cost(item, replica, now_s), self._state(replica).held.weight))
+        order = rendezvous(item.start.hex(), replicas)
+        places = self._places(item, order)
+
+        def cost(replica: Replica) -> float:
+            return self.cost(item, replica, now_s) + (0 if replica in places else AWAY_TOKENS)
+
+        return sorted(order, key=cost)
 
     def cost(self, item: Conversation, replica: Replica, now_s: float) -> float:
         """The work that a replica must do before it begins to answer this prompt, in tokens to prefill."""
         state = self._state(replica)
         return self._prefill(item, state) + state.work.total(now_s) / max(1 - state.kv_use, MIN_FREE_KV)
+
+    def _places(self, item: Conversation, order: Sequence[Replica]) -> Collection[Replica]:
+        """The replicas where a conversation belongs: those that have its first turn, or else its home.
+
+        All replicas are places in two cases. The turns of one conversation come one after the other, so if another call
+        with the same first turn is under way, many conversations have it in common. And if no replica has the first
+        turn but one has a picture of it, the cost of fetching embeddings decides.
+        """
+        if self._num_started[item.start]:
+            return order
+        if having := [replica for replica in order if item.start in self._state(replica).held]:
+            return having
+        pictures = {link.picture for link in item.links if link.picture is not None}
+        if any(picture in self._state(replica).held for replica in order for picture in pictures):
+            return order
+        return order[:1]
+
+    def sent(self, call: CallId, item: Conversation, replica: Replica, now_s: float, *, is_sure: bool = True) -> None:
+        """See ``Routes.sent``."""
+        super().sent(call, item, replica, now_s, is_sure=is_sure)
+        if call not in self._starts:
+            self._starts[call] = item.start
+            self._num_started[item.start] += 1
+
+    def ended(self, call: CallId) -> None:
+        """See ``Routes.ended``."""
+        super().ended(call)
+        if (start := self._starts.pop(call, None)) is not None:
+            self._num_started[start] -= 1
+            if not self._num_started[start]:
+                del self._num_started[start]
 
     def report(self, replica: Replica, stats: Mapping[str, float], now_s: float) -> None:
         """Notes a decoder's report.
@@ -136,16 +188,23 @@ def read_conversation(call: Call, settings: ProcessorSettings) -> Conversation:
         call: The call; requests with different ``cache_salt`` values have no link in common.
         settings: The processor's settings, which say how many tokens a picture has.
     """
-    links, name = [], blake2b(cache_salt(call.body), digest_size=16).digest()
-    segments = _segments_of_prompt(call.body)
+    links: list[Link] = []
+    name = blake2b(cache_salt(call.body), digest_size=16).digest()
+    segments, start, has_asked = _segments_of_prompt(call.body), b"", False
     for kind, segment in islice(segments, MAX_LINKS):
+        if kind == "role":
+            if has_asked and not start and links:
+                start = links[-1].name
+            has_asked = has_asked or segment == "user"
         name = blake2b(name + kind.encode() + segment.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if kind == "picture":
             links.append(Link(name, settings.num_tokens(call.num_pixels.get(segment, 0)), segment))
         elif kind == "text":
             links.append(Link(name, _num_tokens(segment)))
     rest = sum(_num_tokens(segment) for _, segment in segments)
-    return Conversation(tuple(links), sum(link.num_tokens for link in links) + rest)
+    if links and not start:
+        start = links[-1 if has_asked else 0].name
+    return Conversation(tuple(links), sum(link.num_tokens for link in links) + rest, start)
 
 
 def _num_tokens(text: str) -> int:

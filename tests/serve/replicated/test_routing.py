@@ -22,16 +22,16 @@ async def asked(client: httpx.AsyncClient, parts: list[Part], **options: object)
 
 
 async def test_conversations_spread_and_go_on_where_they_began(client: httpx.AsyncClient) -> None:
-    """Of eight conversations on an idle pool each decoder gets some. Every second turn finds the first one in its
+    """Of twenty conversations on an idle pool each decoder gets some. Every second turn finds the first one in its
     decoder's KV cache."""
     queries = ("vllm:prefix_cache_queries_total", "decoder")
     hits = ("vllm:prefix_cache_hits_total", "decoder")
     before = await counted(client, *queries)
-    first = [f"{number}: " + f"{number} is a number that I like. " * 60 for number in range(8)]
+    first = [f"{number}: " + f"{number} is a number that I like. " * 60 for number in range(20)]
     answers = [await asked(client, [text(words)]) for words in first]
     spread = await counted(client, *queries) - before
     assert len(spread) == 2
-    assert max(spread.values()) <= 3 * min(spread.values())
+    assert max(spread.values()) <= 6 * min(spread.values())  # by chance once in 2,500 runs
     before, asked_before = await counted(client, *hits), await counted(client, *queries)
     for words, answer in zip(first, answers, strict=True):
         turns = [{"role": "user", "content": [text(words)]}, {"role": "assistant", "content": answer}]

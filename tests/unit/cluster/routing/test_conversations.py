@@ -12,7 +12,15 @@ from cluster.checkpoint import ProcessorSettings
 from cluster.errors import InvalidPicture
 from cluster.messages import Call, picture_part
 from cluster.preprocess import smart_resize
-from cluster.routing.conversations import RUNNING_TOKENS, Conversation, ConversationRoutes, read_conversation
+from cluster.routing.conversations import (
+    AWAY_TOKENS,
+    RUNNING_TOKENS,
+    Conversation,
+    ConversationRoutes,
+    read_conversation,
+)
+from cluster.routing.pictures import rendezvous
+from tests.helpers.decoders import share_at_their_prefix
 from tests.unit.cluster.routing.test_pictures import names
 
 SETTINGS = ProcessorSettings()
@@ -85,24 +93,25 @@ def test_patches_are_estimated_from_pixels(seed: int) -> None:
 
 def test_conversations_spread_over_an_idle_pool_and_stay() -> None:
     """On an idle pool, conversations that begin alike are spread over the replicas, and later turns go to the same
-    replica."""
+    replica, also through a Router that has not seen the conversation."""
     routes, pool = ConversationRoutes(PERIOD_S), names(2)
     where: dict[int, str] = {}
     system = "You are helpful. "
-    turns = {number: [system + f"{number} " + "word " * 200] for number in range(6)}
+    turns = {number: [system + f"{number} " + "word " * 200] for number in range(60)}
     for number, said in turns.items():
         where[number] = routes.rank(chat(*said), pool, 0)[0]
         routes.sent(str(number), chat(*said), where[number], 0)
         routes.ended(str(number))
-    assert Counter(where.values()) == dict.fromkeys(pool, 3)
+    assert min(Counter(where.values()).values()) > 15
     for number, said in turns.items():
-        assert routes.rank(chat(*said, "Yes.", "Go on."), pool, 1)[0] == where[number]
+        for knows in (routes, ConversationRoutes(PERIOD_S)):
+            assert knows.rank(chat(*said, "Yes.", "Go on."), pool, 1)[0] == where[number]
 
 
 @pytest.mark.parametrize("seed", range(50))
 def test_the_cheapest_is_what_a_search_finds(seed: int) -> None:
     """Over random pools, the first replica is the one that a plain search finds cheapest: the uncached prompt plus
-    the work before it over the free KV cache."""
+    the work before it over the free KV cache, and a surcharge where the conversation does not belong."""
     draw, routes, pool = random.Random(seed), ConversationRoutes(PERIOD_S), names(4)
     work, kv_use = dict[str, float](), dict[str, float]()
     texts = [f"{letter} " * draw.choice([30, 300, 900]) for letter in "abcdef"]
@@ -131,7 +140,16 @@ def test_the_cheapest_is_what_a_search_finds(seed: int) -> None:
         said = draw.sample(texts, draw.randint(1, 3))
         if call % 2:
             said = [*draw.choice([old for olds in sent.values() for old in olds])[:4], "And?"]
-        costs = {name: prefill(said, name) + work[name] / max(1 - kv_use[name], 0.05) for name in pool}
+        start = chat(said[0]).links[-1]
+        is_shared = any(old[0] == said[0] for olds in sent.values() for old in olds)
+        places = pool if is_shared else [name for name in pool if any(start in chat(*old).links for old in sent[name])]
+        places = places or rendezvous(start.name.hex(), pool)[:1]
+        costs = {
+            name: prefill(said, name)
+            + work[name] / max(1 - kv_use[name], 0.05)
+            + (0 if name in places else AWAY_TOKENS)
+            for name in pool
+        }
         [first, *_] = routes.rank(chat(*said), pool, 0)
         assert costs[first] == pytest.approx(min(costs.values()))
         work[first] += RUNNING_TOKENS + prefill(said, first)
@@ -139,9 +157,17 @@ def test_the_cheapest_is_what_a_search_finds(seed: int) -> None:
         sent[first].append(said)
 
 
+@pytest.mark.parametrize(("num_routers", "num_decoders"), [(1, 2), (2, 2), (4, 4), (2, 8)])
+def test_later_turns_find_their_prefix_through_any_router(num_routers: int, num_decoders: int) -> None:
+    """In a simulated pool at 40 % load, nine of ten later turns go to a decoder that has the turn before, whichever
+    Router takes them."""
+    routers = [ConversationRoutes(PERIOD_S) for _ in range(num_routers)]
+    assert share_at_their_prefix(routers, names(num_decoders), load=0.4, seed=0) >= 0.9
+
+
 @pytest.mark.parametrize("num", [2, 4])
 def test_a_hot_prefix_does_not_swamp_one_replica(num: int) -> None:
-    """Long calls that all begin with the same 4,000 tokens are spread evenly over the replicas."""
+    """Long calls that all have the same first turn of 4,000 tokens are spread evenly over the replicas."""
     routes, pool = ConversationRoutes(PERIOD_S), names(num)
     prefix = "hot " * 4_000
     taken: Counter[str] = Counter()
@@ -173,7 +199,7 @@ def test_a_decoder_that_others_keep_busy_is_avoided_though_it_has_the_prefix() -
     routes.ended("1")
     later = chat(*said, "Yes.", "And?")
     assert routes.rank(later, pool, 1)[0] == pool[1]
-    routes.report(pool[1], {"waiting": 4, "running": 8, "queued_tokens": 6_000, "kv_use": 0.5}, 5)
+    routes.report(pool[1], {"waiting": 4, "running": 8, "queued_tokens": 9_000, "kv_use": 0.5}, 5)
     assert routes.rank(later, pool, 5)[0] == pool[0]
     routes.report(pool[1], IDLE, 6)
     assert routes.rank(later, pool, 6)[0] == pool[1]
