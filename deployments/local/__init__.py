@@ -1,9 +1,10 @@
 """Prism on one machine: the ``prism`` command, and what it needs to start and end a cluster.
 
-cli.py               the ``prism`` command: ``serve``, ``ask``, ``status``
+cli.py               the ``prism`` command: ``serve``, ``check``, ``ask``, ``status``
 launch.py            starts Ray and the application, and ends both
 processes.py         the processes of a cluster: adopted, looked after and ended
 app_file.py          reads and checks application files
+problems.py          says in plain words what is wrong with such a file
 install.py           sets up ``.venv``; ``make`` calls it
 torchvision_cure.py  makes torchvision importable next to CPU torch
 """

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, get_args
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from ray.serve.config import AutoscalingPolicy
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from cluster.config import PrismConfig
+from deployments.local.problems import unknown_key, wrong_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
 BUILDER: Final = "deployments.app:build"
@@ -35,8 +36,16 @@ Part = tuple[type[BaseModel], "Mapping[str, Any]", str]
 """A schema, the mapping that it is for, and the path of the mapping with a dot at its end."""
 
 
-class UnknownKeyError(ValueError):
-    """A key is in none of the schemas."""
+class ApplicationFileError(ValueError):
+    """An application file that cannot be used.
+
+    Args:
+        problems: A sentence for each thing that is wrong with it.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems: Final = tuple(problems)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +61,25 @@ class ApplicationFile:
         """Reads and checks a file for a cluster of this machine alone.
 
         Raises:
-            UnknownKeyError: A key is in none of the schemas; the message gives its path.
-            ValidationError: A value is wrong; the message names it.
-            ValueError: The file does not hold exactly one application of Prism's, or uses a key that only ``serve run``
-                and KubeRay apply.
+            ApplicationFileError: The file is no YAML, has unknown keys or wrong values, does not hold exactly one
+                application of Prism's, or uses a key that only ``serve run`` and KubeRay apply. It says everything that
+                is wrong.
         """
-        content = yaml.safe_load(path.read_text())
+        try:
+            content = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+            where = f" at line {mark.line + 1}" if mark else ""
+            raise ApplicationFileError([f"the file is no YAML{where}: {problem}"]) from None
         if not isinstance(content, dict):
-            raise ValueError("it must hold a mapping with the key applications")
+            raise ApplicationFileError(["the file must hold a mapping with the key applications"])
         serve = check_serve_config(content)
         if len(serve.applications) != 1:
-            raise ValueError(f"it must hold one application, it holds {len(serve.applications)}")
+            raise ApplicationFileError([f"applications: there must be one, not {len(serve.applications)}"])
         [application] = content["applications"]
         if application["import_path"] != BUILDER:
-            raise ValueError(f"applications.import_path must be {BUILDER}; use serve run for other applications")
+            wanted = f"applications.import_path: it must be {BUILDER}; use serve run for other applications"
+            raise ApplicationFileError([wanted])
         parts = (
             ("", content, APPLIED),
             ("http_options.", content.get("http_options") or {}, APPLIED_TO_HTTP),
@@ -73,7 +87,9 @@ class ApplicationFile:
         )
         beyond = [path + key for path, part, applied in parts for key in sorted(part.keys() - applied)]
         if beyond:
-            raise ValueError(f"prism serve does not apply {', '.join(beyond)}; leave it out, or use serve run")
+            raise ApplicationFileError(
+                [f"{key}: prism serve does not apply this key; leave it out, or use serve run" for key in beyond]
+            )
         return cls(path, serve, PrismConfig.model_validate(application.get("args", {})))
 
 
@@ -84,16 +100,34 @@ def check_serve_config(config: Mapping[str, Any]) -> ServeDeploySchema:
         The configuration as Ray reads it.
 
     Raises:
-        UnknownKeyError: A key is in none of the schemas; the message gives its path.
-        ValidationError: A value does not satisfy its schema.
+        ApplicationFileError: A key is in none of the schemas, or a value does not satisfy its schema.
     """
     parts = list(_parts(ServeDeploySchema, config, ""))
-    unknown = [path + key for schema, part, path in parts for key in part if key not in schema.model_fields]
-    if unknown:
-        raise UnknownKeyError(f"no schema knows {', '.join(unknown)}")
-    for schema, part, _ in parts:
-        schema.model_validate(part)
+    problems = [
+        unknown_key(key, path, schema.model_fields, _keys(ServeDeploySchema, ""))
+        for schema, part, path in parts
+        for key in part
+        if key not in schema.model_fields
+    ]
+    if problems:
+        raise ApplicationFileError(problems)
+    for schema, part, path in parts:
+        try:
+            schema.model_validate(part)
+        except ValidationError as error:
+            problems += wrong_values(error, part, path)
+    if problems:
+        raise ApplicationFileError(sorted(set(problems), key=problems.index))
     return ServeDeploySchema.model_validate(config)
+
+
+def _keys(schema: type[BaseModel], path: str) -> dict[str, Collection[str]]:
+    """The keys of every mapping that a file may have, by the path of the mapping with a dot at its end."""
+    found: dict[str, Collection[str]] = {path: schema.model_fields.keys()}
+    for key, field in schema.model_fields.items():
+        if inner := LOOSE.get((schema, key)) or _model_in(field.annotation):
+            found |= _keys(inner, f"{path}{key}.")
+    return found
 
 
 def _parts(schema: type[BaseModel], config: Mapping[str, Any], path: str) -> Iterator[Part]:

@@ -1,4 +1,4 @@
-"""The ``prism`` command: ``serve`` starts a cluster, ``ask`` asks it about pictures, ``status`` shows its pools.
+"""The ``prism`` command: ``serve`` starts a cluster, ``check`` checks its file, ``ask`` asks it, ``status`` shows it.
 
 The exit code is 0 if all went well, 1 if the server refused or failed, 2 if the command line is wrong, and 3 if the
 server cannot be reached or is not ready.
@@ -28,6 +28,8 @@ from deployments.local import torchvision_cure
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from deployments.local.app_file import ApplicationFile
+
 REFUSED, UNREACHABLE = 1, 3
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEPLOYMENTS = Path(__file__).parents[1]
@@ -39,6 +41,7 @@ app = typer.Typer(help="Prism serves vision-language models on Ray.", no_args_is
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
+File = Annotated[str, typer.Argument(help=f"An application file, or one that Prism ships: {', '.join(SHIPPED)}.")]
 Url = Annotated[str, typer.Option(help="Where Prism listens.", envvar="PRISM_URL")]
 
 
@@ -97,9 +100,7 @@ def status(url: Url = DEFAULT_URL) -> None:
 
 @app.command()
 def serve(
-    file: Annotated[
-        str, typer.Argument(help=f"An application file, or one that Prism ships: {', '.join(SHIPPED)}.")
-    ] = "app.yaml",
+    file: File = "app.yaml",
     port: Annotated[int, typer.Option(help="Where to listen on loopback.", min=1, max=65535)] = 8000,
 ) -> None:
     """Starts a cluster of this machine alone on loopback, until Ctrl-C."""
@@ -109,17 +110,11 @@ def serve(
     except torchvision_cure.CureNotWritableError as error:
         _fail(str(error))
 
-    from pydantic import ValidationError
-
-    from deployments.local.app_file import ApplicationFile
     from deployments.local.launch import running, wait_forever
 
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts us in the background makes us ignore SIGINT
         signal.signal(number, signal.default_int_handler)
-    try:
-        application = ApplicationFile.read(path)
-    except (ValidationError, ValueError) as error:
-        _fail(f"{path}: {error}", code=2)
+    application = _read(path)
     started = time.monotonic()
     try:
         with contextlib.ExitStack() as stack:
@@ -133,6 +128,26 @@ def serve(
         out.print("\nAll processes have ended.")
     except RuntimeError as error:
         _fail(str(error))
+
+
+@app.command()
+def check(file: File = "app.yaml") -> None:
+    """Says what is wrong with an application file. It needs no cluster."""
+    path = _application_file(file)
+    application = _read(path)
+    from deployments.app import resources_of
+
+    needed = " and ".join(f"{amount:g} {name}s" for name, amount in resources_of(application.config).items())
+    out.print(f"{path} is right. Its pools reserve {needed}.", markup=False)
+
+
+def _read(path: Path) -> ApplicationFile:
+    from deployments.local.app_file import ApplicationFile, ApplicationFileError
+
+    try:
+        return ApplicationFile.read(path)
+    except ApplicationFileError as error:
+        _fail("\n".join(f"{path}: {problem}" for problem in error.problems), code=2)
 
 
 def _application_file(name: str) -> Path:

@@ -77,3 +77,27 @@ def test_the_command_is_named_as_a_shell_finds_it(here: Path, monkeypatch: pytes
 def test_a_picture_in_a_folder_with_a_space_is_quoted(here: Path) -> None:
     """The printed command can be pasted into a shell."""
     assert cli._from_here(here / "my pictures" / "cat.png") == "'my pictures/cat.png'"
+
+
+@pytest.mark.usefixtures("here")
+def test_check_says_what_a_right_file_reserves() -> None:
+    """``prism check`` exits with 0 for a file that can be served and says what its pools reserve."""
+    result = CliRunner().invoke(cli.app, ["check", "qwen2_5_vl_32b"])
+    assert result.exit_code == 0
+    assert result.stdout.endswith("is right. Its pools reserve 38 CPUs and 10 GPUs.\n")
+
+
+def test_check_says_everything_that_is_wrong(here: Path) -> None:
+    """``prism check`` exits with 2 for a file with mistakes and has a line for each."""
+    text = (cli.DEPLOYMENTS / "app.yaml").read_text()
+    (here / "mine.yaml").write_text(
+        text.replace("num_threads: 1", "num_threads: 0").replace("kv_cache_gib: 1", "kv_cache_gib: a")
+    )
+    result = CliRunner().invoke(cli.app, ["check", "mine.yaml"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "mine.yaml: applications.args.encoder.num_threads: it must be at least 1, not 0",
+        'mine.yaml: applications.args.decoder.kv_cache_gib: it must be an integer, not "a"',
+    ]
+    (here / "mine.yaml").write_text("applications: [")
+    assert "mine.yaml: the file is no YAML at line 1:" in CliRunner().invoke(cli.app, ["check", "mine.yaml"]).stderr
