@@ -31,7 +31,7 @@ def test_an_engines_memory_is_its_decoders() -> None:
         assert shell.stdout is not None
         shell.stdin.write(PLAYED.encode())
         shell.stdin.close()
-        assert [shell.stdout.readline() for _ in range(3)] == [b"1\n"] * 3
+        assert sorted(shell.stdout.read(6)) == sorted(b"1\n" * 3)  # their writes may mix
         root = psutil.Process(shell.pid)
         taken = memory(root)
         for child in root.children(recursive=True):
