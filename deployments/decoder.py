@@ -93,13 +93,15 @@ class Decoder:
             try:
                 return await self._encoded_once(picture, attempts)
             except PoolUnavailable as error:
-                if not attempts.can_retry(error):
+                attempts.note(error)
+                if not attempts.can_retry():
                     raise
 
     async def _encoded_once(self, picture: Picture, attempts: Attempts) -> Embedding:
         encode = self._encode.for_size(self._num_bytes(picture))
         with calling("encoder"), cancelled_if_left(encode.remote(picture, attempts=attempts)) as response:
             embedding: Embedding | Elsewhere = await response
+        attempts.answered()
         if isinstance(embedding, Elsewhere):
             elsewhere = encode.remote(picture, at=embedding.replica, attempts=attempts)
             with calling("encoder"), cancelled_if_left(elsewhere) as response:

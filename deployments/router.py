@@ -114,8 +114,8 @@ class Router(AsgiIngress):
             pieces = self._decode(call, pictures, num_bytes, deadline, attempts)
             try:
                 return cast(FirstPiece, await anext(pieces)), cast(AsyncGenerator[str], pieces)
-            except PoolUnavailable as error:
-                if not attempts.can_retry(error):
+            except PoolUnavailable:
+                if not attempts.can_retry():
                     raise
 
     async def _decode(
@@ -128,18 +128,22 @@ class Router(AsgiIngress):
             PrismError: The decoder's own error.
         """
         generate = self._generate.for_size(num_bytes)
-        with cancelled_if_left(generate.remote(call, *pictures, attempts=attempts)) as response, calling("decoder"):
-            del pictures  # their bytes are not needed while tokens are made
-            pieces = cast(AsyncIterator[FirstPiece | str], response)
-            while True:
-                try:
-                    async with asyncio.timeout_at(deadline.at_s):
-                        piece = await anext(pieces, None)
-                except TimeoutError:
-                    raise deadline.exceeded() from None
-                if piece is None:
-                    return
-                yield piece
+        try:
+            with cancelled_if_left(generate.remote(call, *pictures, attempts=attempts)) as response, calling("decoder"):
+                del pictures  # their bytes are not needed while tokens are made
+                pieces = cast(AsyncIterator[FirstPiece | str], response)
+                while True:
+                    try:
+                        async with asyncio.timeout_at(deadline.at_s):
+                            piece = await anext(pieces, None)
+                    except TimeoutError:
+                        raise deadline.exceeded() from None
+                    if piece is None:
+                        return
+                    yield piece
+        except PoolUnavailable as error:
+            attempts.note(error)
+            raise
 
     async def check_ready(self) -> None:
         """Checks that every pool has a replica that can serve.

@@ -9,6 +9,7 @@ import asyncio
 import time
 from abc import abstractmethod
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -111,14 +112,15 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
             True  # otherwise Serve asks again without a pause while all are full
         )
         call = pending_request.metadata.internal_request_id
-        avoided = self._suspects.keys() | _attempts(pending_request).failed
-        candidate_replicas = [r for r in candidate_replicas if _name(r) not in avoided] or candidate_replicas
+        for avoided in (_attempts(pending_request).failed, self._suspects):
+            candidate_replicas = [r for r in candidate_replicas if _name(r) not in avoided] or candidate_replicas
         by_name, now_s = {_name(replica): replica for replica in candidate_replicas}, time.monotonic()
         if (named := by_name.get(pending_request.kwargs.get("at", ""))) is not None:
             is_late = time.time() - pending_request.created_at > NAMED_PATIENCE_S
             return [[named], *([candidate_replicas] if is_late else [])]
         if (item := self._waiting.get(call)) is None:
             return [candidate_replicas]
+        self.routes.ended(call)  # its booking of an earlier round
         order = [by_name[name] for name in self.routes.rank(item, by_name, now_s)]
         free = self.select_available_replicas(order)
         order = free + [replica for replica in order if replica not in free]
@@ -129,13 +131,16 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
     async def _choose_replica_for_request(
         self, pending_request: PendingRequest, *, is_retry: bool = False
     ) -> RunningReplica:
+        self.routes.ended(pending_request.metadata.internal_request_id)  # an earlier try
         call = uuid4().hex
         pending_request.metadata = replace(pending_request.metadata, internal_request_id=call)
         pending_request.kwargs.pop("home", None)  # from an earlier try
         # Read it here: an exception in ``choose_replicas`` would leave the call pending.
         item = self.item(pending_request, self._settings) if len(self.curr_replicas) != 1 else None
         if item is None:
-            return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+            replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+            self._tell(_attempts(pending_request), _name(replica))
+            return replica
         self._waiting[call] = item
         try:
             replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
@@ -144,13 +149,17 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
             raise
         finally:
             del self._waiting[call]
-        name, attempts = _name(replica), _attempts(pending_request)
+        name = _name(replica)
         self.routes.sent(call, item, name, time.monotonic())
         self.complete(pending_request, item, name)
-        loop = asyncio.get_running_loop()  # on plain Serve the caller is in another thread
-        has_other = any(other != name for other in self.trusted())
-        attempts.sent(name, has_other=has_other, suspect=partial(loop.call_soon_threadsafe, self.suspect, name))
+        self._tell(_attempts(pending_request), name)
         return replica
+
+    def _tell(self, attempts: Attempts, name: Replica) -> None:
+        """Tells a caller which replica was chosen."""
+        loop = asyncio.get_running_loop()  # on plain Serve the caller is in another thread
+        suspect = partial(loop.call_soon_threadsafe, self.suspect, name)
+        attempts.sent(name, has_other=len(self.curr_replicas) > 1, suspect=suspect)
 
     def trusted(self) -> list[Replica]:
         """The replicas that are not avoided."""
@@ -160,7 +169,7 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
     def suspect(self, name: Replica) -> None:
         """Avoids a replica until it has passed its health check."""
         if name not in self._suspects:
-            self._suspects[name] = asyncio.create_task(self._watch(name))
+            self._suspects[name] = asyncio.create_task(self._watch(name), context=Context())
 
     async def _watch(self, name: Replica) -> None:
         try:

@@ -28,6 +28,7 @@ class Attempts:
         self._pool: Final = pool
         self._at: Replica | None = None
         self._has_other = False
+        self._has_retried = False
         self._suspect: Callable[[], object] = lambda: None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -38,22 +39,29 @@ class Attempts:
 
         Args:
             replica: The replica.
-            has_other: Another replica can be tried after this one.
+            has_other: The pool has another replica.
             suspect: Makes the request router avoid this replica until it has passed its health check.
         """
         self._at, self._has_other, self._suspect = replica, has_other, suspect
 
-    def can_retry(self, error: PoolUnavailable) -> bool:
-        """Notes the error of a try. Returns True if the caller should try once more.
+    def answered(self) -> None:
+        """Notes that the replica has answered. A later error is not its fault."""
+        self._at = None
 
-        An error of a pool further on is not the fault of the replica that was called. It is not retried here, because
-        that replica has done so.
+    def note(self, error: PoolUnavailable) -> None:
+        """Notes the error of a try. If the pool's own replica failed, it is avoided from now on.
+
+        An error of a pool further on is not the fault of the replica that was called.
         """
-        if error.pool != self._pool or self._at is None:
+        at, self._at = self._at, None
+        if error.pool == self._pool and at is not None:
+            self._suspect()
+            self.failed.add(at)
+
+    def can_retry(self) -> bool:
+        """Returns True once, after the failure of a replica, if the pool has another one."""
+        if self._has_retried or not self.failed or not self._has_other:
             return False
-        self._suspect()
-        self.failed.add(self._at)
-        if len(self.failed) > 1 or not self._has_other:
-            return False
+        self._has_retried = True
         RETRIES.labels(self._pool).inc()
         return True

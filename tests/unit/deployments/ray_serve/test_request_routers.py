@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 POOL = DeploymentID("pool", "prism")
 DEADLINE_S = 5
+GONE = PoolUnavailable("Gone.", pool="encoder")
 
 
 @dataclass
@@ -266,29 +267,75 @@ async def test_replicas_are_asked_even_if_all_have_failed() -> None:
 
 
 async def test_a_failed_call_is_sent_once_more_to_another_replica() -> None:
-    """After the error of the called pool a call is retried once, on a replica that has not failed it. An error of
-    another pool is not retried."""
+    """After the error of the called pool a call is retried once, on a replica that has not failed it."""
     router, attempts = await encoders(Replica("a"), Replica("b")), Attempts("encoder")
     first = await sent(router, attempts)
-    assert not attempts.can_retry(PoolUnavailable("Gone.", pool="preprocessor"))
-    assert attempts.can_retry(PoolUnavailable("Gone.", pool="encoder"))
+    attempts.note(GONE)
+    assert attempts.can_retry()
     assert await sent(router, attempts) != first
-    assert not attempts.can_retry(PoolUnavailable("Gone.", pool="encoder"))
+    attempts.note(GONE)
+    assert not attempts.can_retry()
+    assert attempts.failed == {"a", "b"}
     assert pickle.loads(pickle.dumps(attempts)) is None
 
 
-async def test_a_call_is_not_retried_without_another_replica() -> None:
-    """With one replica, and with one that has not failed, an error is final."""
-    for replicas in ([Replica("a")], [Replica("a"), Replica("b")]):
-        router, attempts = await encoders(*replicas), Attempts("encoder")
-        if len(replicas) > 1:
-            router.suspect("b")
-        assert await sent(router, attempts) == "a"
-        assert not attempts.can_retry(PoolUnavailable("Gone.", pool="encoder"))
+async def test_a_replica_that_is_under_suspicion_is_better_than_the_one_that_failed() -> None:
+    """A retry goes to a replica that failed another call before it goes to the one that failed this call."""
+    router, attempts = await encoders(Replica("a"), Replica("b")), Attempts("encoder")
+    first = await sent(router, attempts)
+    router.suspect({"a": "b", "b": "a"}[first])
+    attempts.note(GONE)
+    await settled()  # both are suspects now
+    assert attempts.can_retry()
+    assert await sent(router, attempts) != first
+
+
+async def test_an_error_further_on_is_not_the_replicas() -> None:
+    """An error of another pool, and one after the replica has answered, are not retried and raise no suspicion."""
+    router = await encoders(Replica("a"), Replica("b"))
+    attempts = Attempts("encoder")
+    await sent(router, attempts)
+    attempts.note(PoolUnavailable("Gone.", pool="preprocessor"))
+    assert not attempts.can_retry()
+    attempts = Attempts("encoder")
+    await sent(router, attempts)
+    attempts.answered()
+    attempts.note(GONE)
+    assert not attempts.can_retry()
+    await settled()
+    assert router.trusted() == ["a", "b"]
+
+
+async def test_a_pool_that_shrinks_ends_the_retries() -> None:
+    """If the other replica has gone as well by the time of the retry, the second error is final."""
+    router, attempts = await encoders(Replica("a"), Replica("b")), Attempts("encoder")
+    first = await sent(router, attempts)
+    attempts.note(GONE)
+    assert attempts.can_retry()
+    left = Replica({"a": "b", "b": "a"}[first])
+    router.update_replicas(cast("list[RunningReplica]", [left]))
+    assert await sent(router, attempts) == left.name
+    for _ in range(3):  # also of tries for which no replica was chosen
+        attempts.note(GONE)
+        assert not attempts.can_retry()
+    await settled()
+    assert router.trusted() == []
+
+
+async def test_a_call_to_the_only_replica_is_not_retried() -> None:
+    """With one replica an error is final, and the replica is suspected all the same."""
+    router, attempts = await encoders(Replica("a")), Attempts("encoder")
+    assert await sent(router, attempts) == "a"
+    attempts.note(GONE)
+    assert not attempts.can_retry()
+    await settled()
+    assert router.trusted() == []
+    assert await chosen(router, "0") == ["a"]
 
 
 async def sent(router: EncoderRequestRouter, attempts: Attempts) -> str:
     """Has a replica chosen for a call with these attempts, and returns its name."""
     call = encode("0")
     call.kwargs["attempts"] = attempts
-    return (await router._choose_replica_for_request(call)).replica_id.unique_id
+    async with asyncio.timeout(DEADLINE_S):
+        return (await router._choose_replica_for_request(call)).replica_id.unique_id
