@@ -39,10 +39,11 @@ FETCH_SHARE: Final = 0.1
 PREFIX_SHARE: Final = 0.5
 """A cached prefix counts only if it is at least this share of the prompt. Otherwise a short system prompt that all
 conversations have in common would send all of them to one replica."""
-AWAY_TOKENS: Final = 8192
-"""The cost of sending a conversation to a replica where no Router will look for it later, in tokens. A higher value
-delays calls behind long prompts of others. Measured (tests/helpers/decoders.py, four Routers, four decoders, 70 % load,
-2026-11-29; later turns that find their prefix): 0 → 31 %, 2,048 → 50 %, 4,096 → 73 %, 8,192 → 98 %."""
+AWAY_SHARE, MAX_AWAY_TOKENS = 32, 8192
+"""The cost of sending a conversation to a replica where no Router will look for it later: a multiple of its prompt, and
+at most so many tokens. A higher cost delays calls behind the work of others. Measured (tests/helpers/decoders.py, four
+Routers, four decoders, 40 and 70 % load, 2026-11-29; later turns that find their prefix): no cost → 32 and 31 %, 16
+times the prompt → 96 and 90 %, 32 times → 100 and 95 %."""
 MIN_FREE_KV: Final = 0.05
 """The work of a decoder is divided by the free share of its KV cache, so that a full decoder gets fewer calls. The free
 share counts as at least this much, so that the work weighs at most 20 times."""
@@ -72,7 +73,7 @@ class Conversation:
     """A prompt as a chain of links.
 
     ``num_tokens`` estimates the whole prompt, with the text after the last link. ``start`` is the name of the link that
-    ends the user's first message, or the first link of a prompt without messages. It is the same in all later turns.
+    ends the user's first message, which is the same in all later turns. It is empty if there is no such message.
     """
 
     links: tuple[Link, ...]
@@ -95,15 +96,16 @@ class ConversationRoutes(Routes[Conversation]):
         self._num_started: Final = Counter[bytes]()
 
     def rank(self, item: Conversation, replicas: Collection[Replica], now_s: float) -> list[Replica]:
-        """The replicas, the cheapest for this call first. One that is not among its places costs ``AWAY_TOKENS`` more.
+        """The replicas, the cheapest for this call first. A replica that is not among its places costs more.
 
         Replicas of equal cost are in the rendezvous order of the conversation.
         """
-        order = rendezvous(item.start.hex(), replicas)
-        places = self._places(item, order)
+        key = item.start or (item.links[-1].name if item.links else b"")
+        order = rendezvous(key.hex(), replicas)
+        places, away_tokens = self._places(item, order), min(AWAY_SHARE * item.num_tokens, MAX_AWAY_TOKENS)
 
         def cost(replica: Replica) -> float:
-            return self.cost(item, replica, now_s) + (0 if replica in places else AWAY_TOKENS)
+            return self.cost(item, replica, now_s) + (0 if replica in places else away_tokens)
 
         return sorted(order, key=cost)
 
@@ -115,11 +117,11 @@ class ConversationRoutes(Routes[Conversation]):
     def _places(self, item: Conversation, order: Sequence[Replica]) -> Collection[Replica]:
         """The replicas where a conversation belongs: those that have its first turn, or else its home.
 
-        All replicas are places in two cases. The turns of one conversation come one after the other, so if another call
-        with the same first turn is under way, many conversations have it in common. And if no replica has the first
-        turn but one has a picture of it, the cost of fetching embeddings decides.
+        All replicas are places in three cases: The prompt has no first turn. Or another call with the same first turn
+        is under way: the turns of one conversation come one after the other, so many conversations have it in common.
+        Or no replica has the first turn, but one has a picture of it: then the cost of fetching embeddings decides.
         """
-        if self._num_started[item.start]:
+        if not item.start or self._num_started[item.start]:
             return order
         if having := [replica for replica in order if item.start in self._state(replica).held]:
             return having
@@ -202,8 +204,8 @@ def read_conversation(call: Call, settings: ProcessorSettings) -> Conversation:
         elif kind == "text":
             links.append(Link(name, _num_tokens(segment)))
     rest = sum(_num_tokens(segment) for _, segment in segments)
-    if links and not start:
-        start = links[-1 if has_asked else 0].name
+    if links and has_asked and not start:
+        start = links[-1].name
     return Conversation(tuple(links), sum(link.num_tokens for link in links) + rest, start)
 
 

@@ -13,7 +13,8 @@ from cluster.errors import InvalidPicture
 from cluster.messages import Call, picture_part
 from cluster.preprocess import smart_resize
 from cluster.routing.conversations import (
-    AWAY_TOKENS,
+    AWAY_SHARE,
+    MAX_AWAY_TOKENS,
     RUNNING_TOKENS,
     Conversation,
     ConversationRoutes,
@@ -147,7 +148,7 @@ def test_the_cheapest_is_what_a_search_finds(seed: int) -> None:
         costs = {
             name: prefill(said, name)
             + work[name] / max(1 - kv_use[name], 0.05)
-            + (0 if name in places else AWAY_TOKENS)
+            + (0 if name in places else min(AWAY_SHARE * chat(*said).num_tokens, MAX_AWAY_TOKENS))
             for name in pool
         }
         [first, *_] = routes.rank(chat(*said), pool, 0)
