@@ -67,13 +67,18 @@ class ApplicationFile:
         """
         try:
             content = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
+        except (OSError, UnicodeDecodeError) as error:
+            raise ApplicationFileError([f"the file cannot be read: {error}"]) from None
+        except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:  # the latter of values such as !!int a
             mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
             where = f" at line {mark.line + 1}" if mark else ""
             raise ApplicationFileError([f"the file is no YAML{where}: {problem}"]) from None
         if not isinstance(content, dict):
             raise ApplicationFileError(["the file must hold a mapping with the key applications"])
-        serve = check_serve_config(content)
+        try:
+            serve = check_serve_config(content)
+        except RecursionError:
+            raise ApplicationFileError(["the file holds a mapping that holds itself"]) from None
         if len(serve.applications) != 1:
             raise ApplicationFileError([f"applications: there must be one, not {len(serve.applications)}"])
         [application] = content["applications"]
@@ -116,6 +121,8 @@ def check_serve_config(config: Mapping[str, Any]) -> ServeDeploySchema:
             schema.model_validate(part)
         except ValidationError as error:
             problems += wrong_values(error, part, path)
+        except (TypeError, ValueError, RecursionError) as error:  # Ray's own checks may stumble over a value
+            problems.append(f"{path.removesuffix('.') or 'the file'}: {error}")
     if problems:
         raise ApplicationFileError(sorted(set(problems), key=problems.index))
     return ServeDeploySchema.model_validate(config)

@@ -38,9 +38,13 @@ WANTED: Final = {
 }
 """The sentence for each kind of pydantic's errors. Other kinds keep pydantic's own words."""
 MAX_GIVEN_CHARS: Final = 80
+SURE: Final = 0.8
+"""A key that is so similar to one of its mapping is a misspelling. Less similar, it may be a key of another mapping."""
+OWN: Final = "applications.args."
+"""The path of Prism's own settings."""
 
 
-def unknown_key(key: str, path: str, schema: Collection[str], elsewhere: Mapping[str, Collection[str]]) -> str:
+def unknown_key(key: object, path: str, schema: Collection[str], elsewhere: Mapping[str, Collection[str]]) -> str:
     """Returns a sentence about a key that its schema does not have, with the key or place that was probably meant.
 
     Args:
@@ -49,9 +53,15 @@ def unknown_key(key: str, path: str, schema: Collection[str], elsewhere: Mapping
         schema: The keys that the mapping may have.
         elsewhere: The keys of all mappings that a file may have, by the path of the mapping.
     """
-    if places := [where.removesuffix(".") or "the top" for where, keys in elsewhere.items() if key in keys]:
-        return f"{path}{key}: there is no such key here; it belongs below {' or '.join(places[:2])}"
-    if near := difflib.get_close_matches(key, schema, 1):
+    near = difflib.get_close_matches(str(key), schema, 1)
+    if near and difflib.SequenceMatcher(None, str(key), near[0]).ratio() > SURE:
+        return f"{path}{key}: there is no such key; did you mean {near[0]}?"
+    is_own = path.startswith(OWN)
+    alike = [where for where, keys in elsewhere.items() if key in keys and where.startswith(OWN) == is_own]
+    if alike:
+        places = " or ".join(where.removesuffix(".") or "the top" for where in alike[:2])
+        return f"{path}{key}: there is no such key here; it belongs below {places}"
+    if near:
         return f"{path}{key}: there is no such key; did you mean {near[0]}?"
     return f"{path}{key}: there is no such key; there are {', '.join(sorted(schema))}"
 
@@ -77,7 +87,10 @@ def _wrong_value(found: ErrorDetails, part: Any, path: str) -> str:
             continue
         keys += [step] if isinstance(step, str) else []
     where = path + ".".join(keys)
-    given = json.dumps(found["input"], default=str)
+    try:
+        given = json.dumps(found["input"], default=str)
+    except (TypeError, ValueError):  # keys that are no text, or a mapping that holds itself
+        given = str(found["input"])
     if len(given) > MAX_GIVEN_CHARS:
         given = f"{given[:MAX_GIVEN_CHARS]} …"
     details = {

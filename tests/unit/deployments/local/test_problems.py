@@ -85,6 +85,45 @@ def test_a_value_of_rays_own_is_said_in_the_same_words(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"1: 2",
+        b"yes: 3",
+        b"~: 2",
+        b"2020-01-01: 3",
+        b"applications: [{args: {decoder: {1: 2}}}]",
+        b"applications: [{args: {model: {served_name: 2020-02-31}}}]",
+        b"applications: &a [*a]",
+        b"applications: [{args: {media: {trusted_hosts: &a [*a]}}}]",
+        b"applications: [{args: &a {model: *a}}]",
+        b"applications: [{runtime_env: {py_modules: 3}}]",
+        b"applications: [{args: }]",
+        b"applications: [{args: {encoder: !!int foo}}]",
+        b"a: !!bool foo",
+        b"a: " + b"9" * 5000,
+        b"[" * 5000,
+        b"\xff\xfe\x00",
+        b"a: b: c",
+        b"a: {b: 1, ",
+    ],
+    ids=range(18),
+)
+def test_any_file_gets_a_sentence(text: bytes, tmp_path: Path) -> None:
+    """A file of any content is refused with sentences and never with another exception."""
+    path = tmp_path / "app.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ApplicationFileError) as caught:
+        ApplicationFile.read(path)
+    assert all(caught.value.problems)
+
+
+def test_a_file_that_cannot_be_read_gets_a_sentence(tmp_path: Path) -> None:
+    """A folder in place of a file is refused with a sentence."""
+    with pytest.raises(ApplicationFileError, match="cannot be read"):
+        ApplicationFile.read(tmp_path)
+
+
 def test_no_sentence_lacks_what_it_needs() -> None:
     """Each sentence uses only what pydantic says about its kind of error."""
     names = {"given", "pattern", "expected", "gt", "ge", "lt", "le", "error"}
