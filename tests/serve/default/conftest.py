@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="package")
-def cluster() -> Iterator[Cluster]:
-    """A running Prism cluster with the embedded default."""
+def cluster(bare_url: str) -> Iterator[Cluster]:
+    """A running Prism cluster with the embedded default. Its end ends every process that began after it, so the bare
+    server, which other tests need later, begins before."""
+    del bare_url
     with prism_cluster() as running:
         yield running
 
