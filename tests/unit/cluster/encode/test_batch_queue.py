@@ -17,6 +17,7 @@ from cluster.encode.picture_encoder import PictureEncoder
 from cluster.messages import Embedding, Picture, Pixels
 from cluster.preprocess import preprocess
 from tests.helpers.pictures import png
+from tests.helpers.waiting import settled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,11 +78,17 @@ async def test_a_free_tower_waits_for_what_is_coming(monkeypatch: pytest.MonkeyP
     tower = GatedTower()
     tower.may_go_on.set()
     queue = BatchQueue(tower.encode, batch_patches=100)
-    with queue.coming():
-        waiting = await start(queue, pixels_of("a"))
-        await asyncio.sleep(0)
-        assert not tower.runs
-    waiting += await start(queue, pixels_of("b"))
+    arrived = asyncio.Event()
+
+    async def arrive() -> Encoded:
+        with queue.coming():
+            await arrived.wait()
+        return await queue.encode(pixels_of("b"))
+
+    waiting = [asyncio.create_task(arrive()), *await start(queue, pixels_of("a"))]
+    await settled()
+    assert not tower.runs
+    arrived.set()
     await asyncio.gather(*waiting)
     assert tower.runs == [["a", "b"]]
     with suppress(ConnectionError), queue.coming():
