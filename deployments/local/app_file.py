@@ -107,9 +107,9 @@ def check_serve_config(config: Mapping[str, Any]) -> ServeDeploySchema:
     Raises:
         ApplicationFileError: A key is in none of the schemas, or a value does not satisfy its schema.
     """
-    parts = list(_parts(ServeDeploySchema, config, ""))
+    parts, known = list(_parts(ServeDeploySchema, config, "")), _keys(ServeDeploySchema, "")
     problems = [
-        unknown_key(key, path, schema.model_fields, _keys(ServeDeploySchema, ""))
+        unknown_key(key, path, schema.model_fields, known)
         for schema, part, path in parts
         for key in part
         if key not in schema.model_fields
@@ -124,7 +124,7 @@ def check_serve_config(config: Mapping[str, Any]) -> ServeDeploySchema:
         except (TypeError, ValueError, RecursionError) as error:  # Ray's own checks may stumble over a value
             problems.append(f"{path.removesuffix('.') or 'the file'}: {error}")
     if problems:
-        raise ApplicationFileError(sorted(set(problems), key=problems.index))
+        raise ApplicationFileError(list(dict.fromkeys(problems)))  # a mapping's errors are also its parent's
     return ServeDeploySchema.model_validate(config)
 
 
