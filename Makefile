@@ -4,7 +4,7 @@ PORT ?= 8000
 APP ?= deployments/app.yaml
 EXTRAS ?= cpu
 BIN := .venv/bin
-INSTALLER := deployments/local/install.py deployments/local/torchvision_cure.py
+INSTALLER := deployments/local/install.py deployments/local/torchvision_cure.py deployments/local/uv.txt
 
 .PHONY: help serve test check format setup lock docs wheel demo bench clean
 
@@ -66,7 +66,7 @@ clean:  ## Remove the environments.
 
 comma := ,
 define set_up
-echo "Setting up .venv ($(1)); the first time takes a few minutes."
+echo "Setting up .venv ($(1)); the first time takes a minute or more."
 $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Prism needs Python 3.11 or newer; set PYTHON=.")'
 test -x $(BIN)/python || $(PYTHON) -m venv .venv
 $(BIN)/python deployments/local/install.py --extras $(1)
@@ -78,8 +78,8 @@ endef
 	@.venv-bench/bin/python deployments/local/install.py --requirements loadtest/bench/peers.txt
 	@touch $@
 
-.venv-lock/.installed:
+.venv-lock/.installed: deployments/local/uv.txt
 	@test -x .venv-lock/bin/python || $(PYTHON) -m venv .venv-lock
-	@.venv-lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+	@.venv-lock/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement deployments/local/uv.txt
 	@touch $@
 

@@ -6,5 +6,6 @@ processes.py         the processes of a cluster: adopted, looked after and ended
 app_file.py          reads and checks application files
 problems.py          says in plain words what is wrong with such a file
 install.py           sets up ``.venv``; ``make`` calls it
+uv.txt               the version of uv that ``install.py`` uses, with its hashes
 torchvision_cure.py  makes torchvision importable next to CPU torch
 """
