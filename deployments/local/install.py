@@ -94,7 +94,8 @@ def install(lock: Path, index: list[str]) -> None:
     what = ["--require-hashes", "--no-deps", "--requirement", str(lock)]
     pip("install", "--require-hashes", "--no-deps", "--requirement", str(UV))
     with_uv = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet", "--python", sys.executable]
-    if subprocess.run([*with_uv, *what], check=False).returncode:
+    # Compiled now, as pip does: where Python may not write bytecode, each process would compile all of vLLM again.
+    if subprocess.run([*with_uv, "--compile-bytecode", *what], check=False).returncode:
         print("  uv failed, see above; pip does it in uv's place, which takes minutes", flush=True)
         pip("install", *index, *what)
 
