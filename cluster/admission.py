@@ -19,10 +19,14 @@ class Admission:
     """
 
     def __init__(self, max_requests: int, max_bytes: int) -> None:
-        self._max_requests: Final = max_requests
-        self._max_bytes: Final = max_bytes
+        self.set_limits(max_requests, max_bytes)
         self.num_requests = 0
         self.num_bytes = 0
+
+    def set_limits(self, max_requests: int, max_bytes: int) -> None:
+        """Changes both limits. Requests that are in flight keep what they have, even if it is more than the limits."""
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
 
     def enter(self) -> Slot:
         """Takes a slot for a request.

@@ -1,4 +1,9 @@
-"""The whole configuration: one typed, frozen tree, filled from the ``args:`` of the application file.
+"""The whole configuration, in typed and frozen models.
+
+``PrismConfig`` is filled from the ``args:`` of the application file. It says what a process is, and a change of it
+restarts every replica. The two ``UserConfig`` models are filled from the ``user_config:`` of a deployment. They hold
+what can be changed while replicas run. How many replicas there are is Serve's matter: ``num_replicas``,
+``autoscaling_config`` and ``max_ongoing_requests`` of a deployment.
 
 Unknown keys are refused by name, and bad values with a sentence that says what would be right. Derived values are
 properties. This module reads no file and downloads nothing. ``cluster.checkpoint`` reads the files of the checkpoint
@@ -7,20 +12,22 @@ that is named here.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 CORES = r"\d+(-\d+)?(,\d+(-\d+)?)*"
 """A pattern for the CPU cores of one worker, such as ``0-3,6``."""
 
-POOLS = ("router", "preprocessor", "encoder", "decoder")
+POOLS: Final = ("router", "preprocessor", "encoder", "decoder")
+SIZES: Final = frozenset({"num_replicas", "max_ongoing_requests"})
+"""Keys of Serve that every deployment has. They used to be keys of the pools in ``args:``."""
 
 Dtype = Literal["float32", "bfloat16"]
 
 
 class Frozen(BaseModel):
-    """A node of the tree. It cannot be changed, and it refuses unknown keys."""
+    """A model that cannot be changed and that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -81,13 +88,28 @@ class Resources(Frozen):
 class PoolConfig(Frozen):
     """The settings that every pool has."""
 
-    num_replicas: int = Field(default=1, ge=1)
-    """The number of replicas."""
-    max_ongoing_requests: int = Field(default=64, ge=1)
-    """The calls that one replica works on at a time. Further calls wait until a replica has room or their request
-    runs out of time."""
+    deployment: ClassVar[str]
+    """The name of the pool's Serve deployment."""
+
     resources: Resources = Resources()
     """The resources that Ray reserves for each replica, and the nodes that it may use."""
+
+    @classmethod
+    def new_place(cls, key: str) -> str | None:
+        """Says where a key that used to be one of this pool's belongs now; None for a key that never was one."""
+        if key in SIZES:
+            return f"it belongs below deployments: {{name: {cls.deployment}, {key}: …}}"
+        if key in USER_CONFIGS.get(cls.deployment, Frozen).model_fields:
+            return f"it belongs below deployments: {{name: {cls.deployment}, user_config: {{{key}: …}}}}"
+        return None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved_keys_are_refused(cls, values: Any) -> Any:
+        places = {key: cls.new_place(str(key)) for key in values} if isinstance(values, dict) else {}
+        if moved := [f"{key}: {place}" for key, place in places.items() if place]:
+            raise ValueError("; ".join(moved))
+        return values
 
     @property
     def num_gpus(self) -> float:
@@ -103,28 +125,16 @@ class PoolConfig(Frozen):
 class RouterConfig(PoolConfig):
     """The Router pool: the HTTP surface of Prism."""
 
-    max_ongoing_requests: int = Field(default=1024, ge=1)
-    """The HTTP requests of every kind that one Router replica takes on at a time."""
-    max_in_flight: int = Field(default=256, ge=1)
-    """The requests for answers that one Router replica works on at a time. Further ones are refused with 429."""
-    max_body_bytes: int = Field(default=64 * 2**20, ge=1)
-    """The most bytes of a request body."""
-    max_held_bytes: int = Field(default=2**30, ge=1)
-    """The bytes of bodies and pictures that one Router replica holds for requests that have not begun to answer. A
-    request that does not fit is refused with 429. The process needs up to three times as much memory: raw, parsed
-    and decoded."""
+    deployment: ClassVar[str] = "Router"
+
     request_timeout_s: float = Field(default=600.0, gt=0)
     """The longest time that a request may take. A client may ask for less with ``prism.timeout_s``."""
-
-    @model_validator(mode="after")
-    def _a_body_can_be_held(self) -> Self:
-        if self.max_held_bytes < 2 * self.max_body_bytes:
-            raise ValueError("max_held_bytes must be at least twice max_body_bytes: a body, and the pictures within it")
-        return self
 
 
 class PreprocessorConfig(PoolConfig):
     """The preprocessor pool. Each replica is one process that works on one picture at a time, on a CPU."""
+
+    deployment: ClassVar[str] = "Preprocessor"
 
 
 class RoutingConfig(Frozen):
@@ -149,14 +159,10 @@ class EncoderRoutingConfig(RoutingConfig):
 class EncoderConfig(PoolConfig):
     """The encoder pool: each replica holds one vision tower."""
 
+    deployment: ClassVar[str] = "VisionEncoder"
+
     device: Literal["cpu", "cuda"] = "cpu"
     """The kind of device that runs the vision tower."""
-    cache_bytes: int = Field(default=256 * 2**20, ge=0)
-    """Memory for finished embeddings that one replica keeps for reuse. One token takes hidden size × bytes per
-    number."""
-    batch_patches: int = Field(default=768, ge=1)
-    """The most patches of 14 × 14 pixels in one run of the vision tower, over all its pictures. A larger picture
-    runs alone. The default suits a CPU core; a GPU wants about ten times as many."""
     num_threads: int = Field(default=1, ge=1)
     """CPU threads of the vision tower. It has no effect on a GPU."""
     routing: EncoderRoutingConfig = EncoderRoutingConfig()
@@ -165,6 +171,8 @@ class EncoderConfig(PoolConfig):
 
 class DecoderConfig(PoolConfig):
     """The decoder pool: each replica holds one vLLM engine without a vision tower."""
+
+    deployment: ClassVar[str] = "Decoder"
 
     tensor_parallel_size: int = Field(default=1, ge=1)
     """Workers that share the weights of one engine; on GPUs, one GPU for each."""
@@ -262,3 +270,37 @@ class PrismConfig(Frozen):
     def without_pool_labels(self) -> Self:
         """The same configuration without preferences about nodes."""
         return self.model_copy(update={name: getattr(self, name).without_label() for name in POOLS})
+
+
+class RouterUserConfig(Frozen):
+    """The settings of the Router that can be changed while it runs: its admission limits."""
+
+    max_in_flight: int = Field(default=256, ge=1)
+    """The requests for answers that one Router replica works on at a time. Further ones are refused with 429."""
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1)
+    """The most bytes of a request body."""
+    max_held_bytes: int = Field(default=2**30, ge=1)
+    """The bytes of bodies and pictures that one Router replica holds for requests that have not begun to answer. A
+    request that does not fit is refused with 429. The process needs up to three times as much memory: raw, parsed
+    and decoded."""
+
+    @model_validator(mode="after")
+    def _a_body_can_be_held(self) -> Self:
+        if self.max_held_bytes < 2 * self.max_body_bytes:
+            raise ValueError("max_held_bytes must be at least twice max_body_bytes: a body, and the pictures within it")
+        return self
+
+
+class EncoderUserConfig(Frozen):
+    """The settings of an encoder that can be changed while it runs."""
+
+    cache_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Memory for finished embeddings that one replica keeps for reuse. One token takes hidden size × bytes per
+    number. With less than before, the oldest embeddings are dropped at once."""
+    batch_patches: int = Field(default=768, ge=1)
+    """The most patches of 14 × 14 pixels in one run of the vision tower, over all its pictures. A larger picture
+    runs alone. The default suits a CPU core; a GPU wants about ten times as many."""
+
+
+USER_CONFIGS: Final[dict[str, type[Frozen]]] = {"Router": RouterUserConfig, "VisionEncoder": EncoderUserConfig}
+"""The schema of ``user_config:``, by the name of the Serve deployment. The other deployments have none."""

@@ -17,7 +17,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cluster.admission import Admission, Slot
 from cluster.errors import (
     BodyTooLarge,
     DeadlineExceeded,
@@ -38,7 +37,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from cluster.config import PrismConfig
+    from cluster.admission import Admission, Slot
+    from cluster.config import PrismConfig, RouterUserConfig
     from cluster.messages import Endpoint
     from cluster.stream import Answer
 
@@ -68,6 +68,8 @@ class Serving(Protocol):
     """The part of the Router that the HTTP surface uses."""
 
     config: PrismConfig
+    limits: RouterUserConfig
+    admission: Admission
 
     async def serve(self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], waterfall: Waterfall) -> Answer:
         """Serves one request up to its first piece."""
@@ -118,7 +120,7 @@ class Endpoints:
 
     def __init__(self, router: Serving) -> None:
         self._router = router
-        self._admission = Admission(router.config.router.max_in_flight, router.config.router.max_held_bytes)
+        self._admission = router.admission
         self._started_s = int(time.time())
         self._versions = {name: version(distribution) for name, distribution in _distributions()}
 
@@ -198,7 +200,7 @@ class Endpoints:
             REQUESTS.labels(endpoint, status).inc()
 
     async def _read_body(self, http: Request, slot: Slot) -> bytes:
-        limit, timeout_s = self._router.config.router.max_body_bytes, self._router.config.router.request_timeout_s
+        limit, timeout_s = self._router.limits.max_body_bytes, self._router.config.router.request_timeout_s
         started_s, body = asyncio.get_running_loop().time(), bytearray()
         announced = http.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:

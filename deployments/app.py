@@ -3,7 +3,7 @@
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` as it stands, to validate the
 # arguments.
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray import serve
@@ -19,33 +19,39 @@ from deployments.router import Router
 HEALTH_CHECK_PERIOD_S = 2.0
 """Seconds. Serve replaces a replica after three failed checks. Until then a dead replica attracts requests, because
 its queue is short."""
+MAX_ONGOING_REQUESTS = 64
+MAX_ONGOING_HTTP_REQUESTS = 1024
+"""The calls that one replica works on at a time unless ``deployments:`` says otherwise. A Router's calls are HTTP
+requests of every kind, also such as ``/health``."""
+
+
+USER_CONFIG: dict[str, Any] = {}
+"""What a deployment's ``user_config`` is unless ``deployments:`` has one. If there were none, Serve would not tell the
+replicas that one has been taken away."""
 
 
 def build(config: PrismConfig) -> Application:
-    """Builds the application; Serve calls this with the ``args:``. A replica that is removed first finishes its
-    requests.
+    """Builds the application from the ``args:``: a Router and the three pools behind it.
+
+    Serve calls this, and then applies what the application file says below ``deployments:``. A replica that is removed
+    first finishes its requests.
 
     Raises:
         ValidationError: A key is unknown or a value is out of range; the message names it.
     """
-    return compose(config, drain_s=config.router.request_timeout_s)
-
-
-def compose(config: PrismConfig, *, drain_s: float) -> Application:
-    """Builds the application: a Router and the three pools behind it.
-
-    Args:
-        config: The whole configuration.
-        drain_s: How long a replica that is removed may still work on its requests.
-    """
     labels = config.pool_labels
-    common: dict[str, Any] = {"health_check_period_s": HEALTH_CHECK_PERIOD_S, "graceful_shutdown_timeout_s": drain_s}
+    common: dict[str, Any] = {
+        "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+        "graceful_shutdown_timeout_s": config.router.request_timeout_s,
+        "max_ongoing_requests": MAX_ONGOING_REQUESTS,
+    }
     preprocessor = serve.deployment(**common, **pool_options(config.preprocessor, labels))(Preprocessor).bind(config)
     encoders = {**pool_options(config.encoder, labels), **routing_options(config.encoder.routing)}
-    encoder = serve.deployment(**common, **encoders)(VisionEncoder).bind(config, preprocessor)
+    encoder = serve.deployment(**common, **encoders, user_config=USER_CONFIG)(VisionEncoder).bind(config, preprocessor)
     decoders = {**pool_options(config.decoder, labels), **routing_options(config.decoder.routing)}
     decoder = serve.deployment(**common, **decoders)(Decoder).bind(config, encoder)
-    router = serve.deployment(**common, **pool_options(config.router, labels))(serve.ingress()(Router))
+    routers = {**common, **pool_options(config.router, labels), "max_ongoing_requests": MAX_ONGOING_HTTP_REQUESTS}
+    router = serve.deployment(**routers, user_config=USER_CONFIG)(serve.ingress()(Router))
     return router.bind(config, preprocessor=preprocessor, encoder=encoder, decoder=decoder)
 
 
@@ -65,16 +71,17 @@ def pool_options(pool: PoolConfig, labels: Sequence[str]) -> dict[str, Any]:
         actor["label_selector"] = {"pool": resources.pool_label}
         if not resources.pool_label_required:
             actor["fallback_strategy"] = [{"label_selector": {"pool": f"!in({','.join(labels)})"}}]
-    return {
-        "num_replicas": pool.num_replicas,
-        "max_ongoing_requests": pool.max_ongoing_requests,
-        "ray_actor_options": actor,
-    }
+    return {"ray_actor_options": actor}
 
 
-def resources_of(config: PrismConfig) -> dict[str, float]:
-    """The CPUs and GPUs that all replicas of all pools reserve."""
+def resources_of(config: PrismConfig, num_replicas: Mapping[str, int]) -> dict[str, float]:
+    """The CPUs and GPUs that all replicas of all pools reserve.
+
+    Args:
+        config: The ``args:``.
+        num_replicas: The number of replicas of each deployment, by its name.
+    """
     return {
-        "CPU": sum(pool.num_replicas * pool.resources.num_cpus for pool in config.pools),
-        "GPU": sum(pool.num_replicas * pool.num_gpus for pool in config.pools),
+        "CPU": sum(num_replicas[pool.deployment] * pool.resources.num_cpus for pool in config.pools),
+        "GPU": sum(num_replicas[pool.deployment] * pool.num_gpus for pool in config.pools),
     }

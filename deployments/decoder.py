@@ -37,7 +37,6 @@ class Decoder:
         self._pulls = EmbeddingCache(0)  # keeps nothing; it only lets concurrent requests share a call
         self._engine = await start_engine(config)
         self._settings = Checkpoint(config.model).processor
-        self._description = description(self._settings, self._engine.kv_tokens)
         freeze_heap()
 
     async def generate(
@@ -117,12 +116,12 @@ class Decoder:
         )
 
     def record_replica_metadata(self) -> dict[str, Any]:
-        """Tells the request routers once how pictures become patches, and how many tokens fit into the KV cache."""
-        return self._description
+        """Tells the request routers once how pictures become patches."""
+        return description(self._settings)
 
     def record_routing_stats(self) -> dict[str, float]:
-        """Tells the request routers regularly how busy the engine is."""
-        return self._engine.stats()
+        """Tells the request routers regularly how busy the engine is, and how many tokens fit into its KV cache."""
+        return {**self._engine.stats(), "max_held": self._engine.kv_tokens}
 
     async def check_health(self) -> None:
         """Called by Serve; it raises when the engine has died."""

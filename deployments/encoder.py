@@ -14,12 +14,13 @@ from ray import serve
 
 from cluster import priority
 from cluster.checkpoint import Checkpoint
+from cluster.config import EncoderUserConfig
 from cluster.embeddings.cache import EmbeddingCache
 from cluster.embeddings.single_flight import SingleFlight
 from cluster.errors import PoolUnavailable
 from cluster.metrics import PICTURES, RETRIES
 from deployments.ray_serve.calls import BySize, answering, calling, cancelled_if_left
-from deployments.ray_serve.replica import ProcessMetrics, freeze_heap, log_refusals_briefly
+from deployments.ray_serve.replica import ProcessMetrics, UserConfig, freeze_heap, log_refusals_briefly
 from deployments.ray_serve.replicas import GONE, actors_of, call, own_pool
 from deployments.ray_serve.request_routers import description
 
@@ -56,17 +57,24 @@ class VisionEncoder:
         self._tower = PictureEncoder.load(folder, self._settings, dtype=dtype, device=config.encoder.device)
         self._preprocess = BySize(preprocessor.preprocess)
         niceness = priority.of_pictures(config.decoder) if config.encoder.device == "cpu" else 0
-        self._queue = BatchQueue(self._tower.encode, batch_patches=config.encoder.batch_patches, niceness=niceness)
+        self._user_config = UserConfig(EncoderUserConfig())
+        settings = self._user_config.settings
+        self._queue = BatchQueue(self._tower.encode, batch_patches=settings.batch_patches, niceness=niceness)
         self._own_pool = own_pool()
         self._name = serve.get_replica_context().replica_id.unique_id
-        cache = EmbeddingCache(config.encoder.cache_bytes)
+        self._cache = EmbeddingCache(settings.cache_bytes)
         self._flight = SingleFlight(
-            self._name, cache, ask=self._ask, is_there=lambda name: name in actors_of(self._own_pool)
+            self._name, self._cache, ask=self._ask, is_there=lambda name: name in actors_of(self._own_pool)
         )
-        self._description = description(self._settings, config.encoder.cache_bytes / self._tower.bytes_per_patch)
         self._num_patches = 0
         self._check: asyncio.Task[None] | None = None
         freeze_heap()
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve with the ``user_config`` at the start and after each change."""
+        settings = self._user_config.take(user_config)
+        self._cache.resize(settings.cache_bytes)
+        self._queue.batch_patches = settings.batch_patches
 
     async def encode(
         self,
@@ -138,12 +146,14 @@ class VisionEncoder:
         return max(len(picture.data), self._settings.num_patches(picture.num_pixels) * self._settings.patch_bytes)
 
     def record_replica_metadata(self) -> dict[str, Any]:
-        """Tells the request routers once how pictures become patches, and for how many patches embeddings are kept."""
-        return self._description
+        """Tells the request routers once how pictures become patches."""
+        return description(self._settings)
 
-    def record_routing_stats(self) -> dict[str, int]:
-        """Tells the request routers regularly how many patches wait or run here. A picture counts once."""
-        return {"patches": self._num_patches}
+    def record_routing_stats(self) -> dict[str, float]:
+        """Tells the request routers regularly how many patches wait or run here, and for how many patches embeddings
+        are kept. A picture counts once."""
+        max_held = self._user_config.settings.cache_bytes / self._tower.bytes_per_patch
+        return {"patches": self._num_patches, "max_held": max_held}
 
     @contextmanager
     def _busy_with(self, num_patches: int) -> Iterator[None]:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from cluster import metrics
+from cluster.admission import Admission
 from cluster.checkpoint import Checkpoint
+from cluster.config import RouterUserConfig
 from cluster.errors import DeadlineExceeded, PoolUnavailable
 from cluster.media.reader import MediaReader
 from cluster.messages import Call, FirstPiece, cache_salt
@@ -24,7 +26,7 @@ from cluster.stream import Answer
 from deployments.api import build_api
 from deployments.ray_serve.calls import BySize, all_or_first_error, calling, cancelled_if_left
 from deployments.ray_serve.ingress import AsgiIngress
-from deployments.ray_serve.replica import ProcessMetrics, freeze_heap
+from deployments.ray_serve.replica import ProcessMetrics, UserConfig, freeze_heap
 from deployments.ray_serve.replicas import ask_all, call, check_health, opened, own_pool
 from deployments.ray_serve.retries import Attempts
 from deployments.ray_serve.status import read_pool_states
@@ -52,8 +54,16 @@ class Router(AsgiIngress):
         self._pools = {name: opened(pool) for name, pool in pools.items()}
         self._own_pool = own_pool()
         self._generate = BySize(pools["decoder"].options(stream=True).generate)
+        self._user_config = UserConfig(RouterUserConfig())
+        self.limits = self._user_config.settings
+        self.admission = Admission(self.limits.max_in_flight, self.limits.max_held_bytes)
         self._media = MediaReader(config.media, revision=Checkpoint(config.model).revision)
         freeze_heap()
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve with the ``user_config`` at the start and after each change."""
+        self.limits = self._user_config.take(user_config)
+        self.admission.set_limits(self.limits.max_in_flight, self.limits.max_held_bytes)
 
     def build_api(self) -> Starlette:
         """The HTTP surface of this replica."""

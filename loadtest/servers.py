@@ -27,20 +27,35 @@ START_TIMEOUT_S: Final = 240.0
 END_TIMEOUT_S: Final = 60.0
 
 
+def changed_app(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of ``deployments/app.yaml`` with changes.
+
+    Args:
+        changes: New settings by the name of a section of ``args:``, such as ``decoder``, or of a Serve deployment, such
+            as ``Decoder``. Settings that are not named stay, also those inside ``user_config``.
+    """
+    content: dict[str, Any] = yaml.safe_load(APP.read_text())
+    [application] = content["applications"]
+    deployments = {deployment["name"]: deployment for deployment in application["deployments"]}
+    for name, change in changes.items():
+        if name in deployments:
+            tuned = {**deployments[name].get("user_config", {}), **change.get("user_config", {})}
+            deployments[name] |= {**change, "user_config": tuned} if tuned else change
+        else:
+            application["args"][name] = application["args"].get(name, {}) | change
+    return content
+
+
 def prism_line(changes: Mapping[str, Mapping[str, Any]], folder: Path, port: int) -> list[str]:
     """Writes an application file and returns the command line that serves it with Prism.
 
     Args:
-        changes: The settings that differ from ``deployments/app.yaml``, by pool.
+        changes: What differs from ``deployments/app.yaml``, as for ``changed_app``.
         folder: Gets the application file.
         port: The port to listen on.
     """
-    content = yaml.safe_load(APP.read_text())
-    [application] = content["applications"]
-    for pool, change in changes.items():
-        application["args"][pool] = application["args"].get(pool, {}) | change
     file = folder / "app.yaml"
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(changed_app(changes)))
     return [sys.executable, "-m", "deployments.local.cli", "serve", str(file), f"--port={port}"]
 
 

@@ -124,7 +124,10 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=positive, default=60, help="how long they chat")
     add_options(parser)
     options = parser.parse_args(words)
-    changes = {"encoder": {"cache_bytes": KEPT_BYTES}, "decoder": {"shared_bytes": KEPT_BYTES}}
+    changes: dict[str, dict[str, Any]] = {
+        "VisionEncoder": {"user_config": {"cache_bytes": KEPT_BYTES}},
+        "decoder": {"shared_bytes": KEPT_BYTES},
+    }
     with tempfile.TemporaryDirectory(prefix="ps-", ignore_cleanup_errors=True) as folder:
         port = free_port()
         line = prism_line(changes, Path(folder), port)

@@ -36,7 +36,7 @@ class EmbeddingCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes: Final = max_bytes
+        self._max_bytes = max_bytes
         self._kept: Final[OrderedDict[Digest, Embedding]] = OrderedDict()
         self._runs: Final[dict[Digest, _Run]] = {}
         self.num_bytes = 0
@@ -136,6 +136,14 @@ class EmbeddingCache:
             return
         self._kept[embedding.digest] = embedding
         self.num_bytes += embedding.rows.nbytes
+        self._evict()
+
+    def resize(self, max_bytes: int) -> None:
+        """Changes the most bytes of all kept embeddings, and evicts the oldest ones at once if they are too many."""
+        self._max_bytes = max_bytes
+        self._evict()
+
+    def _evict(self) -> None:
         while self.num_bytes > self._max_bytes:
             _, oldest = self._kept.popitem(last=False)
             self.num_bytes -= oldest.rows.nbytes

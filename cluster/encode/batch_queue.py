@@ -54,7 +54,8 @@ class BatchQueue:
         self, encode: Callable[[Sequence[Pixels]], list[Embedding]], *, batch_patches: int, niceness: int = 0
     ) -> None:
         self._encode: Final = encode
-        self._batch_patches: Final = batch_patches
+        self.batch_patches = batch_patches
+        """The most patches of one run. A change counts from the next run on."""
         self._thread: Final = ThreadPoolExecutor(
             1, thread_name_prefix="encode", initializer=os.nice, initargs=(niceness,)
         )
@@ -123,7 +124,7 @@ class BatchQueue:
         while self._waiting:
             pictures = [queued.picture for queued in self._waiting]
             delay_s = wait_s(
-                pictures, now_s=perf_counter(), num_coming=self._num_coming, budget_patches=self._batch_patches
+                pictures, now_s=perf_counter(), num_coming=self._num_coming, budget_patches=self.batch_patches
             )
             if delay_s:
                 self._changed.clear()
@@ -132,7 +133,7 @@ class BatchQueue:
                 continue
             patch_s = self._run_s / self._num_run_patches if self._num_run_patches else 0.0
             batch = [
-                self._waiting[index] for index in take(pictures, budget_patches=self._batch_patches, patch_s=patch_s)
+                self._waiting[index] for index in take(pictures, budget_patches=self.batch_patches, patch_s=patch_s)
             ]
             for queued in batch:
                 self._waiting.remove(queued)

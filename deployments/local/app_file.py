@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.config import AutoscalingPolicy
-from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
-from cluster.config import PrismConfig
+from cluster.config import (
+    POOLS,
+    USER_CONFIGS,
+    EncoderUserConfig,
+    Frozen,
+    PoolConfig,
+    PrismConfig,
+    RouterUserConfig,
+)
 from deployments.local.problems import unknown_key, wrong_values
 
 if TYPE_CHECKING:
@@ -18,16 +27,47 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BUILDER: Final = "deployments.app:build"
+DEPLOYMENTS: Final = tuple(pool.deployment for pool in PrismConfig().pools)
+IN_DEPLOYMENTS: Final = "applications.deployments."
 
 APPLIED: Final = frozenset({"proxy_location", "http_options", "logging_config", "applications"})
 APPLIED_TO_HTTP: Final = frozenset({"host", "port"})
-APPLIED_TO_APPLICATION: Final = frozenset({"name", "route_prefix", "import_path", "args"})
 """The keys of Serve's schema that ``prism serve`` applies. Of the HTTP options it takes none: it listens on loopback
 at the port of ``--port``. ``proxy_location`` makes no difference on one node."""
+
+SETTABLE: Final = frozenset(
+    {
+        "name",
+        "num_replicas",
+        "autoscaling_config",
+        "max_ongoing_requests",
+        "user_config",
+        "max_surge_percent",
+        "rolling_update_percentage",
+        "graceful_shutdown_timeout_s",
+        "graceful_shutdown_wait_loop_s",
+        "health_check_period_s",
+        "health_check_timeout_s",
+        "max_replicas_per_node",
+        "logging_config",
+    }
+)
+"""The keys below ``deployments:`` that an application file may have. ``deployments.app`` sets the others, and Serve
+would replace what it has set as a whole: a decoder with ``ray_actor_options`` here would have no GPUs."""
+
+
+class NoUserConfig(Frozen):
+    """The schema of ``user_config:`` of a deployment whose settings cannot be changed while it runs."""
+
+
+class AnyUserConfig(RouterUserConfig, EncoderUserConfig):
+    """All keys that ``user_config:`` may have, of whatever deployment."""
+
 
 LOOSE: dict[tuple[type[BaseModel], str], type[BaseModel]] = {
     (ServeApplicationSchema, "args"): PrismConfig,
     (ServeApplicationSchema, "autoscaling_policy"): AutoscalingPolicy,
+    (DeploymentSchema, "user_config"): AnyUserConfig,
 }
 """Keys that Ray's schema types as a plain dict, and the schemas that they must satisfy."""
 
@@ -61,9 +101,7 @@ class ApplicationFile:
         """Reads and checks a file for a cluster of this machine alone.
 
         Raises:
-            ApplicationFileError: The file is no YAML, has unknown keys or wrong values, does not hold exactly one
-                application of Prism's, or uses a key that only ``serve run`` and KubeRay apply. It says everything that
-                is wrong.
+            ApplicationFileError: The file is no YAML, or ``parse`` refuses it.
         """
         try:
             content = yaml.safe_load(path.read_text())
@@ -73,6 +111,16 @@ class ApplicationFile:
             mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
             where = f" at line {mark.line + 1}" if mark else ""
             raise ApplicationFileError([f"the file is no YAML{where}: {problem}"]) from None
+        return cls.parse(path, content)
+
+    @classmethod
+    def parse(cls, path: Path, content: object) -> Self:
+        """Checks the content of a file for a cluster of this machine alone.
+
+        Raises:
+            ApplicationFileError: The content has unknown keys or wrong values, does not hold exactly one application of
+                Prism's, or uses a key that only ``serve run`` and KubeRay apply. It says everything that is wrong.
+        """
         if not isinstance(content, dict):
             raise ApplicationFileError(["the file must hold a mapping with the key applications"])
         try:
@@ -85,17 +133,43 @@ class ApplicationFile:
         if application["import_path"] != BUILDER:
             wanted = f"applications.import_path: it must be {BUILDER}; use serve run for other applications"
             raise ApplicationFileError([wanted])
-        parts = (
-            ("", content, APPLIED),
-            ("http_options.", content.get("http_options") or {}, APPLIED_TO_HTTP),
-            ("applications.", application, APPLIED_TO_APPLICATION),
-        )
+        parts = (("", content, APPLIED), ("http_options.", content.get("http_options") or {}, APPLIED_TO_HTTP))
         beyond = [path + key for path, part, applied in parts for key in sorted(part.keys() - applied)]
         if beyond:
             raise ApplicationFileError(
                 [f"{key}: prism serve does not apply this key; leave it out, or use serve run" for key in beyond]
             )
         return cls(path, serve, PrismConfig.model_validate(application.get("args", {})))
+
+    def num_replicas(self) -> dict[str, int]:
+        """The number of replicas that each deployment starts with, by its name."""
+        found = dict.fromkeys(DEPLOYMENTS, 1)
+        for deployment in self.serve.applications[0].model_dump(exclude_unset=True).get("deployments", []):
+            bounds = deployment.get("autoscaling_config") or {}
+            fixed = deployment.get("num_replicas")
+            found[deployment["name"]] = fixed if isinstance(fixed, int) else bounds.get("min_replicas", 1)
+        return found
+
+    def for_one_machine(self, *, drain_s: float) -> ServeDeploySchema:
+        """What Serve gets on a machine of its own.
+
+        Args:
+            drain_s: How long a replica that is removed may still work on its requests, unless the file says it.
+
+        Returns:
+            The file, without its choice of nodes by labels, because there is only one node.
+        """
+        content = self.serve.model_dump(exclude_unset=True)
+        [application] = content["applications"]
+        for pool in POOLS:
+            resources = application.get("args", {}).get(pool, {}).get("resources", {})
+            for key in ("pool_label", "pool_label_required"):
+                resources.pop(key, None)
+        said = {deployment["name"]: deployment for deployment in application.get("deployments", [])}
+        application["deployments"] = [
+            {"graceful_shutdown_timeout_s": drain_s, **said.get(name, {"name": name})} for name in DEPLOYMENTS
+        ]
+        return ServeDeploySchema.model_validate(content)
 
 
 def check_serve_config(config: Mapping[str, Any]) -> ServeDeploySchema:
@@ -109,11 +183,12 @@ def check_serve_config(config: Mapping[str, Any]) -> ServeDeploySchema:
     """
     parts, known = list(_parts(ServeDeploySchema, config, "")), _keys(ServeDeploySchema, "")
     problems = [
-        unknown_key(key, path, schema.model_fields, known)
+        _misplaced(key, schema, path) or unknown_key(key, path, schema.model_fields, known)
         for schema, part, path in parts
         for key in part
         if key not in schema.model_fields
     ]
+    problems += [problem for schema, part, path in parts if schema is DeploymentSchema for problem in _unsettable(part)]
     if problems:
         raise ApplicationFileError(problems)
     for schema, part, path in parts:
@@ -126,6 +201,31 @@ def check_serve_config(config: Mapping[str, Any]) -> ServeDeploySchema:
     if problems:
         raise ApplicationFileError(list(dict.fromkeys(problems)))  # a mapping's errors are also its parent's
     return ServeDeploySchema.model_validate(config)
+
+
+def _misplaced(key: object, schema: type[BaseModel], path: str) -> str | None:
+    """A sentence about a key that stood at this place once; None for any other key."""
+    place = schema.new_place(str(key)) if issubclass(schema, PoolConfig) else None
+    return place and f"{path}{key}: {place}"
+
+
+def _unsettable(deployment: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences about what only ``deployments.app`` may set, and about a name that no deployment has."""
+    name = deployment.get("name")
+    if "name" in deployment and name not in DEPLOYMENTS:
+        near = difflib.get_close_matches(str(name), DEPLOYMENTS, 1)
+        yield f"{IN_DEPLOYMENTS}name: there is no {name}; " + (
+            f"did you mean {near[0]}?" if near else f"there are {', '.join(DEPLOYMENTS)}"
+        )
+    for key in sorted(deployment.keys() & DeploymentSchema.model_fields.keys() - SETTABLE):
+        yield f"{IN_DEPLOYMENTS}{key}: Prism sets this key itself; leave it out" + (
+            ", and say what a replica needs in args, in the pool's resources" if key == "ray_actor_options" else ""
+        )
+    if "initial_replicas" in (deployment.get("autoscaling_config") or {}):
+        yield (
+            f"{IN_DEPLOYMENTS}autoscaling_config.initial_replicas: leave it out and raise min_replicas; "
+            "after an incremental upgrade Serve would never go below it"
+        )
 
 
 def _keys(schema: type[BaseModel], path: str) -> dict[str, Collection[str]]:
@@ -142,6 +242,8 @@ def _parts(schema: type[BaseModel], config: Mapping[str, Any], path: str) -> Ite
     yield schema, config, path
     for key in config.keys() & schema.model_fields.keys():
         inner = LOOSE.get((schema, key)) or _model_in(schema.model_fields[key].annotation)
+        if inner is AnyUserConfig:
+            inner = USER_CONFIGS.get(str(config.get("name")), NoUserConfig)
         values = config[key] if isinstance(config[key], list) else [config[key]]
         for value in values:
             if inner is not None and isinstance(value, dict):

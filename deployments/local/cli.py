@@ -137,7 +137,8 @@ def check(file: File = "app.yaml") -> None:
     application = _read(path)
     from deployments.app import resources_of
 
-    needed = " and ".join(f"{amount:g} {name}s" for name, amount in resources_of(application.config).items())
+    resources = resources_of(application.config, application.num_replicas())
+    needed = " and ".join(f"{amount:g} {name}s" for name, amount in resources.items())
     out.print(f"{path} is right. Its pools reserve {needed}.", markup=False)
 
 

@@ -27,13 +27,12 @@ from deployments.local.processes import (
     variables,
 )
 from deployments.ray_serve import haproxy
-from deployments.ray_serve.session import start_ray
+from deployments.ray_serve.session import deploy, start_ray
 from deployments.ray_serve.status import read_pool_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cluster.config import PrismConfig
     from deployments.local.app_file import ApplicationFile
 
 LOOPBACK = "127.0.0.1"
@@ -120,25 +119,14 @@ def _check_port(port: int) -> None:
 
 
 def _deploy(file: ApplicationFile, logs: Path) -> None:
-    from ray import serve
-
-    from deployments.app import compose
-
-    application = file.serve.applications[0]
-    config = file.config.without_pool_labels()  # labels choose among nodes, and there is only one
-    _check_room(config)
+    _check_room(file)
     try:
-        serve.run(
-            compose(config, drain_s=DRAIN_S),
-            name=application.name,
-            route_prefix=application.route_prefix,
-            logging_config=file.serve.logging_config,
-        )
+        deploy(file.for_one_machine(drain_s=DRAIN_S))
     except RuntimeError as error:
         raise RuntimeError(f"{error}\nThe logs are in {logs}") from error
 
 
-def _check_room(config: PrismConfig) -> None:
+def _check_room(file: ApplicationFile) -> None:
     import ray
 
     from deployments.app import resources_of
@@ -146,7 +134,7 @@ def _check_room(config: PrismConfig) -> None:
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     short = [
         f"{needed:g} {name}s, and this machine has {there.get(name, 0):g}"
-        for name, needed in resources_of(config).items()
+        for name, needed in resources_of(file.config, file.num_replicas()).items()
         if needed > there.get(name, 0)
     ]
     if short:

@@ -40,8 +40,8 @@ WANTED: Final = {
 MAX_GIVEN_CHARS: Final = 80
 SURE: Final = 0.8
 """A key that is so similar to one of its mapping is a misspelling. Less similar, it may be a key of another mapping."""
-OWN: Final = "applications.args."
-"""The path of Prism's own settings."""
+OWN: Final = ("applications.args.", "applications.deployments.user_config.")
+"""The paths of Prism's own settings."""
 
 
 def unknown_key(key: object, path: str, schema: Collection[str], elsewhere: Mapping[str, Collection[str]]) -> str:
@@ -63,7 +63,7 @@ def unknown_key(key: object, path: str, schema: Collection[str], elsewhere: Mapp
         return f"{path}{key}: there is no such key here; it belongs below {places}"
     if near:
         return f"{path}{key}: there is no such key; did you mean {near[0]}?"
-    return f"{path}{key}: there is no such key; there are {', '.join(sorted(schema))}"
+    return f"{path}{key}: there is no such key; there are {', '.join(sorted(schema)) or 'none here'}"
 
 
 def wrong_values(error: ValidationError, part: Mapping[str, Any], path: str) -> list[str]:

@@ -1,15 +1,24 @@
-"""The duties that all replicas share: freezing the heap, reporting metrics, and logging refusals on one line."""
+"""The duties that all replicas share: their heap, settings that change, metrics, and brief log lines of refusals."""
 
 from __future__ import annotations
 
 import gc
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from prometheus_client import generate_latest
+from pydantic import ValidationError
 from ray import serve
 
 from cluster.errors import PrismError
+
+if TYPE_CHECKING:
+    from cluster.config import Frozen
+
+Settings = TypeVar("Settings", bound="Frozen")
+
+log: Final = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +44,43 @@ def freeze_heap() -> None:
     gc.freeze()
 
 
+class UserConfig(Generic[Settings]):
+    """The settings of a replica that Serve may change while it runs: the ``user_config`` of its deployment.
+
+    Args:
+        defaults: The settings until the first ``take``.
+    """
+
+    def __init__(self, defaults: Settings) -> None:
+        self.settings = defaults
+        self._has_taken = False
+
+    def take(self, raw: dict[str, Any]) -> Settings:
+        """Reads a ``user_config`` and returns the settings that apply from now on.
+
+        A replica that starts with wrong values fails, so that the deployment fails and says why. A replica that serves
+        keeps its settings and logs the error. Serve would otherwise stop it, and with it all the others, because they
+        get the same values.
+
+        Args:
+            raw: What the application file has below ``user_config``.
+
+        Raises:
+            ValidationError: The replica is starting, and a key is unknown or a value is out of range.
+        """
+        try:
+            self.settings = type(self.settings).model_validate(raw)
+        except ValidationError as error:
+            if not self._has_taken:
+                raise
+            log.error("the new user_config is wrong, the old one stays: %s", error)
+        self._has_taken = True
+        return self.settings
+
+
 def log_refusals_briefly() -> None:
     """Makes Serve log a client's mistake on one line. By default Serve logs a traceback for every exception."""
-    logging.getLogger("ray.serve").addFilter(_Refusals())
+    log.addFilter(_Refusals())
 
 
 class _Refusals(logging.Filter):

@@ -57,9 +57,9 @@ def routing_options(routing: RoutingConfig) -> dict[str, Any]:
     return {"request_router_config": RequestRouterConfig(**options)}
 
 
-def description(settings: ProcessorSettings, max_held: float) -> dict[str, Any]:
-    """The metadata that a replica reports once: how its pictures become patches, and how much it can hold."""
-    return {"processor": settings.model_dump(mode="json"), "max_held": max_held}
+def description(settings: ProcessorSettings) -> dict[str, Any]:
+    """The metadata that a replica reports once: how its pictures become patches."""
+    return {"processor": settings.model_dump(mode="json")}
 
 
 class AffinityRequestRouter(RequestRouter, Generic[Item]):
@@ -96,9 +96,9 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
         for replica in replicas:
             name, stats = _name(replica), replica.routing_stats
             if name not in before and replica.replica_metadata:  # a replica of other code has none
-                self.routes.describe(name, max_held=replica.replica_metadata["max_held"])
                 self._settings = ProcessorSettings(**replica.replica_metadata["processor"])
             if stats and stats != before.get(name):
+                self.routes.describe(name, max_held=stats["max_held"])
                 self.routes.report(name, stats, time.monotonic())
         super().update_replicas(replicas)
 

@@ -1,14 +1,22 @@
-"""Starts Ray in this process: a cluster of this machine alone, whose files are all in one folder."""
+"""Starts Ray in this process, on this machine alone with all files in one folder, and deploys applications on it."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Final
 
 import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ray.serve.schema import ServeDeploySchema
+
+DEPLOY_POLL_S: Final = 0.25
+"""The pause between two looks at the applications that are being deployed."""
 
 
 def start_ray(folder: Path, *, host: str) -> None:
@@ -29,3 +37,25 @@ def start_ray(folder: Path, *, host: str) -> None:
         logging_level=logging.ERROR,
         configure_logging=False,
     )
+
+
+def deploy(config: ServeDeploySchema) -> None:
+    """Gives Serve a whole application file, as ``serve deploy`` and KubeRay do, and waits until all of it runs.
+
+    Serve compares the file with what it runs already and changes the difference only.
+
+    Raises:
+        RuntimeError: An application could not be built or started; the message has Serve's reason.
+    """
+    client = serve.context._get_global_client()
+    assert client is not None, "Serve runs"
+    client.deploy_apps(config)
+    waiting = [application.name for application in config.applications]
+    while waiting:
+        found = serve.status().applications
+        for name in [name for name in waiting if name in found]:
+            if found[name].status == ApplicationStatus.DEPLOY_FAILED:
+                raise RuntimeError(f"The application {name} was not deployed: {found[name].message}")
+            if found[name].status == ApplicationStatus.RUNNING:
+                waiting.remove(name)
+        time.sleep(DEPLOY_POLL_S)

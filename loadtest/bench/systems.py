@@ -154,14 +154,13 @@ def _prism(stack: ExitStack, setup: Setup, site: LaunchSite, log: Path) -> list[
 
 
 def prism_changes(setup: Setup, checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """The changes to ``deployments/app.yaml``, by pool.
+    """The changes to ``deployments/app.yaml``, as for ``changed_app``.
 
     The CPUs that Ray reserves are small enough for two cores; a reservation binds nothing.
     """
     small = {"resources": {"num_cpus": 0.2}}
     model = {"checkpoint": str(checkpoint), "served_name": MODEL, "max_model_len": MAX_MODEL_LEN, "dtype": DTYPE}
     decoder: dict[str, int | str | None] = {
-        "num_replicas": setup.num_engines,
         "max_num_seqs": MAX_NUM_SEQS,
         "kv_cache_gib": KV_CACHE_GIB,
     }
@@ -173,9 +172,11 @@ def prism_changes(setup: Setup, checkpoint: Path) -> dict[str, dict[str, Any]]:
     return {
         "model": model,
         "router": small,
-        "preprocessor": small | {"num_replicas": setup.num_preprocessors},
+        "preprocessor": small,
         "encoder": small,
         "decoder": small | decoder | {"enforce_eager": True},
+        "Preprocessor": {"num_replicas": setup.num_preprocessors},
+        "Decoder": {"num_replicas": setup.num_engines},
     }
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from cluster import config
-from cluster.config import PrismConfig
+from cluster.config import USER_CONFIGS, PrismConfig
 from loadtest.servers import ROOT
 
 if TYPE_CHECKING:
@@ -24,17 +24,120 @@ PAGE: Final = ROOT / "docs" / "configuration.md"
 INTRODUCTION: Final = """\
 # Configuration
 
-Every key of `args:` in an application file such as `deployments/app.yaml`. Unknown keys are refused by name, and a
-wrong value is refused with a sentence that says what would be right. Sizes are in bytes, times in seconds.
+An application file such as `deployments/app.yaml` has two places for settings:
+
+- **`args:`** says what each process is. A change restarts every replica. Most of this page lists its keys.
+- **`deployments:`** says how many replicas there are, and holds what can be changed while they run. It is a list with
+  an entry for each Serve deployment that differs from its defaults: `Router`, `Preprocessor`, `VisionEncoder`,
+  `Decoder`. [The end of this page](#deployments) lists its keys.
+
+[Operations](operations.md#what-a-change-restarts) says what each change restarts. Unknown keys are refused by name, and
+a wrong value is refused with a sentence that says what would be right. Sizes are in bytes, times in seconds.
 
 This page is made from `cluster/config.py` by `make docs`; a test fails when it is out of date.
+"""
+
+SERVE_KEYS: Final = (
+    (
+        "`num_replicas`",
+        "an integer, ≥ 0",
+        "1",
+        "The number of replicas.",
+    ),
+    (
+        "`autoscaling_config`",
+        "a mapping",
+        "not set",
+        "`min_replicas` and `max_replicas`, in place of `num_replicas`, and how Serve measures.",
+    ),
+    (
+        "`max_ongoing_requests`",
+        "an integer, ≥ 1",
+        "64; 1,024 for `Router`",
+        (
+            "The calls that one replica works on at a time. Further calls wait until a replica has room or "
+            "their request runs out of time."
+        ),
+    ),
+    (
+        "`user_config`",
+        "a mapping",
+        "empty",
+        "The settings of this pool that can be changed while it runs; see below.",
+    ),
+    (
+        "`max_surge_percent`",
+        "an integer, 0 to 100",
+        "0",
+        (
+            "Replicas that may be started before old ones end, when replicas must be replaced. There must be "
+            "room for them: Serve keeps the old replicas until then. With 0 an old replica ends first."
+        ),
+    ),
+    (
+        "`rolling_update_percentage`",
+        "a number, > 0, ≤ 1",
+        "0.2",
+        "The share of the replicas that is replaced at a time.",
+    ),
+    (
+        "`graceful_shutdown_timeout_s`",
+        "a number, ≥ 0",
+        "`router.request_timeout_s`; 20 with `prism serve`",
+        "How long a replica that is removed may still work on its requests.",
+    ),
+    (
+        "`graceful_shutdown_wait_loop_s`",
+        "a number, ≥ 0",
+        "2",
+        "How often such a replica looks whether it is done.",
+    ),
+    (
+        "`health_check_period_s`",
+        "a number, > 0",
+        "2",
+        "The time between two health checks of a replica.",
+    ),
+    (
+        "`health_check_timeout_s`",
+        "a number, > 0",
+        "30",
+        "How long a health check may take.",
+    ),
+    (
+        "`max_replicas_per_node`",
+        "an integer, 1 to 100",
+        "not set",
+        "The most replicas on one node.",
+    ),
+    (
+        "`logging_config`",
+        "a mapping",
+        "as above",
+        "The log of this pool.",
+    ),
+)
+"""The keys of Serve that an entry below ``deployments:`` may have: key, value, default, meaning."""
+
+DEPLOYMENTS: Final = """\
+## Deployments
+
+Each entry of `deployments:` has a `name` and any of these keys. Ray Serve defines them, and
+[its documentation](https://docs.ray.io/en/latest/serve/configure-serve-deployment.html) describes them in full. Prism
+sets Serve's other keys itself, so they are refused here. `initial_replicas` inside `autoscaling_config` is refused too,
+because after an incremental upgrade Serve would never go below it.
+
+| key | value | default | meaning |
+|---|---|---|---|
 """
 
 
 def page() -> str:
     """Returns the whole page as Markdown."""
     sections = [_section(path, model) for path, model in _models("", PrismConfig)]
-    return "\n".join([INTRODUCTION, *sections])
+    tuned = [_section(f"deployments: user_config of {name}", model) for name, model in USER_CONFIGS.items()]
+    deployments = DEPLOYMENTS + "".join(f"| {' | '.join(row)} |\n" for row in SERVE_KEYS)
+    return "\n".join([INTRODUCTION, *sections, deployments, *tuned])
 
 
 def _models(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:

@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from loadtest.bench.binding import go_first
-from loadtest.servers import APP, START_TIMEOUT_S, free_port
+from loadtest.servers import START_TIMEOUT_S, changed_app, free_port
 from tests.helpers.waiting import until, wait_until
 
 if TYPE_CHECKING:
@@ -65,14 +65,11 @@ class Launched:
 
 @contextlib.contextmanager
 def launched_with(changes: dict[str, dict[str, Any]]) -> Iterator[Launched]:
-    """Runs ``prism serve`` as a process of its own, on the embedded default with changes to some pools, and yields it
-    once it is ready."""
-    app = yaml.safe_load(APP.read_text())
-    for pool, change in changes.items():
-        app["applications"][0]["args"][pool] |= change
+    """Runs ``prism serve`` as a process of its own, on the embedded default with changes, as for ``changed_app``, and
+    yields it once it is ready."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         file = Path(name) / "app.yaml"
-        file.write_text(yaml.safe_dump(app))
+        file.write_text(yaml.safe_dump(changed_app(changes)))
         running = Launched(file, Path(name))
         try:
             running.wait_until("Prism is ready")

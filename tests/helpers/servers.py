@@ -13,28 +13,24 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from cluster.checkpoint import Checkpoint
-from cluster.config import PrismConfig
 from deployments.local.app_file import ApplicationFile
 from deployments.local.launch import Cluster, running
-from loadtest.servers import APP, START_TIMEOUT_S, free_port
+from loadtest.servers import APP, START_TIMEOUT_S, changed_app, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 
-def with_changes(file: ApplicationFile, changes: dict[str, dict[str, Any]]) -> ApplicationFile:
-    """Returns the application file with changes to the ``args`` of some pools."""
-    args = {**file.serve.applications[0].args}
-    for name, change in changes.items():
-        args[name] = {**args.get(name, {}), **change}
-    return ApplicationFile(file.path, file.serve, PrismConfig.model_validate(args))
+def with_changes(changes: dict[str, dict[str, Any]]) -> ApplicationFile:
+    """Returns the embedded default with changes, as for ``changed_app``."""
+    return ApplicationFile.parse(APP, changed_app(changes))
 
 
 @contextmanager
 def prism_cluster(changes: dict[str, dict[str, Any]] | None = None) -> Iterator[Cluster]:
     """Runs the embedded default with changes, on a free port. Ray is started in this process."""
-    with running(with_changes(ApplicationFile.read(APP), changes or {}), port=free_port()) as cluster:
+    with running(with_changes(changes or {}), port=free_port()) as cluster:
         yield cluster
 
 

@@ -6,38 +6,28 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cluster.config import PrismConfig
 from tests.helpers.k8s.fitting import Group, Pool, groups_of, num_unplaced, pools_of
 
 if TYPE_CHECKING:
     from tests.helpers.k8s.manifests import Object
 
 
-@pytest.fixture
-def args(application: Object) -> dict[str, Any]:
-    """The ``args`` of the application file. A test may change them."""
-    arguments: dict[str, Any] = application["applications"][0]["args"]
-    return arguments
-
-
-def _unplaced(rayservice: Object, args: dict[str, Any]) -> dict[str, int]:
+def _unplaced(rayservice: Object, application: Object) -> dict[str, int]:
     """Returns the number of replicas without room by the label of their pool. Pools that fit are left out."""
     groups = {group.label: group for group in groups_of(rayservice).values()}
-    unplaced = {
-        str(pool.label): num_unplaced(pool, groups[pool.label]) for pool in pools_of(PrismConfig.model_validate(args))
-    }
+    unplaced = {str(pool.label): num_unplaced(pool, groups[pool.label]) for pool in pools_of(application)}
     return {label: num for label, num in unplaced.items() if num}
 
 
-def test_every_pool_fits_its_worker_group(rayservice: Object, args: dict[str, Any]) -> None:
+def test_every_pool_fits_its_worker_group(rayservice: Object, application: Object) -> None:
     """The nodes of its worker group have room for all replicas of a pool at the same time, each replica on one node."""
-    assert _unplaced(rayservice, args) == {}
+    assert _unplaced(rayservice, application) == {}
 
 
-def test_a_worker_group_serves_exactly_one_pool(rayservice: Object, args: dict[str, Any]) -> None:
+def test_a_worker_group_serves_exactly_one_pool(rayservice: Object, application: Object) -> None:
     """Pools and worker groups match one to one by the label `pool`, which is also the group's name."""
     groups = [group for name, group in groups_of(rayservice).items() if name != "headgroup"]
-    wanted = [pool.label for pool in pools_of(PrismConfig.model_validate(args))]
+    wanted = [pool.label for pool in pools_of(application)]
     assert sorted(str(group.label) for group in groups) == sorted(map(str, wanted))
     assert [group.label for group in groups] == [group.name for group in groups]
 
@@ -59,19 +49,25 @@ def test_group_sizes_stand_still_without_an_autoscaler(rayservice: Object) -> No
 @pytest.mark.parametrize(
     ("pool", "changes"),
     [
-        ("decoder", {"num_replicas": 2}),
-        ("encoder", {"resources": {"num_cpus": 1.1, "pool_label": "encoder"}}),
+        ("encoder", {"resources": {"num_cpus": 0.6, "pool_label": "encoder"}}),
         ("preprocessor", {"resources": {"num_cpus": 0.4, "memory_bytes": 2**40, "pool_label": "preprocessor"}}),
         ("decoder", {"device": "cuda"}),
         ("decoder", {"device": "cuda", "tensor_parallel_size": 2}),
     ],
 )
 def test_a_pool_that_is_too_big_is_caught(
-    rayservice: Object, args: dict[str, Any], pool: str, changes: dict[str, Any]
+    rayservice: Object, application: Object, pool: str, changes: dict[str, Any]
 ) -> None:
-    """One replica, CPU, byte or GPU too many leaves a replica without room in that pool and in no other."""
-    args[pool] |= changes
-    assert _unplaced(rayservice, args) == {pool: 1}
+    """A CPU, byte or GPU too many leaves replicas without room in that pool and in no other."""
+    application["applications"][0]["args"][pool] |= changes
+    assert _unplaced(rayservice, application).keys() == {pool}
+
+
+def test_a_replica_too_many_is_caught(rayservice: Object, application: Object) -> None:
+    """Two decoders and their two replacements need more than the decoders' node has."""
+    [decoder] = [each for each in application["applications"][0]["deployments"] if each["name"] == "Decoder"]
+    decoder["num_replicas"] = 2
+    assert _unplaced(rayservice, application) == {"decoder": 2}
 
 
 @pytest.mark.parametrize(

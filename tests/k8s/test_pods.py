@@ -83,11 +83,11 @@ def test_the_object_store_leaves_room_in_shared_memory(rayservice: Object, group
     assert 2 * object_store <= parse_quantity(shm) <= limit / 2
 
 
-def test_ray_gives_away_no_cpu_that_kubernetes_has_not_set_aside(rayservice: Object, config: PrismConfig) -> None:
+def test_ray_gives_away_no_cpu_that_kubernetes_has_not_set_aside(rayservice: Object, application: Object) -> None:
     """The replicas of a node reserve at most the CPU that its pod requests."""
     templates = pod_templates(rayservice)
     groups = groups_of(rayservice)
-    for pool in pools_of(config):
+    for pool in pools_of(application):
         group = groups[str(pool.label)]
         requested = float(
             parse_quantity(templates[group.name]["spec"]["containers"][0]["resources"]["requests"]["cpu"])

@@ -30,10 +30,9 @@ EVERY_LEVEL: dict[str, Any] = {
             "args": {"model": {"checkpoint": "demo"}, "decoder": {"resources": {"num_cpus": 1}}},
             "deployments": [
                 {
-                    "name": "Decoder",
-                    "ray_actor_options": {"num_cpus": 1},
+                    "name": "VisionEncoder",
+                    "user_config": {"cache_bytes": 0},
                     "autoscaling_config": {"min_replicas": 1, "policy": {"policy_function": POLICY}},
-                    "request_router_config": {"request_routing_stats_period_s": 1},
                     "logging_config": {"log_level": "INFO"},
                 }
             ],

@@ -47,8 +47,10 @@ def launched() -> Iterator[Launched]:
     """A running ``prism serve`` with a tensor-parallel size of 2."""
     changes: dict[str, dict[str, Any]] = {
         "decoder": {"tensor_parallel_size": 2, "bind_cores": "0|1"},
-        "preprocessor": {"num_replicas": 2, "resources": {"num_cpus": 0.2}},
-        "router": {"max_in_flight": MAX_IN_FLIGHT, "max_body_bytes": 2**20, "max_held_bytes": 2**21},
+        "Preprocessor": {"num_replicas": 2},
+        "Router": {
+            "user_config": {"max_in_flight": MAX_IN_FLIGHT, "max_body_bytes": 2**20, "max_held_bytes": 2**21},
+        },
     }
     with launched_with(changes) as running:
         yield running

@@ -23,8 +23,6 @@ from cluster.embeddings.cache import EmbeddingCache
 from cluster.errors import EmbeddingLost, TooManyPictures
 from cluster.messages import Call, Embedding, FirstPiece, Picture, picture_part
 from deployments.decoder import Decoder
-from deployments.local.app_file import ApplicationFile
-from loadtest.servers import APP
 from tests.helpers.ask import chat
 from tests.helpers.servers import with_changes
 from tests.helpers.waiting import settled
@@ -49,7 +47,7 @@ SEVERAL = {"n": 3, "temperature": 1.0, "top_k": 1}
 
 def config(**decoder: Any) -> PrismConfig:
     """Returns the embedded default with changes to its decoder."""
-    return with_changes(ApplicationFile.read(APP), {"decoder": decoder}).config
+    return with_changes({"decoder": decoder}).config
 
 
 @asynccontextmanager

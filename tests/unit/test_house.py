@@ -36,6 +36,7 @@ PRIVATE_SYMBOLS: Final = {
     "_asyncio_router": getsource(router),
     "_by_reference": getsource(DynamicHandleOptionsBase) + getsource(handle),
     "_choose_replica_for_request": getsource(request_router.RequestRouter),
+    "_get_global_client": getsource(serve.context),
     "_init": getsource(handle),
     "_node_ip_address": getsource(ray.init),
     "_request_router": getsource(router),

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.serve._private.build_app import build_app
 
+from cluster.config import PrismConfig
 from deployments.app import build
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from cluster.config import PrismConfig
 
 RAY_UNIT = 10_000
 """Ray counts resources in ten-thousandths, so that 0.1 + 0.2 is 0.3."""
@@ -22,7 +21,10 @@ RAY_UNIT = 10_000
 
 @dataclass(frozen=True)
 class Pool:
-    """The replicas of one deployment; each needs ``resources`` on a single node that carries ``label``."""
+    """The replicas of one deployment; each needs ``resources`` on a single node that carries ``label``.
+
+    The replacements that Serve starts before it stops old replicas (``max_surge_percent``) count too.
+    """
 
     name: str
     num_replicas: int
@@ -40,13 +42,16 @@ class Group:
     resources: Mapping[str, float]
 
 
-def pools_of(config: PrismConfig) -> list[Pool]:
-    """Returns the pools of the built application with the resources that they ask of Ray. Ray need not run."""
-    return [_pool(deployment) for deployment in deployments_of(config)]
+def pools_of(application: Mapping[str, Any]) -> list[Pool]:
+    """Returns the pools of an application file's content with the resources that they ask of Ray. Ray need not run."""
+    [content] = application["applications"]
+    said = {deployment["name"]: deployment for deployment in content.get("deployments", [])}
+    built = deployments_of(PrismConfig.model_validate(content["args"]))
+    return [_pool(deployment, said.get(deployment.name, {})) for deployment in built]
 
 
 def deployments_of(config: PrismConfig) -> list[Any]:
-    """Returns the built application's Serve deployments with the options that they will be deployed with."""
+    """Returns the built application's Serve deployments, before ``deployments:`` of the application file is applied."""
     return list(build_app(build(config), name="prism").deployments)
 
 
@@ -75,10 +80,12 @@ def num_unplaced(pool: Pool, group: Group) -> int:
     return max(0, pool.num_replicas - per_node * group.num_nodes)
 
 
-def _pool(deployment: Any) -> Pool:
+def _pool(deployment: Any, said: Mapping[str, Any]) -> Pool:
     replica = deployment._replica_config
     actor = replica.ray_actor_options
     if replica.placement_group_bundles:
         raise NotImplementedError(f"{deployment.name} has a placement group; count its bundles one by one then")
     resources = {"CPU": actor["num_cpus"], "GPU": actor.get("num_gpus", 0), "memory": actor.get("memory", 0)}
-    return Pool(deployment.name, deployment.num_replicas, actor.get("label_selector", {}).get("pool"), resources)
+    target = said.get("num_replicas", 1)
+    num_replicas = target + math.ceil(target * said.get("max_surge_percent", 0) / 100)
+    return Pool(deployment.name, num_replicas, actor.get("label_selector", {}).get("pool"), resources)

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from cluster import priority
 from cluster.checkpoint import DEMO_CHECKPOINT
-from cluster.config import DecoderConfig
+from deployments.app import MAX_ONGOING_REQUESTS
 from tests.helpers.ask import chat, image, picture, random_png, square, text
 from tests.helpers.launching import engine_of, replicas, thread_niceness
 
@@ -261,7 +261,7 @@ async def test_metrics_cover_every_pool(prism: httpx.AsyncClient) -> None:
 async def test_a_full_pool_is_well_and_measured(prism: httpx.AsyncClient) -> None:
     """While requests wait for the only decoder, ``/health`` answers 200 and ``/metrics`` has the decoder's metrics,
     both without waiting for room."""
-    room = DecoderConfig().max_ongoing_requests
+    room = MAX_ONGOING_REQUESTS
     body = chat([text("Go on.")], max_tokens=400, ignore_eos=True)
     asked = [asyncio.ensure_future(prism.post("/v1/chat/completions", json=body)) for _ in range(room + 8)]
     full = re.compile(rf'^prism_engine_requests{{pool="decoder",.*}} {room}.0$', re.MULTILINE)

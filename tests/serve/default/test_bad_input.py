@@ -15,7 +15,8 @@ import pytest
 from PIL import Image, ImageDraw
 from prometheus_client import generate_latest
 
-from cluster.config import PrismConfig, RouterConfig
+from cluster.admission import Admission
+from cluster.config import PrismConfig, RouterConfig, RouterUserConfig
 from cluster.decode.bounds import MAX_ANSWERS
 from deployments.api import build_api
 from deployments.router import Router
@@ -190,7 +191,8 @@ async def test_a_body_that_never_comes_gives_its_place_back() -> None:
     """A client that sends half a body and then waits is disconnected when the request's time is up, and its slot is
     free again."""
     config = PrismConfig(router=RouterConfig(request_timeout_s=0.05))
-    api = build_api(cast(Router, SimpleNamespace(config=config)))
+    router = SimpleNamespace(config=config, limits=RouterUserConfig(), admission=Admission(1, 2**20))
+    api = build_api(cast(Router, router))
 
     async def half() -> AsyncIterator[bytes]:
         yield b'{"mess'

@@ -25,8 +25,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launched(records: Path) -> Iterator[Launched]:
     """A running ``prism serve`` with two encoders and two decoders."""
     changes = {
-        "encoder": {"num_replicas": 2, "max_ongoing_requests": 8, "resources": {"num_cpus": 0.2}},
-        "decoder": {"num_replicas": 2, "resources": {"num_cpus": 0.4}},
+        "VisionEncoder": {"num_replicas": 2, "max_ongoing_requests": 8},
+        "Decoder": {"num_replicas": 2},
     }
     with recording(records), launched_with(changes) as running:
         yield running

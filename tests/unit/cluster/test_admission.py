@@ -93,3 +93,22 @@ def test_any_order_of_events_keeps_the_books() -> None:
                 slot.leave()
                 del slots[slot]
         assert (admission.num_requests, admission.num_bytes) == (len(slots), sum(slots.values()))
+
+
+def test_limits_change_while_requests_are_in_flight() -> None:
+    """With lower limits no request loses its slot or bytes, and new ones are refused until enough have left."""
+    admission = Admission(2, 100)
+    first, second = admission.enter(), admission.enter()
+    first.hold(80)
+    admission.set_limits(1, 50)
+    assert (admission.num_requests, admission.num_bytes) == (2, 80)
+    with pytest.raises(Overloaded):
+        second.hold(1)
+    second.leave()
+    with pytest.raises(Overloaded):
+        admission.enter()
+    first.leave()
+    third = admission.enter()
+    third.hold(50)
+    admission.set_limits(2, 200)
+    admission.enter().hold(150)

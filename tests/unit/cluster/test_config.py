@@ -20,7 +20,7 @@ from loadtest.servers import ROOT
         ({"modle": {}}, "modle"),
         ({"model": {"chekpoint": "demo"}}, "model.chekpoint"),
         ({"decoder": {"resources": {"gpus": 1}}}, "decoder.resources.gpus"),
-        ({"router": {"num_replicas": 0}}, "router.num_replicas"),
+        ({"router": {"request_timeout_s": 0}}, "router.request_timeout_s"),
         ({"encoder": {"device": "tpu"}}, "encoder.device"),
         ({"encode": "auto"}, "encode"),
         ({"model": {"dtype": "float16"}}, "model.dtype"),
@@ -31,6 +31,22 @@ def test_a_wrong_key_or_value_is_named(args: dict[str, object], named: str) -> N
     with pytest.raises(ValidationError) as caught:
         PrismConfig.model_validate(args)
     assert ".".join(str(step) for step in caught.value.errors()[0]["loc"]) == named
+
+
+@pytest.mark.parametrize(
+    ("pool", "key", "place"),
+    [
+        ("decoder", "num_replicas", "{name: Decoder, num_replicas: …}"),
+        ("preprocessor", "max_ongoing_requests", "{name: Preprocessor, max_ongoing_requests: …}"),
+        ("router", "max_in_flight", "{name: Router, user_config: {max_in_flight: …}}"),
+        ("encoder", "cache_bytes", "{name: VisionEncoder, user_config: {cache_bytes: …}}"),
+    ],
+)
+def test_a_key_at_its_old_place_is_refused_with_its_new_one(pool: str, key: str, place: str) -> None:
+    """A size or a tunable value among the ``args`` is refused, with the deployment that it belongs to."""
+    with pytest.raises(ValidationError) as caught:
+        PrismConfig.model_validate({pool: {key: 2}})
+    assert f"{key}: it belongs below deployments: {place}" in str(caught.value)
 
 
 def test_tensor_parallel_on_cpu_says_what_it_needs() -> None:
@@ -82,11 +98,13 @@ def test_the_32b_decoders_take_four_gpus_of_one_node() -> None:
 
 def test_what_one_machine_is_asked_for() -> None:
     """On a single machine the 32B file asks for no labelled nodes, and its replicas need ten GPUs in all."""
-    config = ApplicationFile.read(ROOT / "deployments" / "qwen2_5_vl_32b.yaml").config.without_pool_labels()
+    file = ApplicationFile.read(ROOT / "deployments" / "qwen2_5_vl_32b.yaml")
+    [application] = file.for_one_machine(drain_s=1).applications
+    config = PrismConfig.model_validate(application.args)
     assert config.pool_labels == []
     assert not any("label_selector" in pool_options(pool, [])["ray_actor_options"] for pool in config.pools)
     # 2 Routers of 2 CPUs, 16 preprocessors of 1, 2 encoders of 4, and 2 decoders of 5
-    assert resources_of(config) == {"CPU": 4 + 16 + 8 + 10, "GPU": 2 + 2 * 4}
+    assert resources_of(config, file.num_replicas()) == {"CPU": 4 + 16 + 8 + 10, "GPU": 2 + 2 * 4}
 
 
 def test_the_gpus_of_a_decoder_follow_from_its_workers() -> None:

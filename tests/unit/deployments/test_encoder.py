@@ -1,18 +1,20 @@
-"""The encoder's health check."""
+"""The encoder's health check, and its settings that change while it runs."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import ray.serve
+from pydantic import ValidationError
 
 import deployments.encoder
 from cluster.checkpoint import Checkpoint
-from cluster.config import ModelConfig, PrismConfig
+from cluster.config import EncoderUserConfig, ModelConfig, PrismConfig
 from cluster.messages import Picture, Pixels
 from cluster.preprocess import preprocess
 from tests.helpers.pictures import png
@@ -39,15 +41,20 @@ def heap() -> Iterator[None]:
     gc.unfreeze()
 
 
-async def test_a_tower_that_fails_is_found_by_its_health_check(
-    monkeypatch: pytest.MonkeyPatch, batch: list[Pixels]
-) -> None:
-    """After a failed run, Serve's health check encodes the smallest picture and fails as the tower does."""
-    unused = SimpleNamespace(preprocess=SimpleNamespace(is_initialized=True, options=lambda **_: None))
+@pytest.fixture
+def replica(monkeypatch: pytest.MonkeyPatch) -> deployments.encoder.VisionEncoder:
+    """A replica of the encoder pool in this process, without Ray."""
+    unused: Any = SimpleNamespace(preprocess=SimpleNamespace(is_initialized=True, options=lambda **_: None))
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="one"))
     monkeypatch.setattr(ray.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(deployments.encoder, "own_pool", lambda: unused)
-    replica = deployments.encoder.VisionEncoder(PrismConfig(model=MODEL), unused)  # type: ignore[arg-type]
+    return deployments.encoder.VisionEncoder(PrismConfig(model=MODEL), unused)
+
+
+async def test_a_tower_that_fails_is_found_by_its_health_check(
+    monkeypatch: pytest.MonkeyPatch, replica: deployments.encoder.VisionEncoder, batch: list[Pixels]
+) -> None:
+    """After a failed run, Serve's health check encodes the smallest picture and fails as the tower does."""
     await replica.check_health()
     with monkeypatch.context() as patch:
         patch.setattr(replica._queue, "_encode", broken)
@@ -65,6 +72,34 @@ async def test_a_tower_that_fails_is_found_by_its_health_check(
     assert len(runs) == 1
     await replica.check_health()
     assert len(runs) == 2
+
+
+async def test_settings_change_while_it_runs(replica: deployments.encoder.VisionEncoder) -> None:
+    """A new ``user_config`` sets the size of the cache and of a run, and the routers hear of the new size. Values that
+    are left out take their defaults again."""
+    default = replica.record_routing_stats()["max_held"]
+    await replica.reconfigure({"cache_bytes": 2 * EncoderUserConfig().cache_bytes, "batch_patches": 5})
+    assert (replica.record_routing_stats()["max_held"], replica._queue.batch_patches) == (2 * default, 5)
+    await replica.reconfigure({})
+    assert replica.record_routing_stats()["max_held"] == default
+    assert replica._queue.batch_patches == EncoderUserConfig().batch_patches
+
+
+async def test_wrong_settings_fail_a_start_and_are_ignored_later(
+    replica: deployments.encoder.VisionEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A replica does not start with wrong settings. One that serves keeps its own, and its log says why."""
+    wrong = {"batch_patches": 0}
+    with pytest.raises(ValidationError, match="batch_patches"):
+        await replica.reconfigure(wrong)
+    await replica.reconfigure({"batch_patches": 5})
+    logging.getLogger("ray.serve").addHandler(caplog.handler)
+    try:
+        await replica.reconfigure(wrong)
+    finally:
+        logging.getLogger("ray.serve").removeHandler(caplog.handler)
+    assert replica._queue.batch_patches == 5
+    assert "batch_patches" in caplog.text
 
 
 def broken(_: list[Pixels]) -> None:

@@ -163,3 +163,20 @@ async def test_what_does_not_fit_is_made_again(limit: int) -> None:
         await cache.get_or_join("a", lambda: encoder.encode("a"))
     assert encoder.runs == ["a", "a"]
     assert cache.num_bytes == 0
+
+
+async def test_a_smaller_cache_drops_the_oldest_at_once() -> None:
+    """When a cache is made smaller, its least recently used embeddings go at once. A larger one keeps more again."""
+    cache, encoder = EmbeddingCache(3 * ROW), Encoder()
+    encoder.may_go_on.set()
+    for digest in "abc":
+        await cache.get_or_join(digest, lambda digest=digest: encoder.encode(digest))  # type: ignore[misc]
+    cache.find("a")
+    cache.resize(2 * ROW)
+    assert ["b" in cache, "c" in cache, "a" in cache] == [False, True, True]
+    assert cache.num_bytes == 2 * ROW
+    cache.resize(0)
+    assert cache.num_bytes == 0
+    cache.resize(ROW)
+    await cache.get_or_join("d", lambda: encoder.encode("d"))
+    assert "d" in cache

@@ -31,8 +31,14 @@ def written(folder: Path, top: dict[str, Any], application: dict[str, Any]) -> P
         ({}, {"args": {"modle": {}}}, "applications.args.modle"),
         ({"grpc_options": {"port": 9000}}, {}, "grpc_options"),
         ({"http_options": {"port": 8000, "root_path": "/a"}}, {}, "http_options.root_path"),
-        ({}, {"deployments": [{"name": "Decoder", "num_replicas": 2}]}, "applications.deployments"),
-        ({}, {"runtime_env": {"env_vars": {"A": "b"}}}, "applications.runtime_env"),
+        ({}, {"deployments": [{"name": "Decodr"}]}, "applications.deployments.name: there is no Decodr; did you mean"),
+        ({}, {"deployments": [{"name": "Decoder", "user_config": {"cache_bytes": 1}}]}, "user_config.cache_bytes"),
+        ({}, {"deployments": [{"name": "Decoder", "ray_actor_options": {}}]}, "ray_actor_options: Prism sets"),
+        (
+            {},
+            {"deployments": [{"name": "Decoder", "autoscaling_config": {"initial_replicas": 1}}]},
+            "raise min_replicas",
+        ),
         ({}, {"import_path": "other:build"}, "deployments.app:build"),
     ],
 )
@@ -56,3 +62,31 @@ def test_a_file_without_an_application_is_refused(content: str, tmp_path: Path) 
     path.write_text(content)
     with pytest.raises(ValueError, match=r"applications|one application"):
         ApplicationFile.read(path)
+
+
+def test_what_one_machine_gets(tmp_path: Path) -> None:
+    """On one machine no pool asks for labelled nodes, and every deployment drains in the given time unless the file
+    says another one. All else is as in the file."""
+    decoder = {"name": "Decoder", "num_replicas": 3, "graceful_shutdown_timeout_s": 7.0}
+    file = ApplicationFile.read(written(tmp_path, {}, {"deployments": [decoder]}))
+    [application] = file.for_one_machine(drain_s=5).model_dump(exclude_unset=True)["applications"]
+    assert "label" not in str(application["args"])
+    drained = {each["name"]: each["graceful_shutdown_timeout_s"] for each in application["deployments"]}
+    assert drained == {"Router": 5, "Preprocessor": 5, "VisionEncoder": 5, "Decoder": 7}
+    assert application["deployments"][-1]["num_replicas"] == 3
+    assert application["args"]["model"] == file.serve.applications[0].args["model"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_replicas"),
+    [
+        ({}, 1),
+        ({"num_replicas": 3}, 3),
+        ({"autoscaling_config": {"min_replicas": 2, "max_replicas": 4}}, 2),
+        ({"num_replicas": "auto", "autoscaling_config": {"max_replicas": 4}}, 1),
+    ],
+)
+def test_how_many_replicas_start(sizes: dict[str, Any], num_replicas: int, tmp_path: Path) -> None:
+    """A deployment starts with its number of replicas, or with its lower bound if Serve scales it."""
+    file = ApplicationFile.read(written(tmp_path, {}, {"deployments": [{"name": "Decoder", **sizes}]}))
+    assert file.num_replicas() == {"Router": 1, "Preprocessor": 1, "VisionEncoder": 1, "Decoder": num_replicas}

@@ -32,15 +32,19 @@ def problems(folder: Path, change: dict[str, Any]) -> list[str]:
     ("change", "problem"),
     [
         ({"modle": {}}, "modle: there is no such key; did you mean model?"),
-        ({"encoder": {"batch_patchs": 1}}, "encoder.batch_patchs: there is no such key; did you mean batch_patches?"),
+        ({"encoder": {"num_thread": 1}}, "encoder.num_thread: there is no such key; did you mean num_threads?"),
+        (
+            {"encoder": {"batch_patches": 1}},
+            "encoder.batch_patches: it belongs below deployments: {name: VisionEncoder, user_config: {batch_p",
+        ),
         ({"media": {"zzz": 1}}, "media.zzz: there is no such key; there are ca_file, fetch_timeout_s, "),
         (
             {"decoder": {"max_picture_bytes": 1}},
             "decoder.max_picture_bytes: there is no such key here; it belongs below applications.args.media",
         ),
-        ({"router": {"max_in_flight": "many"}}, 'router.max_in_flight: it must be an integer, not "many"'),
-        ({"router": {"max_in_flight": 1.5}}, "router.max_in_flight: it must be an integer, not 1.5"),
-        ({"router": {"max_in_flight": 0}}, "router.max_in_flight: it must be at least 1, not 0"),
+        ({"encoder": {"num_threads": "many"}}, 'encoder.num_threads: it must be an integer, not "many"'),
+        ({"encoder": {"num_threads": 1.5}}, "encoder.num_threads: it must be an integer, not 1.5"),
+        ({"encoder": {"num_threads": 0}}, "encoder.num_threads: it must be at least 1, not 0"),
         ({"router": {"request_timeout_s": 0}}, "router.request_timeout_s: it must be above 0, not 0"),
         ({"decoder": {"gpu_memory_utilization": 2}}, "decoder.gpu_memory_utilization: it must be at most 1, not 2"),
         ({"encoder": {"device": "tpu"}}, "encoder.device: it must be 'cpu' or 'cuda', not \"tpu\""),
@@ -65,11 +69,11 @@ def test_a_problem_names_the_key_and_what_would_be_right(change: dict[str, Any],
 
 def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
     """Every wrong value of a file is in the error, each once."""
-    said = problems(tmp_path, {"router": {"max_in_flight": 0}, "encoder": {"num_threads": -1, "cache_bytes": -1}})
+    said = problems(tmp_path, {"router": {"request_timeout_s": 0}, "encoder": {"num_threads": -1, "device": "a"}})
     assert sorted(problem.partition(":")[0] for problem in said) == [
-        "encoder.cache_bytes",
+        "encoder.device",
         "encoder.num_threads",
-        "router.max_in_flight",
+        "router.request_timeout_s",
     ]
 
 

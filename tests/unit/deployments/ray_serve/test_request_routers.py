@@ -62,7 +62,7 @@ class Replica:
 
     @property
     def replica_metadata(self) -> dict[str, Any]:
-        return description(ProcessorSettings(), 1_000_000)
+        return description(ProcessorSettings())
 
     async def get_queue_len(self, *, deadline_s: float) -> int:  # noqa: ARG002
         self.probed.set()
@@ -196,10 +196,10 @@ async def test_reports_of_others_work_count() -> None:
     new, newer = [digest for digest in map(str, range(20)) if rendezvous(digest, ["a", "b"])[0] == "a"][:2]
     home, other = Replica("a"), Replica("b")
     router = await encoders(home, other)
-    home.routing_stats = {"patches": 5_000}
+    home.routing_stats = {"patches": 5_000, "max_held": 1_000_000}
     router.update_replicas(cast("list[RunningReplica]", [home, other]))
     assert await chosen(router, new) == ["b"]
-    home.routing_stats = {"patches": 0}
+    home.routing_stats = {"patches": 0, "max_held": 1_000_000}
     router.update_replicas(cast("list[RunningReplica]", [home, other]))
     assert await chosen(router, newer) == ["a"]
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from cluster.config import PrismConfig
+from deployments.app import resources_of
+from deployments.local.app_file import ApplicationFile
 from loadtest.bench.__main__ import DEMO
 from loadtest.bench.__main__ import main as bench
 from loadtest.bench.binding import bind
 from loadtest.bench.systems import Setup, prism_changes
 from loadtest.bench.workloads import SCENARIOS
-from loadtest.servers import free_port, process
+from loadtest.servers import APP, changed_app, free_port, process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 def test_prism_accepts_what_the_bench_changes() -> None:
     """Every set-up changes only keys that exist, and its reservations fit two cores."""
     for setup in {scenario.setup for scenario in SCENARIOS} | {Setup("all", "demo", (0, 1), 0, 2)}:
-        config = PrismConfig.model_validate(prism_changes(setup, DEMO))
-        assert sum(pool.num_replicas * pool.resources.num_cpus for pool in config.pools) <= 2
-        assert config.decoder.num_replicas == setup.num_engines
+        file = ApplicationFile.parse(APP, changed_app(prism_changes(setup, DEMO)))
+        assert resources_of(file.config, file.num_replicas())["CPU"] <= 2
+        assert file.num_replicas()["Decoder"] == setup.num_engines
 
 
 UNTITLED = "python -c from multiprocessing.spawn import spawn_main"
