@@ -1,1 +1,1 @@
-"""Tests of one running cluster with two encoders and two decoders, whose processes record Prism's calls."""
+"""Tests of one running cluster with several replicas of each pool, whose processes record Prism's calls."""

@@ -1,4 +1,4 @@
-"""One cluster with two encoders and two decoders for all tests of this package."""
+"""One cluster with two Routers, three encoders and two decoders for all tests of this package."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+NUM_ROUTERS = 2
+NUM_ENCODERS = 3
+
 
 @pytest.fixture(scope="package")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -23,9 +26,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def launched(records: Path) -> Iterator[Launched]:
-    """A running ``prism serve`` with two encoders and two decoders."""
+    """A running ``prism serve`` with two Routers, three encoders and two decoders."""
     changes = {
-        "VisionEncoder": {"num_replicas": 2, "max_ongoing_requests": 8},
+        "Router": {"num_replicas": NUM_ROUTERS},
+        "VisionEncoder": {"num_replicas": NUM_ENCODERS, "max_ongoing_requests": 8},
         "Decoder": {"num_replicas": 2},
     }
     with recording(records), launched_with(changes) as running:
@@ -34,6 +38,6 @@ def launched(records: Path) -> Iterator[Launched]:
 
 @pytest.fixture(scope="package")
 async def client(launched: Launched) -> AsyncIterator[httpx.AsyncClient]:
-    """An HTTP client of the cluster with two encoders and two decoders."""
+    """An HTTP client of the cluster with several of each."""
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         yield client

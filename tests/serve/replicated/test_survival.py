@@ -1,4 +1,4 @@
-"""Requests survive the death of an engine or an encoder, if the pool has another."""
+"""Requests survive the death of an engine, an encoder or a Router, if the pool has another."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from tests.helpers.ask import chat, image, random_png, text
 from tests.helpers.launching import engine_of, is_running, replicas
 from tests.helpers.recorder import calls_between
+from tests.serve.replicated.conftest import NUM_ENCODERS, NUM_ROUTERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import httpx
     import psutil
 
     from tests.helpers.launching import Launched
@@ -40,9 +42,9 @@ async def statuses_around_a_death(
 
 
 async def test_an_encoder_that_dies_fails_no_request(launched: Launched, client: httpx.AsyncClient) -> None:
-    """While requests come at 10/s, one of two encoders is killed. Every request is answered, whether its picture is new
+    """While requests come at 10/s, one of the encoders is killed. Every request is answered, whether its picture is new
     or one that the dead encoder may have kept."""
-    victim, _ = replicas(launched.root, "VisionEncoder", at_least=2)
+    victim, *_ = replicas(launched.root, "VisionEncoder", at_least=NUM_ENCODERS)
 
     def body(number: int) -> dict[str, Any]:
         is_new = number < NUM_BEFORE or number % 2
@@ -56,8 +58,8 @@ async def test_an_encoder_that_dies_fails_no_request(launched: Launched, client:
 async def test_an_engine_that_dies_fails_no_request(
     launched: Launched, client: httpx.AsyncClient, records: Path
 ) -> None:
-    """While requests come at 20/s, one of two engines is killed. Every request is answered, and the dead engine gets
-    none after the first one that it failed."""
+    """While requests come at 20/s, one of two engines is killed. Every request is answered, and no Router sends the
+    dead engine another request after the first one that it failed."""
     await is_running(client, "Decoder", 2)
     victim, _ = replicas(launched.root, "Decoder", at_least=2)
     start_s = time.monotonic()
@@ -66,8 +68,32 @@ async def test_an_engine_that_dies_fails_no_request(
     )
     assert statuses == [200] * (NUM_BEFORE + NUM_AFTER)
     calls = calls_between(records, start_s, time.monotonic())
-    retried_s = [call.at_s for call in calls if call.function == "Attempts.can_retry"]
-    assert retried_s
+    known_s: dict[int, float] = {}  # when each Router saw its first failure
+    for call in calls:
+        if call.function == "Attempts.can_retry":
+            known_s.setdefault(call.pid, call.at_s)
+    assert known_s
     served = [call for call in calls if call.function == "Decoder.generate"]
-    assert not [call for call in served if call.pid == victim.pid and call.at_s > retried_s[0] + SENT_BEFORE_S]
+    after = [call for call in served if call.pid == victim.pid and call.at_s > min(known_s.values()) + SENT_BEFORE_S]
+    assert len(after) < NUM_ROUTERS
+    assert not [call for call in after if call.at_s > max(known_s.values()) + SENT_BEFORE_S]
     assert [call for call in served if call.pid == victim.pid]
+
+
+async def test_a_router_that_dies_loses_no_request_but_its_own(launched: Launched, client: httpx.AsyncClient) -> None:
+    """While requests come at 20/s, one of two Routers is killed. Every request that was not in flight then is
+    answered."""
+    await is_running(client, "Router", NUM_ROUTERS)
+    victim, _ = replicas(launched.root, "Router", at_least=NUM_ROUTERS)
+    answers: list[asyncio.Future[httpx.Response]] = []
+    in_flight: set[int] = set()
+    for number in range(NUM_BEFORE + NUM_AFTER):
+        if number == NUM_BEFORE:
+            victim.kill()
+            in_flight = {sent for sent, answer in enumerate(answers) if not answer.done()}
+        body = chat([text(f"{number} is it?")], max_tokens=2)
+        answers.append(asyncio.ensure_future(client.post("/v1/chat/completions", json=body)))
+        await asyncio.sleep(1 / RATE_PER_S)
+    done = await asyncio.gather(*answers, return_exceptions=True)
+    lost = {sent for sent, one in enumerate(done) if not (isinstance(one, httpx.Response) and one.is_success)}
+    assert lost <= in_flight
