@@ -1,6 +1,7 @@
 """Prism on one machine: the ``prism`` command, and what it needs to start and end a cluster.
 
-cli.py               the ``prism`` command: ``serve``, ``check``, ``ask``, ``status``
+cli.py               the ``prism`` command: ``serve``, ``check``, ``ask``, ``status``, ``schedule``
+schedule.py          the command ``prism schedule``
 launch.py            starts Ray and the application, and ends both
 processes.py         the processes of a cluster: adopted, looked after and ended
 app_file.py          reads and checks application files
