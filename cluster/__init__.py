@@ -28,7 +28,7 @@ What the pools share or need besides the stages:
 
     admission.py      how many requests and bytes one Router takes on at a time
     routing/          which replica of a pool takes a call
-    scaling/          the load that a cluster's sizes are chosen for
+    scaling/          how many replicas each pool should have, and the loads to try that on
     embeddings/       what a process keeps of embeddings, and which replica makes one that several were asked for
     priority.py       the niceness of processes and threads that share CPU cores
     shared_memory.py  removes the shared memory that killed processes leave

@@ -1,4 +1,7 @@
-"""How many replicas each pool should have. So far it holds the load that such a decision is tried on. Pure Python.
+"""How many replicas each pool should have, and the loads that such a decision is tried on. Pure Python.
+
+policy.py     decides for all pools together; nothing calls it yet
+rates.py      what counters say: how much work arrives, and how fast a replica does it
 
 schedule.py   what arrives when: a file of arrivals, and how it is read and written
 arrivals.py   random times of arrivals for a rate that changes

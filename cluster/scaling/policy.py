@@ -1,0 +1,274 @@
+"""Decides how many replicas each pool should have, for all pools together.
+
+In: counters of all pools, from time to time. Out: a target and a reason for each pool. The policy reads no clock and
+sends nothing, so the live cluster and a simulation can use the same one.
+
+How it decides, for one pool:
+
+- **Work.** The demand, in work per second, over the velocity of one busy replica is the load: the number of replicas
+  that would be busy all the time. The pool wants the load and a reserve of ``RESERVE`` times its square root, because
+  a larger pool needs less reserve in proportion. It wants more if the work that waits would otherwise not be done in
+  the time that a start takes.
+- **Up, at once.** A pool that wants more gets it in one step. Work that waits counts only in the pool where it waits
+  longest, since the pools behind it wait for that one. Replicas that are starting count as if they worked, and while
+  they start only a larger demand raises the target again. If they do not start in time, there is no room for them, and
+  the policy stops asking.
+- **Down, slowly.** The target follows the highest wish of a whole window, and only when it lies below the dead band. A
+  start is never cancelled. Pools whose replicas are costly to stop give up one at a time.
+- **In doubt, nothing.** If a running replica's counters are missing, old or impossible, the pool keeps its target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+from cluster.scaling.rates import Demand, Offered, Served, Velocity, is_sound
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Reason = Literal[
+    "bounds", "no data", "unknown speed", "demand", "backlog", "room", "starting", "capacity", "window", "enough"
+]
+"""Why a pool has its target: see ``Decision``."""
+
+RESERVE: Final = 0.7
+"""Replicas in reserve, as a multiple of the square root of the load."""
+MAX_FULLNESS: Final = 0.8
+"""The share of the pool's room, such as KV caches, that may be used."""
+DEAD_BAND: Final = 0.1
+"""A wish that is lower than the target by less than this share changes nothing."""
+MIN_WINDOW_S: Final = 300.0
+LEADS_PER_WINDOW: Final = 3.0
+"""The window for going down, in seconds and in lead times; the longer one counts."""
+MAX_AGE_S: Final = 10.0
+"""Counters older than this count as missing."""
+PATIENCE: Final = 2.0
+"""Lead times after which a start that has not succeeded counts as one for which there is no room."""
+MAX_LEAD_S: Final = 1200.0
+"""The longest lead time that is learnt. A replica that takes longer has waited for room."""
+MAX_WISH: Final = 100_000
+"""The most replicas that a pool may want, whatever its counters say."""
+MAX_GAP_S: Final = 30.0
+"""After a longer time without counters, the window for going down begins anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTraits:
+    """What the policy knows about a pool beforehand.
+
+    Args:
+        lead_s: How long a replica takes to start, in seconds, until the policy has seen a start.
+        wait_budget_s: How long work may wait in this pool, in seconds: its share of the time to the first token. Work
+            that waits is to be done in this time, or in the time that a start takes if that is longer.
+        is_costly_to_stop: Whether replicas go one at a time, because each takes a cache with it.
+    """
+
+    lead_s: float
+    wait_budget_s: float
+    is_costly_to_stop: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReading:
+    """One pool as it is now.
+
+    Args:
+        running: The names of its running replicas.
+        target: The number of replicas that it should have, by the last decision.
+        min_replicas: The fewest replicas that it may have.
+        max_replicas: The most replicas that it may have.
+        sources: The names of the running processes that count the work which arrives for this pool.
+        offered: What they have counted, by their names.
+        served: The counters of each replica, by its name.
+        num_queued: The calls that wait for a replica with room. They wake a pool that has no replica.
+    """
+
+    running: frozenset[str]
+    target: int
+    min_replicas: int
+    max_replicas: int
+    sources: frozenset[str]
+    offered: Mapping[str, Offered]
+    served: Mapping[str, Served]
+    num_queued: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The number of replicas that a pool should have, and why.
+
+    Args:
+        target: The number of replicas.
+        wanted: The replicas that the pool would like to have now; None without data.
+        reason: ``demand``, ``backlog`` or ``room``: what the pool wants them for, if the target changes or is met.
+            ``starting``: more are on their way. ``capacity``: they do not start, so there is no room. ``window``: fewer
+            would do now, but not all through the window. ``enough``: the wish lies within the dead band. ``bounds``:
+            the wish lies outside the bounds. ``no data``, ``unknown speed``: nothing is known, so nothing changes.
+    """
+
+    target: int
+    wanted: int | None
+    reason: Reason
+
+
+@dataclass(slots=True)
+class _Pool:
+    """What the policy remembers of a pool."""
+
+    traits: PoolTraits
+    lead_s: float
+    demand: Demand = field(default_factory=Demand)
+    velocity: Velocity = field(default_factory=Velocity)
+    wishes: deque[tuple[float, int]] = field(default_factory=deque)
+    starting_since_s: float | None = None
+    last_down_s: float = -math.inf
+    known_since_s: float = math.inf
+    last_known_s: float = -math.inf
+
+    @property
+    def window_s(self) -> float:
+        return max(MIN_WINDOW_S, LEADS_PER_WINDOW * self.lead_s)
+
+
+class JointPolicy:
+    """The policy for all pools of one application.
+
+    A new policy knows nothing of the time before, so no pool shrinks before its window has passed.
+
+    Args:
+        traits: The pools by their names.
+    """
+
+    def __init__(self, traits: Mapping[str, PoolTraits]) -> None:
+        self._pools: Final = {name: _Pool(traits=one, lead_s=one.lead_s) for name, one in traits.items()}
+        self._now_s = -math.inf
+
+    def decide(self, readings: Mapping[str, PoolReading], now_s: float) -> dict[str, Decision]:
+        """Decides for every pool that has a reading.
+
+        Args:
+            readings: The pools as they are now, by name.
+            now_s: The time in seconds, on the clock of the readings. It is taken as the last time if it goes back.
+        """
+        now_s = self._now_s = max(now_s, self._now_s) if math.isfinite(now_s) else self._now_s
+        known = {name: reading for name, reading in readings.items() if name in self._pools}
+        backlogs_s = {name: self._take(self._pools[name], reading, now_s) for name, reading in known.items()}
+        longest = max(
+            (name for name, wait_s in backlogs_s.items() if wait_s), key=lambda n: backlogs_s[n] or 0, default=""
+        )
+        return {
+            name: self._decide(self._pools[name], reading, backlogs_s[name], now_s, counts_backlog=name == longest)
+            for name, reading in known.items()
+        }
+
+    def _take(self, pool: _Pool, reading: PoolReading, now_s: float) -> float | None:
+        """Notes a pool's counters.
+
+        Returns:
+            The seconds that the waiting work takes the running replicas; None if counters are missing.
+        """
+        self._note_start(pool, reading, now_s)
+        offered = {name: one for name, one in reading.offered.items() if is_sound(one, now_s, MAX_AGE_S)}
+        served = {name: one for name, one in reading.served.items() if is_sound(one, now_s, MAX_AGE_S)}
+        pool.velocity.note(served)
+        has_sources = bool(reading.sources) or not reading.running
+        if not has_sources or not reading.sources <= offered.keys() or not reading.running <= served.keys():
+            return None
+        if now_s - pool.last_known_s > MAX_GAP_S:
+            pool.known_since_s = now_s
+            pool.wishes.clear()
+        pool.last_known_s = now_s
+        pool.demand.note(offered, now_s)
+        velocity, waiting = pool.velocity.per_busy_s, sum(served[name].waiting for name in reading.running)
+        return waiting / (velocity * len(reading.running)) if velocity and reading.running else 0.0
+
+    def _note_start(self, pool: _Pool, reading: PoolReading, now_s: float) -> None:
+        """Learns how long a start takes, from the time at which replicas were missing until none is."""
+        if len(reading.running) < reading.target:
+            if pool.starting_since_s is None:
+                pool.starting_since_s = now_s
+        elif pool.starting_since_s is not None:
+            took_s = min(now_s - pool.starting_since_s, PATIENCE * pool.lead_s)
+            pool.lead_s = min(MAX_LEAD_S, (pool.lead_s + took_s) / 2)
+            pool.starting_since_s = None
+
+    def _decide(
+        self, pool: _Pool, reading: PoolReading, backlog_s: float | None, now_s: float, *, counts_backlog: bool
+    ) -> Decision:
+        high = max(reading.min_replicas, reading.max_replicas, 0)
+        low = max(0, min(reading.min_replicas, high))
+        held = min(max(reading.target, low), high)
+        if backlog_s is None:
+            return Decision(held, None, "no data")
+        # Replicas that are starting will take on the work that waits.
+        counts_backlog = counts_backlog and pool.starting_since_s is None
+        wish = self._wish(pool, reading, held, backlog_s, counts_backlog=counts_backlog)
+        if wish is None:
+            return Decision(held, None, "unknown speed")
+        wanted, reason = wish
+        within = min(max(wanted, low), high)
+        pool.wishes.append((now_s, within))
+        while pool.wishes[0][0] < now_s - pool.window_s:
+            pool.wishes.popleft()
+        if held != reading.target:
+            return Decision(held, wanted, "bounds")
+        if within > held:
+            return self._up(pool, held, within, wanted, reason, now_s)
+        return self._down(pool, reading, held, within, wanted, reason, now_s)
+
+    def _wish(
+        self, pool: _Pool, reading: PoolReading, held: int, backlog_s: float, *, counts_backlog: bool
+    ) -> tuple[int, Reason] | None:
+        """The replicas that a pool wants, and what for; None if its velocity is not known yet."""
+        demand, velocity = pool.demand.per_s(pool.lead_s), pool.velocity.per_busy_s
+        if not reading.running and reading.num_queued > 0:
+            return max(1, held), "demand"
+        if velocity is None:
+            return None if reading.running else (1 if demand else 0, "demand")
+        load = demand / velocity
+        wanted, reason = _whole(load + RESERVE * math.sqrt(load)), "demand"
+        # New replicas help after their start, so the waiting work is to be done within such a time.
+        clear_s = max(pool.traits.wait_budget_s, pool.lead_s)
+        for_backlog = _whole(load + len(reading.running) * backlog_s / clear_s)
+        if counts_backlog and for_backlog > wanted:
+            wanted, reason = for_backlog, "backlog"
+        in_use = sum(min(1.0, reading.served[name].fullness) for name in reading.running)
+        if (for_room := _whole(in_use / MAX_FULLNESS)) > wanted:
+            wanted, reason = for_room, "room"
+        return wanted, reason  # type: ignore[return-value]
+
+    def _up(self, pool: _Pool, held: int, within: int, wanted: int, reason: Reason, now_s: float) -> Decision:
+        if (since_s := pool.starting_since_s) is not None:
+            if now_s - since_s > PATIENCE * pool.lead_s:
+                return Decision(held, wanted, "capacity")
+            if within <= held * (1 + DEAD_BAND):
+                return Decision(held, wanted, "starting")
+        return Decision(within, wanted, reason if within == wanted else "bounds")
+
+    def _down(
+        self, pool: _Pool, reading: PoolReading, held: int, within: int, wanted: int, reason: Reason, now_s: float
+    ) -> Decision:
+        highest = max(wish for _, wish in pool.wishes)
+        if (since_s := pool.starting_since_s) is not None:
+            return Decision(held, wanted, "capacity" if now_s - since_s > PATIENCE * pool.lead_s else "starting")
+        if within == held:
+            return Decision(held, wanted, reason if within == wanted else "bounds")
+        if now_s - pool.known_since_s < pool.window_s or highest >= held:
+            return Decision(held, wanted, "window")
+        if highest > held * (1 - DEAD_BAND) and highest > reading.min_replicas:
+            return Decision(held, wanted, "enough")
+        if pool.traits.is_costly_to_stop:
+            if now_s - pool.last_down_s < pool.lead_s:
+                return Decision(held, wanted, "window")
+            highest = held - 1
+        pool.last_down_s = now_s
+        return Decision(highest, wanted, reason)
+
+
+def _whole(num_replicas: float) -> int:
+    """The next whole number of replicas, within bounds."""
+    return math.ceil(min(num_replicas, MAX_WISH))

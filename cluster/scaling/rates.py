@@ -1,0 +1,153 @@
+"""What a pool's own counters say: how much work arrives, and how fast one replica does it.
+
+All figures come from counters that only grow, read from time to time. A counter that went back belongs to a process
+that has restarted; it then counts from its new value. A figure that is no finite number, or is negative, counts as
+missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FAST_S: Final = 10.0
+SLOW_S: Final = 180.0
+"""The demand is the larger of its means over these times, so that a spike is seen soon and a pause is not believed."""
+CLEAR_GROWTH: Final = 1.25
+"""Growth by this factor within ``FAST_S`` is taken for a trend, and a trend is continued by this factor at most."""
+VELOCITY_MEMORY_S: Final = 60.0
+"""Busy seconds after which a measured velocity counts for 1 - 1/e of what is remembered."""
+
+MAX_FIGURE: Final = 1e18
+"""No counter can be larger. A larger one is a defect and would not add up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """The work for a pool that one process has seen arrive since it started. ``at_s`` is the time of the reading."""
+
+    at_s: float
+    work: float
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What one replica of a pool has done since it started.
+
+    Args:
+        at_s: The time of the reading.
+        work: The work that is done, in the pool's unit: patches, tokens, pixels or requests.
+        busy_s: The seconds in which the replica itself worked. Time in which it waited for another pool is no part.
+        waiting: The work that waits here now.
+        fullness: The share of the replica's room that is used, from 0 to 1, such as a decoder's KV cache.
+    """
+
+    at_s: float
+    work: float
+    busy_s: float
+    waiting: float = 0.0
+    fullness: float = 0.0
+
+
+def is_sound(reading: Offered | Served, now_s: float, max_age_s: float) -> bool:
+    """Whether every figure of a reading is a possible number, and the reading is recent."""
+    figures = (
+        (reading.work,)
+        if isinstance(reading, Offered)
+        else (reading.work, reading.busy_s, reading.waiting, reading.fullness)
+    )
+    return (
+        all(0 <= figure <= MAX_FIGURE for figure in figures)  # false for what is no number
+        and math.isfinite(reading.at_s)
+        and now_s - max_age_s <= reading.at_s <= now_s + max_age_s
+    )
+
+
+class Demand:
+    """The rate at which work arrives, over all processes that count it."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+        self._total = 0.0
+        self._history: Final[deque[tuple[float, float]]] = deque()
+
+    def note(self, offered: Mapping[str, Offered], now_s: float) -> None:
+        """Takes new readings, by the name of the process."""
+        for name, reading in offered.items():
+            before = self._last.get(name)
+            if before is not None:
+                self._total += reading.work - before if reading.work >= before else reading.work
+            self._last[name] = reading.work
+        for name in self._last.keys() - offered.keys():
+            del self._last[name]
+        self._history.append((now_s, self._total))
+        while len(self._history) > 2 and self._history[1][0] <= now_s - SLOW_S:
+            self._history.popleft()
+
+    def per_s(self, lead_s: float) -> float:
+        """The demand in work per second: the largest of a fast mean, a slow mean, and the fast mean as it will be.
+
+        Args:
+            lead_s: The seconds that a replica takes to start. If the fast mean clearly grows, its growth is continued
+                for so long, at most a little beyond the demand of the last seconds. Noise is no growth.
+        """
+        now_s, first_s = (self._history[-1][0], self._history[0][0]) if self._history else (0.0, 0.0)
+        fast, before = self._mean(now_s - FAST_S, now_s), self._mean(now_s - 2 * FAST_S, now_s - FAST_S)
+        demand = max(fast, self._mean(now_s - SLOW_S, now_s))
+        if now_s - first_s < 2 * FAST_S or fast < CLEAR_GROWTH * before:
+            return demand
+        latest = max(fast, self._mean(now_s - FAST_S / 2, now_s))
+        return max(demand, min(CLEAR_GROWTH * latest, fast + (fast - before) / FAST_S * lead_s))
+
+    def _mean(self, first_s: float, last_s: float) -> float:
+        """Work per second between two times. Time before the first reading does not count."""
+        if not self._history:
+            return 0.0
+        first_s = max(first_s, self._history[0][0])
+        return max(0.0, self._at(last_s) - self._at(first_s)) / (last_s - first_s) if last_s > first_s else 0.0
+
+    def _at(self, time_s: float) -> float:
+        """The total at a time, between readings on a straight line."""
+        before = self._history[0]
+        if time_s <= before[0]:
+            return before[1]
+        for start, end in itertools.pairwise(self._history):
+            if time_s <= end[0]:
+                return start[1] + (end[1] - start[1]) * (time_s - start[0]) / (end[0] - start[0])
+        return self._history[-1][1]
+
+
+class Velocity:
+    """The work that one busy replica does per second, learnt from all replicas of a pool.
+
+    Work is divided by busy time and not by time, so the velocity is right at a low load as well.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, Served] = {}
+        self._work = 0.0
+        self._busy_s = 0.0
+
+    def note(self, served: Mapping[str, Served]) -> None:
+        """Takes new readings, by the name of the replica."""
+        for name, reading in served.items():
+            before = self._last.get(name)
+            if before is not None and reading.work >= before.work and reading.busy_s > before.busy_s:
+                busy_s = reading.busy_s - before.busy_s
+                kept = math.exp(-busy_s / VELOCITY_MEMORY_S)
+                self._work = kept * self._work + reading.work - before.work
+                self._busy_s = kept * self._busy_s + busy_s
+            self._last[name] = reading
+        for name in self._last.keys() - served.keys():
+            del self._last[name]
+
+    @property
+    def per_busy_s(self) -> float | None:
+        """Work per busy second; None as long as no work has been seen."""
+        return self._work / self._busy_s if self._work > 0 and self._busy_s > 0 else None
