@@ -29,7 +29,7 @@ Dtype = Literal["float32", "bfloat16"]
 class Frozen(BaseModel):
     """A model that cannot be changed and that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Frozen):
@@ -96,7 +96,7 @@ class PoolConfig(Frozen):
 
     @classmethod
     def new_place(cls, key: str) -> str | None:
-        """Says where a key that used to be one of this pool's belongs now; None for a key that never was one."""
+        """The new place of a key that this pool once had, in words; None for any other key."""
         if key in SIZES:
             return f"it belongs below deployments: {{name: {cls.deployment}, {key}: …}}"
         if key in USER_CONFIGS.get(cls.deployment, Frozen).model_fields:
@@ -115,11 +115,6 @@ class PoolConfig(Frozen):
     def num_gpus(self) -> float:
         """The GPUs that Ray reserves for one replica, all on one node."""
         return self.resources.num_gpus
-
-    def without_label(self) -> Self:
-        """The same pool without preferences about nodes."""
-        anywhere = {"pool_label": None, "pool_label_required": False}
-        return self.model_copy(update={"resources": self.resources.model_copy(update=anywhere)})
 
 
 class RouterConfig(PoolConfig):
@@ -174,7 +169,7 @@ class DecoderConfig(PoolConfig):
 
     deployment: ClassVar[str] = "Decoder"
 
-    tensor_parallel_size: int = Field(default=1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     """Workers that share the weights of one engine; on GPUs, one GPU for each."""
     device: Literal["cpu", "cuda"] = "cpu"
     """The kind of device that runs the language model."""
@@ -266,10 +261,6 @@ class PrismConfig(Frozen):
     def pool_labels(self) -> list[str]:
         """The Ray labels of all pools, sorted and without duplicates."""
         return sorted({pool.resources.pool_label for pool in self.pools if pool.resources.pool_label is not None})
-
-    def without_pool_labels(self) -> Self:
-        """The same configuration without preferences about nodes."""
-        return self.model_copy(update={name: getattr(self, name).without_label() for name in POOLS})
 
 
 class RouterUserConfig(Frozen):

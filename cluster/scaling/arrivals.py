@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     """Draws a gap between two arrivals, with the mean 1."""
 
 MIN_CV: Final = 0.01
+NUM_BEFORE: Final = 100
+"""Arrivals that are imagined before the first one. After so many gaps the start is in no special place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,9 @@ def times(spans: Iterable[tuple[Span, Gap]], draw: random.Random) -> Iterator[fl
     start_s, to_next = 0.0, None
     for span, gap in spans:
         if to_next is None:
-            to_next = gap(draw) * draw.random()  # the start falls somewhere into a gap
+            to_next = -NUM_BEFORE - draw.random()  # arrivals have come for a while, so the start falls into some gap
+            while to_next < 0:
+                to_next += gap(draw)
         position, end = to_next, span.num_expected
         while position < end:
             yield start_s + span.time_of(position)

@@ -7,15 +7,17 @@ How it decides, for one pool:
 
 - **Work.** The demand, in work per second, over the velocity of one busy replica is the load: the number of replicas
   that would be busy all the time. The pool wants the load and a reserve of ``RESERVE`` times its square root, because
-  a larger pool needs less reserve in proportion. It wants more if the work that waits would otherwise not be done in
-  the time that a start takes.
+  a larger pool needs less reserve in proportion. It wants more if the waiting work would otherwise take longer than a
+  start and longer than ``wait_budget_s``, or if the room of its replicas, such as KV caches, is nearly full.
 - **Up, at once.** A pool that wants more gets it in one step. Work that waits counts only in the pool where it waits
   longest, since the pools behind it wait for that one. Replicas that are starting count as if they worked, and while
   they start only a larger demand raises the target again. If they do not start in time, there is no room for them, and
   the policy stops asking.
-- **Down, slowly.** The target follows the highest wish of a whole window, and only when it lies below the dead band. A
-  start is never cancelled. Pools whose replicas are costly to stop give up one at a time.
-- **In doubt, nothing.** If a running replica's counters are missing, old or impossible, the pool keeps its target.
+- **Down, slowly.** The target follows the highest wish of a whole window, and only when it lies below the dead band.
+  No start is cancelled before it has taken a whole window. Pools whose replicas are costly to stop give up one at a
+  time.
+- **No data, no change.** If counters of a running replica or of a source are missing, old or impossible, the target
+  stays, within its bounds.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ MAX_LEAD_S: Final = 1200.0
 MAX_WISH: Final = 100_000
 """The most replicas that a pool may want, whatever its counters say."""
 MAX_GAP_S: Final = 30.0
-"""After a longer time without counters, the window for going down begins anew."""
+"""After a longer time without counters, the window for going down starts again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +105,12 @@ class Decision:
 
     Args:
         target: The number of replicas.
-        wanted: The replicas that the pool would like to have now; None without data.
+        wanted: The replicas that the pool would like to have now; None for ``no data`` and ``unknown speed``.
         reason: ``demand``, ``backlog`` or ``room``: what the pool wants them for, if the target changes or is met.
             ``starting``: more are on their way. ``capacity``: they do not start, so there is no room. ``window``: fewer
-            would do now, but not all through the window. ``enough``: the wish lies within the dead band. ``bounds``:
-            the wish lies outside the bounds. ``no data``, ``unknown speed``: nothing is known, so nothing changes.
+            would do now, but not all through the window, or a costly replica has just gone. ``enough``: the wish lies
+            within the dead band. ``bounds``: the wish or the last target lies outside the bounds. ``no data``,
+            ``unknown speed``: nothing is known, so nothing changes but what the bounds demand.
     """
 
     target: int
@@ -152,7 +155,8 @@ class JointPolicy:
 
         Args:
             readings: The pools as they are now, by name.
-            now_s: The time in seconds, on the clock of the readings. It is taken as the last time if it goes back.
+            now_s: The time in seconds, on the clock of the readings. If it is earlier than that of the last call, or no
+                finite number, the time of the last call is taken.
         """
         now_s = self._now_s = max(now_s, self._now_s) if math.isfinite(now_s) else self._now_s
         known = {name: reading for name, reading in readings.items() if name in self._pools}
@@ -169,7 +173,8 @@ class JointPolicy:
         """Notes a pool's counters.
 
         Returns:
-            The seconds that the waiting work takes the running replicas; None if counters are missing.
+            The seconds in which the running replicas would finish the waiting work; 0 if there are none or their
+            velocity is unknown, None if counters are missing.
         """
         self._note_start(pool, reading, now_s)
         offered = {name: one for name, one in reading.offered.items() if is_sound(one, now_s, MAX_AGE_S)}
@@ -187,7 +192,8 @@ class JointPolicy:
         return waiting / (velocity * len(reading.running)) if velocity and reading.running else 0.0
 
     def _note_start(self, pool: _Pool, reading: PoolReading, now_s: float) -> None:
-        """Learns how long a start takes, from the time at which replicas were missing until none is."""
+        """Learns how long a start takes: from the first moment with fewer running replicas than the target until the
+        target is reached."""
         if len(reading.running) < reading.target:
             if pool.starting_since_s is None:
                 pool.starting_since_s = now_s
@@ -253,7 +259,7 @@ class JointPolicy:
         self, pool: _Pool, reading: PoolReading, held: int, within: int, wanted: int, reason: Reason, now_s: float
     ) -> Decision:
         highest = max(wish for _, wish in pool.wishes)
-        if (since_s := pool.starting_since_s) is not None:
+        if (since_s := pool.starting_since_s) is not None and (now_s - since_s < pool.window_s or highest >= held):
             return Decision(held, wanted, "capacity" if now_s - since_s > PATIENCE * pool.lead_s else "starting")
         if within == held:
             return Decision(held, wanted, reason if within == wanted else "bounds")
@@ -265,7 +271,7 @@ class JointPolicy:
             if now_s - pool.last_down_s < pool.lead_s:
                 return Decision(held, wanted, "window")
             highest = held - 1
-        pool.last_down_s = now_s
+        pool.last_down_s, pool.starting_since_s = now_s, None
         return Decision(highest, wanted, reason)
 
 

@@ -1,8 +1,8 @@
 """What a pool's own counters say: how much work arrives, and how fast one replica does it.
 
 All figures come from counters that only grow, read from time to time. A counter that went back belongs to a process
-that has restarted; it then counts from its new value. A figure that is no finite number, or is negative, counts as
-missing.
+that has restarted. The demand then counts its whole new value; the velocity leaves that pair of readings out. A figure
+that is no finite number, or is negative, counts as missing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 FAST_S: Final = 10.0
 SLOW_S: Final = 180.0
-"""The demand is the larger of its means over these times, so that a spike is seen soon and a pause is not believed."""
+"""The demand is at least the larger of its means over these times. A spike is seen soon, a pause is not believed."""
 CLEAR_GROWTH: Final = 1.25
 """Growth by this factor within ``FAST_S`` is taken for a trend, and a trend is continued by this factor at most."""
 VELOCITY_MEMORY_S: Final = 60.0
-"""Busy seconds after which a measured velocity counts for 1 - 1/e of what is remembered."""
+"""After this many busy seconds, new measurements make up 63 % of the average."""
 
 MAX_FIGURE: Final = 1e18
 """No counter can be larger. A larger one is a defect and would not add up."""
@@ -43,7 +43,7 @@ class Served:
     Args:
         at_s: The time of the reading.
         work: The work that is done, in the pool's unit: patches, tokens, pixels or requests.
-        busy_s: The seconds in which the replica itself worked. Time in which it waited for another pool is no part.
+        busy_s: The seconds in which the replica itself worked. Time spent waiting for another pool is not included.
         waiting: The work that waits here now.
         fullness: The share of the replica's room that is used, from 0 to 1, such as a decoder's KV cache.
     """

@@ -1,7 +1,7 @@
 """A schedule: which requests arrive when, and how large they are, as a file of JSON lines.
 
-The first line describes the schedule, and each further line is one arrival, in the order of time. The load generator
-sends such a file to a server, and the simulator plays it. Neither knows where it came from.
+The first line describes the schedule, and each further line is one arrival, in the order of time. A load generator and
+a simulator are meant to read it; neither does yet.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMAT: Final = "prism-schedule-1"
 
 
 class ScheduleError(ValueError):
-    """A file that is no schedule. The message names the line and what is wrong with it."""
+    """Data that are no schedule, or from which none can be made. The message says where, and what is wrong."""
 
 
 class ScheduledPicture(Frozen):
@@ -71,7 +71,7 @@ class Heading(Frozen):
     source: str
     """What the schedule was made from, in words."""
     seed: int
-    """The seed of all random choices. The same source and seed give the same schedule."""
+    """The seed of all random choices. The same options and seed give the same schedule."""
     duration_s: float = Field(gt=0)
     """The length of the schedule in seconds. No arrival is later."""
 

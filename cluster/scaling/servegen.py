@@ -35,6 +35,12 @@ WINDOW_S: Final = 600.0
 SIDE_PER_TOKEN: Final = 28
 """Qwen2.5-VL makes one token from 28 × 28 pixels."""
 MIN_TOKENS: Final = 1
+MAX_RATE_PER_S: Final = 1e5
+MIN_SHAPE: Final = 0.05
+"""A smaller shape would make gaps of which nearly all are zero."""
+MAX_PICTURES: Final = 1000
+MAX_SIZE: Final = 10_000_000
+"""The most pictures of a request, and the largest other size. The data stay far below both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,8 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class TraceClient:
-    """One client of the workload: its name, its windows, and its sizes by the second at which they begin to hold."""
+    """One client of the workload: its name, its windows, and its distributions of sizes, by the second of the day from
+    which each applies."""
 
     name: str
     windows: tuple[Window, ...]
@@ -70,10 +77,14 @@ class TraceClient:
         """Yields what the client sends between two times of the day, as seconds of the schedule."""
         draw = random.Random(f"{seed} {self.name}")
         parts = []
+        reached_s = start_s
         for window in self.windows:
             first_s, last_s = max(start_s, window.start_s), min(end_s, window.start_s + WINDOW_S)
             if first_s < last_s:
+                if first_s > reached_s:  # a window is missing: nothing comes in it
+                    parts.append((Span(first_s - reached_s, 0.0, 0.0), window.gap))
                 parts.append((Span(last_s - first_s, window.rate_per_s, window.rate_per_s), window.gap))
+                reached_s = last_s
         starts = sorted(self.sizes)
         for number, at_s in enumerate(times(parts, draw)):
             sizes = self.sizes[starts[max(0, bisect_right(starts, start_s + at_s) - 1)]]
@@ -92,18 +103,18 @@ def read_clients(folder: Path) -> list[TraceClient]:
     Raises:
         ScheduleError: The folder has no such data, or a file of them cannot be understood.
     """
-    traces = sorted(folder.glob("chunk-*-trace.csv"), key=lambda path: int(path.name.split("-")[1]))
+    traces = list(folder.glob("chunk-*-trace.csv"))
     if not traces:
         raise ScheduleError(f"{folder} has no files chunk-N-trace.csv; it must be a folder with ServeGen's data")
     clients = []
-    for trace in traces:
+    for trace in sorted(traces, key=lambda path: (len(path.name), path.name)):  # 2 comes before 10
         dataset = trace.with_name(trace.name.replace("-trace.csv", "-dataset.json"))
         path = trace
         try:
             windows = _read_windows(trace)
             path = dataset
             sizes = _read_sizes(dataset)
-        except (OSError, ValueError, LookupError, TypeError, SyntaxError) as error:
+        except Exception as error:  # noqa: BLE001 -- whatever is wrong with the data, the file is named
             raise ScheduleError(f"{path} is not as ServeGen's data are: {error}") from None
         clients.append(TraceClient(trace.name.split("-")[1], windows, sizes))
     return clients
@@ -128,10 +139,10 @@ def from_servegen(
     found = {client.name: client for client in read_clients(folder)}
     if unknown := set(clients) - found.keys():
         raise ScheduleError(f"there are no clients {', '.join(sorted(unknown))}; there are {', '.join(found)}")
-    last_s = max(window.start_s for client in found.values() for window in client.windows) + WINDOW_S
+    chosen = [client for name, client in found.items() if not clients or name in clients]
+    last_s = max(client.windows[-1].start_s for client in chosen) + WINDOW_S
     if start_s + duration_s > last_s:
         raise ScheduleError(f"the data end after {last_s / 3600:g} hours")
-    chosen = [client for name, client in found.items() if not clients or name in clients]
     source = f"ServeGen, {len(chosen)} clients, from {start_s:g} s of the day, {speed_up:g} times as fast"
     heading = Heading(source=source, seed=seed, duration_s=duration_s / speed_up)
     return heading, in_order(client.arrivals(start_s, start_s + duration_s, speed_up, seed) for client in chosen)
@@ -139,12 +150,23 @@ def from_servegen(
 
 def _read_windows(path: Path) -> tuple[Window, ...]:
     with path.open(newline="") as file:
-        return tuple(_window(*row) for row in csv.reader(file))
+        windows = sorted((_window(*row) for row in csv.reader(file)), key=lambda window: window.start_s)
+    if not windows:
+        raise ValueError("it has no rows")
+    for before, after in itertools.pairwise(windows):
+        if after.start_s < before.start_s + WINDOW_S:
+            raise ValueError(f"the rows at {before.start_s:g} and {after.start_s:g} s overlap")
+    return tuple(windows)
 
 
 def _window(start_s: str, rate_per_s: str, _: str, kind: str, shape: str, __: str) -> Window:
     gaps = {"Gamma": lambda: gamma_gap(1 / math.sqrt(float(shape))), "Weibull": lambda: weibull_gap(float(shape))}
-    return Window(float(start_s), float(rate_per_s), gaps[kind]() if kind else gamma_gap(1.0))
+    start, rate = float(start_s), float(rate_per_s)
+    if not (0 <= start < math.inf and 0 <= rate <= MAX_RATE_PER_S):
+        raise ValueError(f"{start_s} s and {rate_per_s} requests/s are no start and rate")
+    if kind and not MIN_SHAPE <= float(shape) < math.inf:
+        raise ValueError(f"{shape} is no shape of a distribution")
+    return Window(start, rate, gaps[kind]() if kind else gamma_gap(1.0))
 
 
 def _read_sizes(path: Path) -> dict[float, dict[str, Values]]:
@@ -161,12 +183,17 @@ def _read_sizes(path: Path) -> dict[float, dict[str, Values]]:
 
 
 def _values(weights: dict[Any, float]) -> Values:
-    return Values(tuple(map(int, weights)), tuple(itertools.accumulate(weights.values())))
+    values = Values(tuple(map(int, weights)), tuple(itertools.accumulate(weights.values())))
+    if not all(0 <= number <= MAX_SIZE for number in values.numbers):
+        raise ValueError(f"a size is below 0 or above {MAX_SIZE}")
+    if not all(weight >= 0 for weight in weights.values()) or not 0 < values.cumulative[-1] < math.inf:
+        raise ValueError("the weights of a size are negative, infinite or none")
+    return values
 
 
 def _pictures(name: str, sizes: dict[str, Values], draw: random.Random) -> tuple[ScheduledPicture, ...]:
     pictures = []
-    for number in range(sizes["image_count"].draw(draw)):
+    for number in range(min(MAX_PICTURES, sizes["image_count"].draw(draw))):
         num_pixels, ratio = sizes["image_tokens"].draw(draw) * SIDE_PER_TOKEN**2, draw.choice(RATIOS)
         width, height = (round(math.sqrt(num_pixels * side)) for side in (ratio, 1 / ratio))
         pictures.append(

@@ -152,7 +152,7 @@ class _Maker:
         return arrival
 
     def _next_turn(self, at_s: float) -> tuple[str, int]:
-        """Goes on with the conversation that has waited longest, unless none has waited long enough."""
+        """Continues the conversation that has waited longest. If none has waited ``TURN_GAP_S``, starts a new one."""
         if self._open and at_s - self._open[0].at_s >= TURN_GAP_S:
             last = self._open.pop(0)
             return str(last.conversation), last.turn + 1

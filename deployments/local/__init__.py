@@ -5,6 +5,7 @@ schedule.py          the command ``prism schedule``
 launch.py            starts Ray and the application, and ends both
 processes.py         the processes of a cluster: adopted, looked after and ended
 app_file.py          reads and checks application files
+entries.py           says in plain words what is wrong below ``deployments:`` of such a file
 problems.py          says in plain words what is wrong with such a file
 install.py           sets up ``.venv``; ``make`` calls it
 uv.txt               the version of uv that ``install.py`` uses, with its hashes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, get_args
 
@@ -20,6 +19,7 @@ from cluster.config import (
     PrismConfig,
     RouterUserConfig,
 )
+from deployments.local.entries import DEPLOYMENTS, entry_problems
 from deployments.local.problems import unknown_key, wrong_values
 
 if TYPE_CHECKING:
@@ -27,33 +27,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BUILDER: Final = "deployments.app:build"
-DEPLOYMENTS: Final = tuple(pool.deployment for pool in PrismConfig().pools)
-IN_DEPLOYMENTS: Final = "applications.deployments."
 
 APPLIED: Final = frozenset({"proxy_location", "http_options", "logging_config", "applications"})
 APPLIED_TO_HTTP: Final = frozenset({"host", "port"})
 """The keys of Serve's schema that ``prism serve`` applies. Of the HTTP options it takes none: it listens on loopback
 at the port of ``--port``. ``proxy_location`` makes no difference on one node."""
-
-SETTABLE: Final = frozenset(
-    {
-        "name",
-        "num_replicas",
-        "autoscaling_config",
-        "max_ongoing_requests",
-        "user_config",
-        "max_surge_percent",
-        "rolling_update_percentage",
-        "graceful_shutdown_timeout_s",
-        "graceful_shutdown_wait_loop_s",
-        "health_check_period_s",
-        "health_check_timeout_s",
-        "max_replicas_per_node",
-        "logging_config",
-    }
-)
-"""The keys below ``deployments:`` that an application file may have. ``deployments.app`` sets the others, and Serve
-would replace what it has set as a whole: a decoder with ``ray_actor_options`` here would have no GPUs."""
 
 
 class NoUserConfig(Frozen):
@@ -188,16 +166,23 @@ def check_serve_config(config: Mapping[str, Any]) -> ServeDeploySchema:
         for key in part
         if key not in schema.model_fields
     ]
-    problems += [problem for schema, part, path in parts if schema is DeploymentSchema for problem in _unsettable(part)]
+    for schema, part, _ in parts:
+        if schema is ServeApplicationSchema:
+            problems += entry_problems(part["deployments"]) if "deployments" in part else ()
+            prefix = part.get("route_prefix", "/")
+            if isinstance(prefix, str) and not prefix.startswith("/"):
+                problems.append('applications.route_prefix: it must begin with "/"')
     if problems:
         raise ApplicationFileError(problems)
+    stumbles: dict[str, str] = {}
     for schema, part, path in parts:
         try:
             schema.model_validate(part)
         except ValidationError as error:
             problems += wrong_values(error, part, path)
-        except (TypeError, ValueError, RecursionError) as error:  # Ray's own checks may stumble over a value
-            problems.append(f"{path.removesuffix('.') or 'the file'}: {error}")
+        except Exception as error:  # noqa: BLE001 -- Ray's own checks stumble over values, and import policies
+            stumbles[str(error)] = path.removesuffix(".") or "the file"  # the innermost mapping that has it
+    problems += [f"{path}: {error}" for error, path in stumbles.items()]
     if problems:
         raise ApplicationFileError(list(dict.fromkeys(problems)))  # a mapping's errors are also its parent's
     return ServeDeploySchema.model_validate(config)
@@ -207,25 +192,6 @@ def _misplaced(key: object, schema: type[BaseModel], path: str) -> str | None:
     """A sentence about a key that stood at this place once; None for any other key."""
     place = schema.new_place(str(key)) if issubclass(schema, PoolConfig) else None
     return place and f"{path}{key}: {place}"
-
-
-def _unsettable(deployment: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences about what only ``deployments.app`` may set, and about a name that no deployment has."""
-    name = deployment.get("name")
-    if "name" in deployment and name not in DEPLOYMENTS:
-        near = difflib.get_close_matches(str(name), DEPLOYMENTS, 1)
-        yield f"{IN_DEPLOYMENTS}name: there is no {name}; " + (
-            f"did you mean {near[0]}?" if near else f"there are {', '.join(DEPLOYMENTS)}"
-        )
-    for key in sorted(deployment.keys() & DeploymentSchema.model_fields.keys() - SETTABLE):
-        yield f"{IN_DEPLOYMENTS}{key}: Prism sets this key itself; leave it out" + (
-            ", and say what a replica needs in args, in the pool's resources" if key == "ray_actor_options" else ""
-        )
-    if "initial_replicas" in (deployment.get("autoscaling_config") or {}):
-        yield (
-            f"{IN_DEPLOYMENTS}autoscaling_config.initial_replicas: leave it out and raise min_replicas; "
-            "after an incremental upgrade Serve would never go below it"
-        )
 
 
 def _keys(schema: type[BaseModel], path: str) -> dict[str, Collection[str]]:

@@ -1,7 +1,7 @@
 """Fills the virtual environment that runs this script; called by ``make``, standard library alone.
 
 Prism's own environment is filled from the lock files, which hold every version and hash for Python 3.11 to 3.13 on
-x86-64 Linux. uv installs them, in a tenth of pip's time. uv does not read pip's configuration, so pip takes over where
+x86-64 Linux. uv installs them, because it is faster. uv does not read pip's configuration, so pip takes over where
 uv finds no registry. On any other machine pip chooses the versions itself, within the bounds of pyproject.toml.
 
 CPU torch comes from where pip's own configuration finds it, and otherwise from the PyTorch project's index of CPU
@@ -92,11 +92,12 @@ def install(lock: Path, index: list[str]) -> None:
         index: pip's options for the index that has CPU torch. uv needs none, because torch is installed before.
     """
     what = ["--require-hashes", "--no-deps", "--requirement", str(lock)]
-    pip("install", "--require-hashes", "--no-deps", "--requirement", str(UV))
-    with_uv = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet", "--python", sys.executable]
+    uv = Path(sys.executable).with_name("uv")
+    has_uv = pip("install", "--require-hashes", "--no-deps", "--requirement", str(UV), check=False) and uv.exists()
     # Compiled now, as pip does: where Python may not write bytecode, each process would compile all of vLLM again.
-    if subprocess.run([*with_uv, "--compile-bytecode", *what], check=False).returncode:
-        print("  uv failed, see above; pip does it in uv's place, which takes minutes", flush=True)
+    with_uv = [str(uv), "pip", "install", "--quiet", "--python", sys.executable, "--compile-bytecode", *what]
+    if not has_uv or subprocess.run(with_uv, check=False).returncode:
+        print("  uv failed; pip does it in uv's place, which takes minutes", flush=True)
         pip("install", *index, *what)
 
 

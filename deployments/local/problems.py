@@ -25,6 +25,7 @@ WANTED: Final = {
     "string_pattern_mismatch": "it must match {pattern}, and {given} does not",
     "literal_error": "it must be {expected}, not {given}",
     "enum": "it must be {expected}, not {given}",
+    "finite_number": "it must be a finite number, not {given}",
     "greater_than": "it must be above {gt}, not {given}",
     "greater_than_equal": "it must be at least {ge}, not {given}",
     "less_than": "it must be below {lt}, not {given}",

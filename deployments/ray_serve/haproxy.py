@@ -49,8 +49,8 @@ def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(round(max_stream_s)),
         "RAY_task_events_report_interval_ms": "0",  # only Ray's dashboard shows them, and it does not run here
-        # No load balancer in front of HAProxy has to notice that a Router drains.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        # A Router that is to go serves on until HAProxy knows. No other load balancer has to notice.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     }
 
 

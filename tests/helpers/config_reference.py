@@ -34,15 +34,16 @@ An application file such as `deployments/app.yaml` has two places for settings:
 [Operations](operations.md#what-a-change-restarts) says what each change restarts. Unknown keys are refused by name, and
 a wrong value is refused with a sentence that says what would be right. Sizes are in bytes, times in seconds.
 
-This page is made from `cluster/config.py` by `make docs`; a test fails when it is out of date.
+This page is made by `make docs`, from `cluster/config.py` and `tests/helpers/config_reference.py`; a test fails when it
+is out of date.
 """
 
 SERVE_KEYS: Final = (
     (
         "`num_replicas`",
-        "an integer, ≥ 0",
+        "an integer, ≥ 0, or `auto`",
         "1",
-        "The number of replicas.",
+        "The number of replicas. `auto` leaves it to `autoscaling_config`.",
     ),
     (
         "`autoscaling_config`",
@@ -113,7 +114,7 @@ SERVE_KEYS: Final = (
     (
         "`logging_config`",
         "a mapping",
-        "as above",
+        "the application's",
         "The log of this pool.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Simulated pools for tests of the scaling policy: work flows through them like water."""
+"""Simulated pools for tests of the scaling policy. Work is a continuous quantity in them, without single requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUTER = "router"
 
 @dataclass
 class FluidPool:
-    """A pool whose replicas share the work that waits evenly.
+    """A pool whose waiting work is divided evenly among its replicas.
 
     Args:
         velocity: The work that one replica does per second.

@@ -57,6 +57,17 @@ def test_a_seed_gives_the_same_times() -> None:
     assert one == again != other
 
 
+@pytest.mark.parametrize("cv", [0.3, 1, 3])
+@pytest.mark.parametrize("num_expected", [0.1, 1, 10])
+def test_rare_arrivals_are_as_many_as_expected(num_expected: float, cv: float) -> None:
+    """Also a client that sends hardly anything sends as much as expected, on average."""
+    draw = random.Random(4)
+    counts = [
+        len(list(times([(Span(10, num_expected / 10, num_expected / 10), gamma_gap(cv))], draw))) for _ in range(6000)
+    ]
+    assert statistics.mean(counts) == pytest.approx(num_expected, abs=5 * statistics.stdev(counts) / math.sqrt(6000))
+
+
 def test_several_starts_do_not_all_begin_with_an_arrival() -> None:
     """The first arrival falls anywhere into its gap, so many clients that start together do not arrive together."""
     firsts = [next(times([(Span(100, 1, 1), gamma_gap(0.01))], random.Random(seed))) for seed in range(400)]

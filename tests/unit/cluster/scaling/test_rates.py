@@ -69,7 +69,7 @@ def test_velocity_follows_a_change() -> None:
 
 
 def test_velocity_survives_a_restart() -> None:
-    """Counters that went back teach nothing, and the next ones do."""
+    """A pair of readings whose counters went back is left out, and later ones count again."""
     velocity = Velocity()
     for at_s, work, busy_s in ((0, 100.0, 10.0), (2, 120.0, 12.0), (4, 1.0, 0.1), (6, 21.0, 2.1)):
         velocity.note({"a": Served(at_s, work, busy_s)})

@@ -73,6 +73,15 @@ def test_a_day_can_pass_faster(data: Path) -> None:
     assert fast[-1].at_s <= 120
 
 
+def test_a_missing_window_is_a_pause(data: Path) -> None:
+    """If the row of a window is missing, nothing comes in it, and later arrivals keep their time."""
+    path = data / "chunk-0-trace.csv"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join(rows[:1] + rows[2:]))
+    windows = Counter(int(arrival.at_s // 600) for arrival in made(data, 0, 1800, clients=["0"]))
+    assert windows.keys() == {0, 2}
+
+
 def test_some_clients_can_be_chosen(data: Path) -> None:
     """A choice of clients leaves out the others and changes nothing about those that stay."""
     alone = made(data, clients=["10"])
@@ -91,6 +100,18 @@ def test_what_cannot_be_used_is_refused(data: Path, tmp_path_factory: pytest.Tem
         ("trace.csv", "0,1,1,Poisson,1,1\n"),
         ("dataset.json", "{}"),
         ("dataset.json", '{"0": {"a": 1}}'),
+        ("dataset.json", "[]"),
+        ("dataset.json", "[" * 5000),
+        ("dataset.json", json.dumps({"0": {**MORNING, "output_tokens": "{}"}})),
+        ("dataset.json", json.dumps({"0": {**MORNING, "output_tokens": "{-5: 1.0}"}})),
+        ("dataset.json", json.dumps({"0": {**MORNING, "output_tokens": "{5: -1.0}"}})),
+        ("dataset.json", json.dumps({"0": {**MORNING, "output_tokens": "{1e999: 1.0}"}})),
+        ("trace.csv", ""),
+        ("trace.csv", "0,nan,1,Gamma,1,1\n"),
+        ("trace.csv", "0,-1,1,Gamma,1,1\n"),
+        ("trace.csv", "0,1,1,Gamma,0,1\n"),
+        ("trace.csv", "0,1,1,Weibull,nan,1\n"),
+        ("trace.csv", "0,1,1,Gamma,1,1\n300,1,1,Gamma,1,1\n"),
     ):
         before = (data / f"chunk-10-{name}").read_text()
         (data / f"chunk-10-{name}").write_text(text)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from deployments.local.app_file import ApplicationFile
+from deployments.local.app_file import ApplicationFile, ApplicationFileError
 from loadtest.servers import APP
 
 if TYPE_CHECKING:
@@ -62,6 +62,55 @@ def test_a_file_without_an_application_is_refused(content: str, tmp_path: Path) 
     path.write_text(content)
     with pytest.raises(ValueError, match=r"applications|one application"):
         ApplicationFile.read(path)
+
+
+@pytest.mark.parametrize(
+    "deployments",
+    [
+        [3],
+        [None],
+        [[]],
+        "Router",
+        {"Router"},
+        [("name", "Router")],
+        [{"name": "Router"}, {"name": "Router"}],
+        [{"num_replicas": 1}],
+        [{"name": 3}],
+        [{"name": "Router", "num_replicas": None}],
+        [{"name": "Router", "num_replicas": 10**400}],
+        [{"name": "Router", "num_replicas": "many"}],
+        [{"name": "Router", "user_config": None}],
+        [{"name": "Router", "user_config": []}],
+        [{"name": "Router", "user_config": {"max_held_bytes": 5}}],
+        [{"name": "Decoder", "user_config": {}}],
+        [{"name": "Decoder", "user_config": None}],
+        [{"name": "Router", "autoscaling_config": 3}],
+        [{"name": "Router", "autoscaling_config": None}],
+        [{"name": "Router", "autoscaling_config": {"policy": {"policy_function": "nope:x"}}}],
+        [{"name": "Router", "max_replicas_per_node": 0}],
+        [{"name": "Router", "max_surge_percent": 101}],
+    ],
+    ids=range(22),
+)
+def test_any_value_below_deployments_gets_a_sentence(deployments: object) -> None:
+    """Whatever stands below ``deployments:``, the file is refused with sentences and never with another exception."""
+    content = yaml.safe_load(APP.read_text())
+    content["applications"][0]["deployments"] = deployments
+    with pytest.raises(ApplicationFileError) as caught:
+        ApplicationFile.parse(APP, content)
+    assert all(problem.startswith("applications.") for problem in caught.value.problems)
+
+
+def test_a_route_that_serve_would_refuse_is_named(tmp_path: Path) -> None:
+    """A route prefix without a slash, and numbers that are infinite, are refused."""
+    with pytest.raises(ApplicationFileError, match="route_prefix"):
+        ApplicationFile.read(written(tmp_path, {}, {"route_prefix": "x"}))
+    for args in (
+        {"router": {"request_timeout_s": float("inf")}},
+        {"encoder": {"resources": {"num_cpus": float("inf")}}},
+    ):
+        with pytest.raises(ApplicationFileError, match="finite number"):
+            ApplicationFile.read(written(tmp_path, {}, {"args": args}))
 
 
 def test_what_one_machine_gets(tmp_path: Path) -> None:
