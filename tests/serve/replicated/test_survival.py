@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 RATE_PER_S = 20
 NUM_BEFORE, NUM_AFTER = 40, 80
 """Requests that are sent before and after the death."""
+NOTICED_S = 1
+"""HAProxy notices within this time that a Router is gone."""
 SENT_BEFORE_S = 0.1
 """A call that was sent before the first failure was known may arrive so much later."""
 
@@ -80,20 +82,18 @@ async def test_an_engine_that_dies_fails_no_request(
     assert [call for call in served if call.pid == victim.pid]
 
 
-async def test_a_router_that_dies_loses_no_request_but_its_own(launched: Launched, client: httpx.AsyncClient) -> None:
-    """While requests come at 20/s, one of two Routers is killed. Every request that was not in flight then is
-    answered."""
+async def test_a_router_that_dies_loses_few_requests(launched: Launched, client: httpx.AsyncClient) -> None:
+    """While requests come at 20/s, one of two Routers is killed. What was in flight then, or is sent before HAProxy has
+    noticed, may be lost. Every later request is answered."""
     await is_running(client, "Router", NUM_ROUTERS)
     victim, _ = replicas(launched.root, "Router", at_least=NUM_ROUTERS)
     answers: list[asyncio.Future[httpx.Response]] = []
-    in_flight: set[int] = set()
     for number in range(NUM_BEFORE + NUM_AFTER):
         if number == NUM_BEFORE:
             victim.kill()
-            in_flight = {sent for sent, answer in enumerate(answers) if not answer.done()}
         body = chat([text(f"{number} is it?")], max_tokens=2)
         answers.append(asyncio.ensure_future(client.post("/v1/chat/completions", json=body)))
         await asyncio.sleep(1 / RATE_PER_S)
     done = await asyncio.gather(*answers, return_exceptions=True)
-    lost = {sent for sent, one in enumerate(done) if not (isinstance(one, httpx.Response) and one.is_success)}
-    assert lost <= in_flight
+    lost = [sent for sent, one in enumerate(done) if not (isinstance(one, httpx.Response) and one.is_success)]
+    assert max(lost, default=0) < NUM_BEFORE + RATE_PER_S * NOTICED_S, [done[sent] for sent in lost]

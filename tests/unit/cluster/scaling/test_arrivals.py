@@ -15,6 +15,8 @@ from cluster.scaling.arrivals import Span, gamma_gap, times, weibull_gap
 if TYPE_CHECKING:
     from cluster.scaling.arrivals import Gap
 
+NUM_STREAMS = 2000
+
 
 @pytest.mark.parametrize("span", [Span(10, 2, 2), Span(10, 0, 4), Span(7, 5, 1), Span(3, 4, 0)])
 def test_a_time_and_its_expected_arrivals_belong_together(span: Span) -> None:
@@ -63,9 +65,12 @@ def test_rare_arrivals_are_as_many_as_expected(num_expected: float, cv: float) -
     """Also a client that sends hardly anything sends as much as expected, on average."""
     draw = random.Random(4)
     counts = [
-        len(list(times([(Span(10, num_expected / 10, num_expected / 10), gamma_gap(cv))], draw))) for _ in range(6000)
+        len(list(times([(Span(10, num_expected / 10, num_expected / 10), gamma_gap(cv))], draw)))
+        for _ in range(NUM_STREAMS)
     ]
-    assert statistics.mean(counts) == pytest.approx(num_expected, abs=5 * statistics.stdev(counts) / math.sqrt(6000))
+    assert statistics.mean(counts) == pytest.approx(
+        num_expected, abs=5 * statistics.stdev(counts) / math.sqrt(NUM_STREAMS)
+    )
 
 
 def test_several_starts_do_not_all_begin_with_an_arrival() -> None:
