@@ -36,7 +36,7 @@ SIDE_PER_TOKEN: Final = 28
 """Qwen2.5-VL makes one token from 28 × 28 pixels."""
 MIN_TOKENS: Final = 1
 MAX_RATE_PER_S: Final = 1e5
-MIN_SHAPE: Final = 0.05
+MIN_SHAPE: Final = 0.01
 """A smaller shape would make gaps of which nearly all are zero."""
 MAX_PICTURES: Final = 1000
 MAX_SIZE: Final = 10_000_000

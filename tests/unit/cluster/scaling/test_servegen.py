@@ -82,6 +82,13 @@ def test_a_missing_window_is_a_pause(data: Path) -> None:
     assert windows.keys() == {0, 2}
 
 
+def test_the_burstiest_clients_of_the_data_are_accepted(data: Path) -> None:
+    """A gamma distribution with the smallest shape of ServeGen's own data, 0.0118, is read."""
+    path = data / "chunk-0-trace.csv"
+    path.write_text(path.read_text().replace("Weibull,1.0", "Gamma,0.0118"))
+    assert made(data, clients=["0"])
+
+
 def test_some_clients_can_be_chosen(data: Path) -> None:
     """A choice of clients leaves out the others and changes nothing about those that stay."""
     alone = made(data, clients=["10"])
