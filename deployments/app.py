@@ -26,8 +26,8 @@ requests of every kind, also such as ``/health``."""
 
 
 USER_CONFIG: dict[str, Any] = {}
-"""What a deployment's ``user_config`` is unless ``deployments:`` has one. If there were none, Serve would not tell the
-replicas that one has been taken away."""
+"""The default ``user_config`` of a deployment. It must not be None: Serve tells running replicas nothing when a
+``user_config`` becomes None, so they would keep the old settings."""
 
 
 def build(config: PrismConfig) -> Application:

@@ -60,7 +60,7 @@ MAX_GAP_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class PoolTraits:
-    """What the policy knows about a pool beforehand.
+    """The facts about a pool that are given to the policy at its creation.
 
     Args:
         lead_s: How long a replica takes to start, in seconds, until the policy has seen a start.
@@ -120,7 +120,7 @@ class Decision:
 
 @dataclass(slots=True)
 class _Pool:
-    """What the policy remembers of a pool."""
+    """The traits of a pool, and everything that the policy has learnt about it."""
 
     traits: PoolTraits
     lead_s: float

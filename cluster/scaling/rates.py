@@ -1,4 +1,4 @@
-"""What a pool's own counters say: how much work arrives, and how fast one replica does it.
+"""Computes from a pool's counters how much work arrives per second, and how fast one replica does it.
 
 All figures come from counters that only grow, read from time to time. A counter that went back belongs to a process
 that has restarted. The demand then counts its whole new value; the velocity leaves that pair of readings out. A figure
@@ -38,7 +38,7 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What one replica of a pool has done since it started.
+    """The counters of one replica of a pool since its start.
 
     Args:
         at_s: The time of the reading.

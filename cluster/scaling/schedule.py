@@ -69,7 +69,7 @@ class Heading(Frozen):
     format: Literal["prism-schedule-1"] = FORMAT
     """The version of this format."""
     source: str
-    """What the schedule was made from, in words."""
+    """The origin of the schedule, in words."""
     seed: int
     """The seed of all random choices. The same options and seed give the same schedule."""
     duration_s: float = Field(gt=0)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.scaling.arrivals import Span, gamma_gap, times, weibull_gap
 from cluster.scaling.schedule import Arrival, Heading, ScheduledPicture, ScheduleError, in_order
-from cluster.scaling.synthetic import MIN_SIDE, RATIOS
+from cluster.scaling.synthetic import drawn_picture
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -192,11 +192,8 @@ def _values(weights: dict[Any, float]) -> Values:
 
 
 def _pictures(name: str, sizes: dict[str, Values], draw: random.Random) -> tuple[ScheduledPicture, ...]:
-    pictures = []
-    for number in range(min(MAX_PICTURES, sizes["image_count"].draw(draw))):
-        num_pixels, ratio = sizes["image_tokens"].draw(draw) * SIDE_PER_TOKEN**2, draw.choice(RATIOS)
-        width, height = (round(math.sqrt(num_pixels * side)) for side in (ratio, 1 / ratio))
-        pictures.append(
-            ScheduledPicture(name=f"{name} {number}", width=max(MIN_SIDE, width), height=max(MIN_SIDE, height))
-        )
-    return tuple(pictures)
+    num_pictures = min(MAX_PICTURES, sizes["image_count"].draw(draw))
+    return tuple(
+        drawn_picture(f"{name} {number}", sizes["image_tokens"].draw(draw) * SIDE_PER_TOKEN**2, draw)
+        for number in range(num_pictures)
+    )

@@ -129,7 +129,9 @@ class _Maker:
             case "pictures":
                 pictures = tuple(self._picture() for _ in range(self._draw.randint(*SEVERAL)))
             case "pages":
-                pictures = tuple(self._scaled(self._name(), *PAGE) for _ in range(self._draw.randint(*NUM_PAGES)))
+                pictures = tuple(
+                    _scaled(self._name(), *PAGE, self._sizes.max_side) for _ in range(self._draw.randint(*NUM_PAGES))
+                )
             case "reuse":
                 weights = [1 / place for place in range(1, NUM_SHARED + 1)]
                 pictures = tuple(self._draw.choices(self._shared, weights))
@@ -164,14 +166,21 @@ class _Maker:
 
     def _picture(self, name: str = "") -> ScheduledPicture:
         num_pixels = self._draw.lognormvariate(math.log(self._sizes.megapixels * 1e6), SPREAD)
-        ratio = self._draw.choice(RATIOS)
-        return self._scaled(name or self._name(), math.sqrt(num_pixels * ratio), math.sqrt(num_pixels / ratio))
+        return drawn_picture(name or self._name(), num_pixels, self._draw, max_side=self._sizes.max_side)
 
     def _name(self) -> str:
         self._num_pictures += 1
         return f"picture {self._num_pictures}"
 
-    def _scaled(self, name: str, width: float, height: float) -> ScheduledPicture:
-        scale = min(1.0, self._sizes.max_side / max(width, height))
-        sides = (max(MIN_SIDE, round(side * scale)) for side in (width, height))
-        return ScheduledPicture(name=name, width=next(sides), height=next(sides))
+
+def drawn_picture(name: str, num_pixels: float, draw: random.Random, *, max_side: float = math.inf) -> ScheduledPicture:
+    """A picture of about so many pixels, with a ratio of its sides that is drawn from ``RATIOS``."""
+    ratio = draw.choice(RATIOS)
+    return _scaled(name, math.sqrt(num_pixels * ratio), math.sqrt(num_pixels / ratio), max_side)
+
+
+def _scaled(name: str, width: float, height: float, max_side: float) -> ScheduledPicture:
+    """A picture with these sides, scaled down until the longer one has at most ``max_side`` pixels."""
+    scale = min(1.0, max_side / max(width, height, MIN_SIDE))
+    width, height = (max(MIN_SIDE, round(side * scale)) for side in (width, height))
+    return ScheduledPicture(name=name, width=width, height=height)

@@ -129,7 +129,7 @@ class ApplicationFile:
         return found
 
     def for_one_machine(self, *, drain_s: float) -> ServeDeploySchema:
-        """What Serve gets on a machine of its own.
+        """Returns the file as ``prism serve`` gives it to Serve, for a cluster of this machine alone.
 
         Args:
             drain_s: How long a replica that is removed may still work on its requests, unless the file says it.

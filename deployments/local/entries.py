@@ -6,7 +6,6 @@ It knows what only ``deployments.app`` may set, and what Serve would refuse or m
 from __future__ import annotations
 
 import difflib
-import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,7 +75,7 @@ def _problems(entry: Mapping[str, Any]) -> Iterator[str]:
         )
     if "num_replicas" in entry and entry["num_replicas"] is None and not bounds:
         yield f"{PATH}.num_replicas: it must be a number, unless there is an autoscaling_config"
-    if _is_beyond(entry.get("num_replicas"), MAX_REPLICAS):
+    if isinstance(num_replicas := entry.get("num_replicas"), int) and num_replicas > MAX_REPLICAS:
         yield f"{PATH}.num_replicas: it must be at most {MAX_REPLICAS}"
     per_node = entry.get("max_replicas_per_node", 1)
     if isinstance(per_node, int) and not 1 <= per_node <= MAX_REPLICAS_PER_NODE:
@@ -91,7 +90,3 @@ def _user_config_problems(name: str, user_config: object) -> Iterator[str]:
         yield f"{PATH}.user_config: {name} has none; leave it out"
     elif not isinstance(user_config, dict):
         yield f"{PATH}.user_config: it must be a mapping, not {str(user_config)[:80]}; leave it out for the defaults"
-
-
-def _is_beyond(value: object, most: int) -> bool:
-    return isinstance(value, int | float) and (not math.isfinite(value) if isinstance(value, float) else value > most)
