@@ -264,7 +264,7 @@ class PrismConfig(Frozen):
 
 
 class RouterUserConfig(Frozen):
-    """The settings of the Router that can be changed while it runs: its admission limits."""
+    """The settings of the Router that can be changed while it runs: its admission limits, and how pools are scaled."""
 
     max_in_flight: int = Field(default=256, ge=1)
     """The requests for answers that one Router replica works on at a time. Further ones are refused with 429."""
@@ -274,6 +274,14 @@ class RouterUserConfig(Frozen):
     """The bytes of bodies and pictures that one Router replica holds for requests that have not begun to answer. A
     request that does not fit is refused with 429. The process needs up to three times as much memory: raw, parsed
     and decoded."""
+    scaling: Literal["advise", "act"] = "advise"
+    """What becomes of the decisions on the sizes of pools: ``advise`` only shows them, ``act`` carries them out. They
+    exist if the application has Prism's ``autoscaling_policy``."""
+    ttft_slo_s: float = Field(default=2.0, gt=0)
+    """The time to the first token that the sizes of pools aim at, in seconds."""
+    scale_down_window_s: float = Field(default=300.0, ge=0)
+    """A pool shrinks only to the largest size that it needed within so many seconds, or within three times the time
+    that its replicas take to start, if that is longer."""
 
     @model_validator(mode="after")
     def _a_body_can_be_held(self) -> Self:

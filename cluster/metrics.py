@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
@@ -58,6 +58,26 @@ def merge(texts: Iterable[tuple[Mapping[str, str], bytes]]) -> bytes:
                 joined.add_sample(sample.name, {**sample.labels, **labels}, sample.value, sample.timestamp)
     registry = CollectorRegistry()
     registry.register(_Families(families.values()))
+    return generate_latest(registry)
+
+
+def scaling_text(decisions: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """The last decisions on the sizes of pools, as Prometheus text.
+
+    Args:
+        decisions: ``target``, ``wanted`` and ``reason`` by the name of the deployment.
+    """
+    registry = CollectorRegistry()
+    target = Gauge("prism_scaling_target", "Replicas that the pool should have.", ["deployment"], registry=registry)
+    wanted = Gauge("prism_scaling_wanted", "Replicas that would suit the load now.", ["deployment"], registry=registry)
+    reason = Gauge(
+        "prism_scaling_reason", "1 for the reason of the last decision.", ["deployment", "reason"], registry=registry
+    )
+    for deployment, decision in decisions.items():
+        target.labels(deployment).set(decision["target"])
+        if decision["wanted"] is not None:
+            wanted.labels(deployment).set(decision["wanted"])
+        reason.labels(deployment, decision["reason"]).set(1)
     return generate_latest(registry)
 
 

@@ -123,6 +123,10 @@ class Decoder:
         """Tells the request routers regularly how busy the engine is, and how many tokens fit into its KV cache."""
         return {**self._engine.stats(), "max_held": self._engine.kv_tokens}
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tells the scaling policy regularly about the engine's work."""
+        return self._engine.work()
+
     async def check_health(self) -> None:
         """Called by Serve; it raises when the engine has died."""
         await self._engine.check_health()

@@ -19,6 +19,7 @@ from cluster.embeddings.cache import EmbeddingCache
 from cluster.embeddings.single_flight import SingleFlight
 from cluster.errors import PoolUnavailable
 from cluster.metrics import PICTURES, RETRIES
+from cluster.scaling.work import OfferedWork
 from deployments.ray_serve.calls import BySize, answering, calling, cancelled_if_left
 from deployments.ray_serve.replica import ProcessMetrics, UserConfig, freeze_heap, log_refusals_briefly
 from deployments.ray_serve.replicas import GONE, actors_of, call, own_pool
@@ -67,6 +68,7 @@ class VisionEncoder:
             self._name, self._cache, ask=self._ask, is_there=lambda name: name in actors_of(self._own_pool)
         )
         self._num_patches = 0
+        self._offered = OfferedWork()
         self._check: asyncio.Task[None] | None = None
         freeze_heap()
 
@@ -116,7 +118,9 @@ class VisionEncoder:
 
     async def _encode(self, picture: Picture) -> Embedding:
         started_s = time.perf_counter()
-        with self._busy_with(self._settings.num_patches(picture.num_pixels)):
+        num_patches = self._settings.num_patches(picture.num_pixels)
+        self._offered.arrived(num_patches)
+        with self._busy_with(num_patches):
             with self._queue.coming():
                 pixels = await self._preprocessed(picture)
             away_s = time.perf_counter() - started_s
@@ -154,6 +158,12 @@ class VisionEncoder:
         are kept. A picture counts once."""
         max_held = self._user_config.settings.cache_bytes / self._tower.bytes_per_patch
         return {"patches": self._num_patches, "max_held": max_held}
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tells the scaling policy regularly how many patches came, were encoded, and wait for the tower or run in
+        it. Patches that are still with the preprocessors do not wait here."""
+        queue = self._queue
+        return self._offered.stats(queue.num_run_patches, queue.run_s, waiting=queue.num_waiting_patches)
 
     @contextmanager
     def _busy_with(self, num_patches: int) -> Iterator[None]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cluster import priority
 from cluster.checkpoint import Checkpoint
 from cluster.metrics import PICTURES
+from cluster.scaling.work import OfferedWork
 from deployments.ray_serve.calls import answering
 from deployments.ray_serve.replica import ProcessMetrics, freeze_heap, log_refusals_briefly
 
@@ -35,12 +36,23 @@ class Preprocessor:
         self._settings = Checkpoint(config.model).processor
         niceness = priority.of_pictures(config.decoder)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="preprocess", initializer=os.nice, initargs=(niceness,))
+        self._offered = OfferedWork()
+        self._num_waiting_pixels = 0
+        self._num_done_pixels = 0
+        self._busy_s = 0.0
         freeze_heap()
 
     async def preprocess(self, picture: Picture) -> Pixels:
         """Decodes, resizes and cuts up one picture, in a thread."""
-        with answering("preprocessor"):
-            pixels = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, picture)
+        self._offered.arrived(picture.num_pixels)
+        self._num_waiting_pixels += picture.num_pixels
+        try:
+            with answering("preprocessor"):
+                pixels = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, picture)
+        finally:
+            self._num_waiting_pixels -= picture.num_pixels
+        self._num_done_pixels += picture.num_pixels
+        self._busy_s += pixels.ran_s
         PICTURES.labels("preprocess").inc()
         return pixels
 
@@ -48,6 +60,10 @@ class Preprocessor:
         started_s = time.perf_counter()
         pixels = self._preprocess(picture, self._settings)
         return replace(pixels, ran_s=time.perf_counter() - started_s)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tells the scaling policy regularly how many pixels came, were prepared, and wait."""
+        return self._offered.stats(self._num_done_pixels, self._busy_s, waiting=self._num_waiting_pixels)
 
     def metrics(self) -> ProcessMetrics:
         """This process's metrics as Prometheus text."""

@@ -8,6 +8,7 @@ of a pool takes a call is decided by that pool's request router (``deployments/r
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +23,12 @@ from cluster.errors import DeadlineExceeded, PoolUnavailable
 from cluster.media.reader import MediaReader
 from cluster.messages import Call, FirstPiece, cache_salt
 from cluster.request import read_request
+from cluster.scaling.readings import ScalingSettings
+from cluster.scaling.work import OfferedWork
 from cluster.stream import Answer
 from deployments.api import build_api
 from deployments.ray_serve.calls import BySize, all_or_first_error, calling, cancelled_if_left
+from deployments.ray_serve.decisions import read_decisions
 from deployments.ray_serve.ingress import AsgiIngress
 from deployments.ray_serve.replica import ProcessMetrics, UserConfig, freeze_heap
 from deployments.ray_serve.replicas import ask_all, call, check_health, opened, own_pool
@@ -57,6 +61,7 @@ class Router(AsgiIngress):
         self._user_config = UserConfig(RouterUserConfig())
         self.limits = self._user_config.settings
         self.admission = Admission(self.limits.max_in_flight, self.limits.max_held_bytes)
+        self._offered = OfferedWork()
         self._media = MediaReader(config.media, revision=Checkpoint(config.model).revision)
         freeze_heap()
 
@@ -83,6 +88,7 @@ class Router(AsgiIngress):
             PrismError: The request failed before its first piece, so the client gets a proper HTTP status.
         """
         config = self.config
+        self._offered.arrived(1)
         waterfall.reach("receive")
         request = read_request(raw, served_name=config.model.served_name, max_pictures=config.media.max_pictures)
         timeout_s = min(request.timeout_s or config.router.request_timeout_s, config.router.request_timeout_s)
@@ -169,8 +175,17 @@ class Router(AsgiIngress):
                 raise PoolUnavailable(f"No replica of the {name} pool can serve now.")
 
     async def pool_states(self) -> dict[str, Any]:
-        """Each pool with the states of its replicas, as Serve's controller knows them."""
-        return await asyncio.to_thread(read_pool_states)
+        """Each pool with the states of its replicas, as Serve's controller knows them, and the last decision on its
+        size, if a policy makes any."""
+        states, decisions = await asyncio.gather(asyncio.to_thread(read_pool_states), asyncio.to_thread(read_decisions))
+        return {name: {**state, "scaling": decisions.get(name)} for name, state in states.items()}
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tells the scaling policy regularly how many requests came, how long this process has computed for them, and
+        the settings of the policy."""
+        fullness = self.admission.num_requests / self.limits.max_in_flight
+        work = self._offered.stats(self._offered.num_calls, time.process_time(), fullness=fullness)
+        return {**work, **ScalingSettings.of(self.limits).stats()}
 
     async def cluster_metrics(self) -> bytes:
         """The metrics of every replica, vLLM's own included, as one Prometheus text."""
@@ -182,7 +197,8 @@ class Router(AsgiIngress):
             for name, answers in zip(pools, replies, strict=True)
             for reply in answers
         ]
-        return await asyncio.to_thread(metrics.merge, texts)
+        decisions = await asyncio.to_thread(read_decisions)
+        return await asyncio.to_thread(metrics.merge, [*texts, ({}, metrics.scaling_text(decisions))])
 
     def metrics(self) -> ProcessMetrics:
         """This process's metrics."""

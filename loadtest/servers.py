@@ -24,6 +24,8 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 APP: Final = ROOT / "deployments" / "app.yaml"
 LOOPBACK: Final = "127.0.0.1"
 START_TIMEOUT_S: Final = 240.0
+MERGED: Final = ("user_config", "autoscaling_config")
+"""The keys of a deployment in which a change replaces single settings."""
 END_TIMEOUT_S: Final = 60.0
 
 
@@ -32,18 +34,25 @@ def changed_app(changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     Args:
         changes: New settings by the name of a section of ``args:``, such as ``decoder``, or of a Serve deployment, such
-            as ``Decoder``. Settings that are not named stay, also those inside ``user_config``.
+            as ``Decoder``. Settings that are not named stay, also those inside ``user_config`` and
+            ``autoscaling_config``.
     """
     content: dict[str, Any] = yaml.safe_load(APP.read_text())
     [application] = content["applications"]
     deployments = {deployment["name"]: deployment for deployment in application["deployments"]}
     for name, change in changes.items():
         if name in deployments:
-            tuned = {**deployments[name].get("user_config", {}), **change.get("user_config", {})}
-            deployments[name] |= {**change, "user_config": tuned} if tuned else change
+            deployment = deployments[name]
+            inner = {key: deployment.get(key, {}) | change[key] for key in MERGED if key in change}
+            deployment |= {**change, **inner}
         else:
             application["args"][name] = application["args"].get(name, {}) | change
     return content
+
+
+def sized(num_replicas: int) -> dict[str, Any]:
+    """The change that gives a Serve deployment a fixed number of replicas, for ``changed_app``."""
+    return {"autoscaling_config": {"min_replicas": num_replicas, "max_replicas": num_replicas}}
 
 
 def prism_line(changes: Mapping[str, Mapping[str, Any]], folder: Path, port: int) -> list[str]:

@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from starlette.datastructures import State
-    from vllm.v1.engine.async_llm import AsyncLLM
 
-    from cluster.decode.stats import SchedulerLog
+    from cluster.decode.stats import SchedulerLog, TimedLLM
     from cluster.decode.transport.handoff import Transport
     from cluster.decode.transport.shape import EmbeddingShape
     from cluster.messages import Digest, Embedding
@@ -34,7 +33,7 @@ class Engine:
 
     def __init__(
         self,
-        llm: AsyncLLM,
+        llm: TimedLLM,
         state: State,
         shape: EmbeddingShape,
         transport: Transport,
@@ -86,6 +85,18 @@ class Engine:
             "queued_tokens": int(self._llm.get_num_queued_tokens()),
             "kv_use": round(self._log.kv_use, 2),
         }
+
+    def work(self) -> dict[str, float]:
+        """Returns what the scaling policy reads: the prompt tokens that came, were prefilled and wait, and the share of
+        the engine's room in use, of the KV cache or of the sequences per step."""
+        prefills, now = self._llm.prefills, self.stats()
+        max_running = self._llm.vllm_config.scheduler_config.max_num_seqs
+        return prefills.offered.stats(
+            prefills.num_tokens,
+            prefills.busy_s,
+            waiting=now["queued_tokens"],
+            fullness=max(now["kv_use"], now["running"] / max_running),
+        )
 
     async def check_health(self) -> None:
         """Checks that the engine's process is alive.

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from cluster.scaling.work import OfferedWork
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats
 
     from cluster.messages import Spent
+
+
+HITS_MEMORY: Final = 0.98
+"""After about 50 prompts, older ones hardly count for the share of tokens that the prefix cache holds."""
 
 
 @dataclass(slots=True)
@@ -63,21 +69,72 @@ def watch() -> EngineTimes:
     return times
 
 
+class PrefillLog:
+    """The prompt tokens that have come and those that have been prefilled, and the time in which prompts were
+    prefilled.
+
+    Tokens that the engine finds in its prefix cache are no work. Nobody knows before how many it will find, so those
+    of a new prompt are estimated from earlier prompts.
+    """
+
+    def __init__(self) -> None:
+        self.offered: Final = OfferedWork()
+        self.num_tokens = 0
+        """The tokens that have been computed."""
+        self.busy_s = 0.0
+        """The seconds in which at least one prompt was being prefilled."""
+        self._prompted, self._computed = 1.0, 1.0
+        self._ended_s = 0.0
+
+    def arrived(self, num_tokens: int) -> None:
+        """Counts a prompt that has come, by its tokens."""
+        self.offered.arrived(num_tokens * self._computed / self._prompted)
+
+    def done(self, num_tokens: int, num_cached: int, scheduled_s: float, first_token_s: float) -> None:
+        """Counts a prompt that has been prefilled.
+
+        Args:
+            num_tokens: The tokens of the prompt.
+            num_cached: How many of them were found in the prefix cache.
+            scheduled_s: The time at which the engine began with it.
+            first_token_s: The time of the first token of the answer.
+        """
+        self.num_tokens += num_tokens - num_cached
+        # Prompts that overlap in time count once. The engine begins with them in the order in which they come.
+        self.busy_s += max(0.0, first_token_s - max(scheduled_s, self._ended_s))
+        self._ended_s = max(self._ended_s, first_token_s)
+        self._prompted = HITS_MEMORY * self._prompted + num_tokens
+        self._computed = HITS_MEMORY * self._computed + num_tokens - num_cached
+
+
 class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
-    """vLLM's engine client. It notes each output for the asyncio task that has called ``watch``."""
+    """vLLM's engine client. It notes each output for the asyncio task that has called ``watch``, and each prompt in
+    ``prefills``."""
 
-    def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput]:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.prefills = PrefillLog()
+
+    def generate(self, prompt: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput]:
         """See ``AsyncLLM.generate``."""
-        outputs = super().generate(*args, **kwargs)
-        times = _times.get()
-        return outputs if times is None else _noted(outputs, times)
+        return self._noted(prompt, super().generate(prompt, *args, **kwargs), _times.get())
 
-
-async def _noted(outputs: AsyncGenerator[RequestOutput], times: EngineTimes) -> AsyncGenerator[RequestOutput]:
-    async with aclosing(outputs):
-        async for output in outputs:
-            times.note(output.metrics)
-            yield output
+    async def _noted(
+        self, prompt: Any, outputs: AsyncGenerator[RequestOutput], times: EngineTimes | None
+    ) -> AsyncGenerator[RequestOutput]:
+        self.prefills.arrived(len(prompt.get("prompt_token_ids", ())) if isinstance(prompt, dict) else 0)
+        is_first = True
+        async with aclosing(outputs):
+            async for output in outputs:
+                if times is not None:
+                    times.note(output.metrics)
+                if is_first and output.metrics is not None and output.metrics.first_token_ts:
+                    is_first = False
+                    stats, num_tokens = output.metrics, len(output.prompt_token_ids or ())
+                    self.prefills.done(
+                        num_tokens, output.num_cached_tokens or 0, stats.scheduled_ts, stats.first_token_ts
+                    )
+                yield output
 
 
 class SchedulerLog(StatLoggerBase):  # type: ignore[misc]  # vLLM's types are not followed

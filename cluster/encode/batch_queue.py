@@ -63,10 +63,18 @@ class BatchQueue:
         self._num_coming = 0
         self._changed: Final = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self._num_run_patches = 0
-        self._run_s = 0.0
+        self.num_run_patches = 0
+        """The patches of all runs that have succeeded."""
+        self.run_s = 0.0
+        """The seconds that these runs took."""
+        self._num_running_patches = 0
         self.worked_at_s = -math.inf
         """The time of ``perf_counter`` at which the last run succeeded; minus infinity if the last run failed."""
+
+    @property
+    def num_waiting_patches(self) -> int:
+        """The patches that wait for the tower or run in it."""
+        return self._num_running_patches + sum(queued.picture.num_patches for queued in self._waiting)
 
     @contextmanager
     def coming(self) -> Iterator[None]:
@@ -131,7 +139,7 @@ class BatchQueue:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), delay_s)
                 continue
-            patch_s = self._run_s / self._num_run_patches if self._num_run_patches else 0.0
+            patch_s = self.run_s / self.num_run_patches if self.num_run_patches else 0.0
             batch = [
                 self._waiting[index] for index in take(pictures, budget_patches=self.batch_patches, patch_s=patch_s)
             ]
@@ -141,6 +149,7 @@ class BatchQueue:
 
     async def _run_batch(self, batch: list[_Queued]) -> None:
         started_s = perf_counter()
+        num_patches = self._num_running_patches = sum(queued.picture.num_patches for queued in batch)
         try:
             embeddings = await self.run(self._encode, [queued.pixels for queued in batch])
         except Exception as error:  # noqa: BLE001 -- the callers get it
@@ -149,11 +158,13 @@ class BatchQueue:
                 return
         else:
             ran_s = perf_counter() - started_s
-            self._num_run_patches += sum(queued.picture.num_patches for queued in batch)
-            self._run_s += ran_s
+            self.num_run_patches += num_patches
+            self.run_s += ran_s
             for queued, embedding in zip(batch, embeddings, strict=True):
                 queued.finish(Encoded(embedding, started_s - queued.picture.arrived_s, ran_s))
             return
+        finally:
+            self._num_running_patches = 0
         for queued in batch:  # one by one, so that only the picture that causes the error fails
             if not queued.result.done():
                 await self._run_batch([queued])

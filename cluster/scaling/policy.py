@@ -27,7 +27,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
-from cluster.scaling.rates import Demand, Offered, Served, Velocity, is_sound
+from cluster.scaling.rates import MAX_FIGURE, Demand, Offered, Served, Velocity, is_sound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,11 +67,15 @@ class PoolTraits:
         wait_budget_s: How long work may wait in this pool, in seconds: its share of the time to the first token. Work
             that waits is to be done in this time, or in the time that a start takes if that is longer.
         is_costly_to_stop: Whether replicas go one at a time, because each takes a cache with it.
+        min_window_s: The pool shrinks to the highest wish of at least so many seconds.
+        min_pause_s: The least time between two changes of the target, in seconds.
     """
 
     lead_s: float
     wait_budget_s: float
     is_costly_to_stop: bool = False
+    min_window_s: float = MIN_WINDOW_S
+    min_pause_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ class PoolReading:
         offered: What they have counted, by their names.
         served: The counters of each replica, by its name.
         num_queued: The calls that wait for a replica with room. They wake a pool that has no replica.
+        queued_work: The work of these calls.
     """
 
     running: frozenset[str]
@@ -97,6 +102,7 @@ class PoolReading:
     offered: Mapping[str, Offered]
     served: Mapping[str, Served]
     num_queued: float = 0.0
+    queued_work: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +114,8 @@ class Decision:
         wanted: The replicas that the pool would like to have now; None for ``no data`` and ``unknown speed``.
         reason: ``demand``, ``backlog`` or ``room``: what the pool wants them for, if the target changes or is met.
             ``starting``: more are on their way. ``capacity``: they do not start, so there is no room. ``window``: fewer
-            would do now, but not all through the window, or a costly replica has just gone. ``enough``: the wish lies
+            would do now, but not all through the window; or a costly replica has just gone; or the last change was less
+            than ``min_pause_s`` ago. ``enough``: the wish lies
             within the dead band. ``bounds``: the wish or the last target lies outside the bounds. ``no data``,
             ``unknown speed``: nothing is known, so nothing changes but what the bounds demand.
     """
@@ -129,12 +136,13 @@ class _Pool:
     wishes: deque[tuple[float, int]] = field(default_factory=deque)
     starting_since_s: float | None = None
     last_down_s: float = -math.inf
+    last_change_s: float = -math.inf
     known_since_s: float = math.inf
     last_known_s: float = -math.inf
 
     @property
     def window_s(self) -> float:
-        return max(MIN_WINDOW_S, LEADS_PER_WINDOW * self.lead_s)
+        return max(self.traits.min_window_s, LEADS_PER_WINDOW * self.lead_s)
 
 
 class JointPolicy:
@@ -149,6 +157,11 @@ class JointPolicy:
     def __init__(self, traits: Mapping[str, PoolTraits]) -> None:
         self._pools: Final = {name: _Pool(traits=one, lead_s=one.lead_s) for name, one in traits.items()}
         self._now_s = -math.inf
+
+    def set_traits(self, traits: Mapping[str, PoolTraits]) -> None:
+        """Replaces the traits of pools, by their names. What the policy has learnt stays, the lead times included."""
+        for name, one in traits.items():
+            self._pools[name].traits = one
 
     def decide(self, readings: Mapping[str, PoolReading], now_s: float) -> dict[str, Decision]:
         """Decides for every pool that has a reading.
@@ -183,12 +196,15 @@ class JointPolicy:
         has_sources = bool(reading.sources) or not reading.running
         if not has_sources or not reading.sources <= offered.keys() or not reading.running <= served.keys():
             return None
+        if not 0 <= reading.queued_work <= MAX_FIGURE:  # false for what is no number
+            return None
         if now_s - pool.last_known_s > MAX_GAP_S:
             pool.known_since_s = now_s
             pool.wishes.clear()
         pool.last_known_s = now_s
         pool.demand.note(offered, now_s)
-        velocity, waiting = pool.velocity.per_busy_s, sum(served[name].waiting for name in reading.running)
+        velocity = pool.velocity.per_busy_s
+        waiting = reading.queued_work + sum(served[name].waiting for name in reading.running)
         return waiting / (velocity * len(reading.running)) if velocity and reading.running else 0.0
 
     def _note_start(self, pool: _Pool, reading: PoolReading, now_s: float) -> None:
@@ -222,9 +238,15 @@ class JointPolicy:
             pool.wishes.popleft()
         if held != reading.target:
             return Decision(held, wanted, "bounds")
+        if within != held and now_s - pool.last_change_s < pool.traits.min_pause_s:
+            return Decision(held, wanted, "window")
         if within > held:
-            return self._up(pool, held, within, wanted, reason, now_s)
-        return self._down(pool, reading, held, within, wanted, reason, now_s)
+            decision = self._up(pool, held, within, wanted, reason, now_s)
+        else:
+            decision = self._down(pool, reading, held, within, wanted, reason, now_s)
+        if decision.target != held:
+            pool.last_change_s = now_s
+        return decision
 
     def _wish(
         self, pool: _Pool, reading: PoolReading, held: int, backlog_s: float, *, counts_backlog: bool

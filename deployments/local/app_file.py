@@ -19,7 +19,7 @@ from cluster.config import (
     PrismConfig,
     RouterUserConfig,
 )
-from deployments.local.entries import DEPLOYMENTS, entry_problems
+from deployments.local.entries import DEPLOYMENTS, entry_problems, policy_problems
 from deployments.local.problems import unknown_key, wrong_values
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def check_serve_config(config: Mapping[str, Any]) -> ServeDeploySchema:
     for schema, part, _ in parts:
         if schema is ServeApplicationSchema:
             problems += entry_problems(part["deployments"]) if "deployments" in part else ()
+            problems += policy_problems(part) if isinstance(part.get("deployments", []), list) else ()
             prefix = part.get("route_prefix", "/")
             if isinstance(prefix, str) and not prefix.startswith("/"):
                 problems.append('applications.route_prefix: it must begin with "/"')

@@ -27,7 +27,7 @@ from deployments.local import torchvision_cure
 from deployments.local.schedule import schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from deployments.local.app_file import ApplicationFile
 
@@ -88,7 +88,8 @@ def status(url: Url = DEFAULT_URL) -> None:
     table = Table("pool", "state", "replicas", "note", title=f"{pools['model']} at {url}" if out.is_terminal else None)
     for name, pool in pools["pools"].items():
         replicas = ", ".join(f"{count} {state.lower()}" for state, count in sorted(pool["replicas"].items()))
-        table.add_row(name, pool["status"].lower(), replicas or "none", pool["message"])
+        note = pool["message"] or _scaling_note(pool["scaling"])
+        table.add_row(name, pool["status"].lower(), replicas or "none", note)
     if out.is_terminal:
         out.print(table)
     else:
@@ -98,6 +99,14 @@ def status(url: Url = DEFAULT_URL) -> None:
     if health.status_code != httpx.codes.OK:
         _fail(f"not ready: {_error(health)}", code=UNREACHABLE)
     err.print("ready", style="green")
+
+
+def _scaling_note(decision: Mapping[str, Any] | None) -> str:
+    """The last decision on the size of a pool, in words."""
+    if decision is None:
+        return ""
+    wanted = "" if decision["wanted"] is None else f"wants {decision['wanted']}, "
+    return f"{wanted}target {decision['target']}: {decision['reason']}{'' if decision['acts'] else ' (advice only)'}"
 
 
 @app.command()

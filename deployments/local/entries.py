@@ -1,4 +1,4 @@
-"""Says in plain words what is wrong with the entries below ``deployments:`` of an application file.
+"""Says in plain words what is wrong with the policy and with the entries below ``deployments:`` of an application.
 
 It knows what only ``deployments.app`` may set, and what Serve would refuse or misread later than its schema does.
 """
@@ -38,6 +38,11 @@ SETTABLE: Final = frozenset(
 )
 """The keys that an entry may have. ``deployments.app`` sets the others, and Serve would replace what it has set as a
 whole: a decoder with ``ray_actor_options`` here would have no GPUs."""
+POLICY: Final = "deployments.ray_serve.autoscaling:JointScaling"
+MEASURED: Final = {"upscale_delay_s": 0, "downscale_delay_s": 0, "metrics_interval_s": 1, "look_back_period_s": 10}
+"""What every ``autoscaling_config`` must say if ``POLICY`` decides. By default Serve tells a policy about the load up
+to 20 s late, and carries out its answer 30 s or 10 minutes later. The policy has delays of its own."""
+BOUNDS: Final = frozenset({"min_replicas", "max_replicas", "upscaling_factor", "downscaling_factor"})
 MAX_REPLICAS: Final = 10_000
 MAX_REPLICAS_PER_NODE: Final = 100
 
@@ -54,6 +59,38 @@ def entry_problems(entries: object) -> Iterator[str]:
             yield f"{PATH}: each entry must be a mapping with a name, not {str(entry)[:80]}"
     names = Counter(str(entry.get("name")) for entry in entries if isinstance(entry, dict))
     yield from (f"{PATH}.name: {name} is there {count} times" for name, count in names.items() if count > 1)
+
+
+def policy_problems(application: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a sentence for each thing that keeps the application's ``autoscaling_policy`` from working."""
+    policy = application.get("autoscaling_policy")
+    if policy is None:
+        return
+    where = "applications.autoscaling_policy"
+    if not isinstance(policy, dict) or policy.get("policy_function") != POLICY:
+        yield f"{where}.policy_function: it must be {POLICY}; leave autoscaling_policy out for Serve's own policy"
+        return
+    if policy.get("policy_kwargs"):
+        yield f"{where}.policy_kwargs: leave it out; the Router's user_config has the settings of the policy"
+    entries = [entry for entry in application.get("deployments") or [] if isinstance(entry, dict)]
+    bounds = {entry.get("name"): entry.get("autoscaling_config") for entry in entries}
+    if not bounds.get("Router"):
+        yield f"{where}: it needs an autoscaling_config of Router, because Routers tell it its settings"
+    for name, config in bounds.items():
+        if isinstance(config, dict):
+            yield from _measuring_problems(str(name), config)
+
+
+def _measuring_problems(name: str, config: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in MEASURED.items():
+        if config.get(key) != value:
+            yield f"{PATH}.autoscaling_config.{key}: it must be {value} for {name}, because Prism's policy decides"
+    for key in sorted(config.keys() - MEASURED.keys() - BOUNDS, key=str):
+        yield f"{PATH}.autoscaling_config.{key}: leave it out for {name}; Prism's policy does not use it"
+    for key in ("upscaling_factor", "downscaling_factor"):
+        factor = config.get(key, 1)
+        if not (isinstance(factor, int) and factor in (1, 2, 4, 8, 16)):
+            yield f"{PATH}.autoscaling_config.{key}: it must be 1, 2, 4, 8 or 16, not {str(factor)[:80]}"
 
 
 def _problems(entry: Mapping[str, Any]) -> Iterator[str]:

@@ -7,6 +7,8 @@ replicas.py         calls to single replicas of a pool, past their queues
 request_routers.py  chooses the replica of each call, with the classes of ``cluster.routing``
 ingress.py          the base class of the Router, whose HTTP application needs the replica itself
 haproxy.py          HTTP comes in through HAProxy: its environment and its corrected configuration
+autoscaling.py      the policy that Serve asks for the sizes of pools
+decisions.py        carries the policy's decisions to the Routers
 session.py          starts Ray, and deploys an application file
 status.py           the states of all pools, from Serve's controller
 """

@@ -10,6 +10,8 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
+from deployments.ray_serve.status import serve_status
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -52,7 +54,7 @@ def deploy(config: ServeDeploySchema) -> None:
     client.deploy_apps(config)
     waiting = [application.name for application in config.applications]
     while waiting:
-        found = serve.status().applications
+        found = serve_status().applications
         for name in [name for name in waiting if name in found]:
             if found[name].status == ApplicationStatus.DEPLOY_FAILED:
                 raise RuntimeError(f"The application {name} was not deployed: {found[name].message}")

@@ -24,7 +24,7 @@ import yaml
 
 from loadtest.bench.binding import bind
 from loadtest.bench.requests import MODEL
-from loadtest.servers import LOOPBACK, ROOT, free_port, prism_line, process
+from loadtest.servers import LOOPBACK, ROOT, free_port, prism_line, process, sized
 from loadtest.workload import PATH
 
 if TYPE_CHECKING:
@@ -175,8 +175,8 @@ def prism_changes(setup: Setup, checkpoint: Path) -> dict[str, dict[str, Any]]:
         "preprocessor": small,
         "encoder": small,
         "decoder": small | decoder | {"enforce_eager": True},
-        "Preprocessor": {"num_replicas": setup.num_preprocessors},
-        "Decoder": {"num_replicas": setup.num_engines},
+        "Preprocessor": sized(setup.num_preprocessors),
+        "Decoder": sized(setup.num_engines),
     }
 
 

@@ -66,7 +66,7 @@ def test_a_pool_that_is_too_big_is_caught(
 def test_a_replica_too_many_is_caught(rayservice: Object, application: Object) -> None:
     """Two decoders and their two replacements need more than the decoders' node has."""
     [decoder] = [each for each in application["applications"][0]["deployments"] if each["name"] == "Decoder"]
-    decoder["num_replicas"] = 2
+    decoder["autoscaling_config"]["min_replicas"] = 2
     assert _unplaced(rayservice, application) == {"decoder": 2}
 
 

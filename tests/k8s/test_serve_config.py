@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deployments.local.app_file import ApplicationFileError, check_serve_config
+from deployments.local.entries import MEASURED, POLICY
 from tests.helpers.k8s.manifests import ROOT, read_document
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 FILES = [path for path in sorted((ROOT / "deployments").glob("*.yaml")) if path.name != "kustomization.yaml"]
 
-POLICY = "ray.serve.autoscaling_policy:default_autoscaling_policy"
 EVERY_LEVEL: dict[str, Any] = {
     "http_options": {"port": 8000},
     "grpc_options": {"port": 9000},
@@ -30,9 +30,9 @@ EVERY_LEVEL: dict[str, Any] = {
             "args": {"model": {"checkpoint": "demo"}, "decoder": {"resources": {"num_cpus": 1}}},
             "deployments": [
                 {
-                    "name": "VisionEncoder",
-                    "user_config": {"cache_bytes": 0},
-                    "autoscaling_config": {"min_replicas": 1, "policy": {"policy_function": POLICY}},
+                    "name": "Router",
+                    "user_config": {"max_in_flight": 8},
+                    "autoscaling_config": {"min_replicas": 1, **MEASURED},
                     "logging_config": {"log_level": "INFO"},
                 }
             ],

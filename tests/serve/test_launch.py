@@ -19,7 +19,7 @@ from PIL import Image
 
 from cluster import priority
 from deployments.local.processes import MINDING_S
-from loadtest.servers import APP, ROOT, free_port
+from loadtest.servers import APP, ROOT, free_port, sized
 from tests.helpers.ask import SAMPLES, chat, image, square, text
 from tests.helpers.launching import (
     PRISM,
@@ -47,7 +47,7 @@ def launched() -> Iterator[Launched]:
     """A running ``prism serve`` with a tensor-parallel size of 2."""
     changes: dict[str, dict[str, Any]] = {
         "decoder": {"tensor_parallel_size": 2, "bind_cores": "0|1"},
-        "Preprocessor": {"num_replicas": 2},
+        "Preprocessor": sized(2),
         "Router": {
             "user_config": {"max_in_flight": MAX_IN_FLIGHT, "max_body_bytes": 2**20, "max_held_bytes": 2**21},
         },

@@ -14,6 +14,7 @@ import pytest
 import ray
 from ray import serve
 from ray.actor import ActorClass
+from ray.experimental import internal_kv
 from ray.serve import handle, request_router
 from ray.serve._private import replica, router
 from ray.serve._private.handle_options import DynamicHandleOptionsBase
@@ -39,6 +40,8 @@ PRIVATE_SYMBOLS: Final = {
     "_get_global_client": getsource(serve.context),
     "_init": getsource(handle),
     "_node_ip_address": getsource(ray.init),
+    "_internal_kv_get": getsource(internal_kv),
+    "_internal_kv_put": getsource(internal_kv),
     "_request_router": getsource(router),
     "_router": getsource(handle),
     "_temp_dir": getsource(ray.init),

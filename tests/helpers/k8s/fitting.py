@@ -86,6 +86,6 @@ def _pool(deployment: Any, said: Mapping[str, Any]) -> Pool:
     if replica.placement_group_bundles:
         raise NotImplementedError(f"{deployment.name} has a placement group; count its bundles one by one then")
     resources = {"CPU": actor["num_cpus"], "GPU": actor.get("num_gpus", 0), "memory": actor.get("memory", 0)}
-    target = said.get("num_replicas", 1)
+    target = said.get("num_replicas") or said.get("autoscaling_config", {}).get("min_replicas", 1)
     num_replicas = target + math.ceil(target * said.get("max_surge_percent", 0) / 100)
     return Pool(deployment.name, num_replicas, actor.get("label_selector", {}).get("pool"), resources)

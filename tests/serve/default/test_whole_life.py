@@ -13,6 +13,7 @@ import pytest
 
 from deployments.local.launch import DRAIN_S
 from deployments.ray_serve.session import deploy
+from loadtest.servers import sized
 from tests.helpers.ask import SAMPLES, chat, image, random_png, text
 from tests.helpers.launching import is_running
 from tests.helpers.samples import counted
@@ -36,6 +37,8 @@ IN_FLIGHT: dict[str, Changes] = {
     "cache and batch size": {"VisionEncoder": {"user_config": {"cache_bytes": 0, "batch_patches": 512}}},
     "admission": {"Router": {"user_config": {"max_in_flight": 128}}},
     "health checks": {"VisionEncoder": {"health_check_timeout_s": 20}},
+    "bounds": {"Decoder": {"autoscaling_config": {"max_replicas": 3}}},
+    "mode and SLO": {"Router": {"user_config": {"scaling": "act", "ttft_slo_s": 60}}},
 }
 """Changes that restart nothing."""
 
@@ -98,7 +101,7 @@ async def test_all_pools_grow_and_shrink(prism: httpx.AsyncClient) -> None:
     """All pools go from one replica to two and back while requests come. None fails, and no replica restarts."""
     before = await replicas(prism)
     async with requests_go_on(prism):
-        await apply({name: {"num_replicas": 2} for name in NAMES.values()})
+        await apply({name: sized(2) for name in NAMES.values()})
         larger = await replicas(prism)
         await apply({})
         for name in NAMES.values():
@@ -110,29 +113,12 @@ async def test_all_pools_grow_and_shrink(prism: httpx.AsyncClient) -> None:
         assert after[pool] < larger[pool]
 
 
-def bounds(num_preprocessors: int) -> Changes:
-    """Returns changes that leave one number to the bounds of Serve's autoscaling, and change ``args``."""
-    both = {"min_replicas": num_preprocessors, "max_replicas": num_preprocessors}
-    return {"router": {"request_timeout_s": 599}, "Preprocessor": {"autoscaling_config": both}}
-
-
 async def test_a_change_of_args_replaces_every_replica(prism: httpx.AsyncClient) -> None:
     """A change of ``args`` replaces all replicas of all pools. The replacements come first, so no request fails."""
     before = await replicas(prism)
     async with requests_go_on(prism):
-        await apply(bounds(1))
+        await apply({"router": {"request_timeout_s": 599}})
         for name in NAMES.values():
             await is_running(prism, name, 1)
     after = await replicas(prism)
     assert all(before[pool].isdisjoint(after[pool]) for pool in NAMES)
-
-
-async def test_bounds_change_without_a_restart(prism: httpx.AsyncClient) -> None:
-    """Where a pool has bounds in place of a number, new bounds start and end replicas, and no other replica
-    restarts."""
-    before = await replicas(prism)
-    async with requests_go_on(prism):
-        await apply(bounds(2))
-        await is_running(prism, "Preprocessor", 2)
-        larger = await replicas(prism)
-    assert all(before[pool] <= larger[pool] for pool in NAMES)

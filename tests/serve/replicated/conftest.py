@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from loadtest.servers import sized
 from tests.helpers.launching import Launched, launched_with
 from tests.helpers.recorder import recording
 
@@ -28,9 +29,9 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launched(records: Path) -> Iterator[Launched]:
     """A running ``prism serve`` with two Routers, three encoders and two decoders."""
     changes = {
-        "Router": {"num_replicas": NUM_ROUTERS},
-        "VisionEncoder": {"num_replicas": NUM_ENCODERS, "max_ongoing_requests": 8},
-        "Decoder": {"num_replicas": 2},
+        "Router": sized(NUM_ROUTERS),
+        "VisionEncoder": {**sized(NUM_ENCODERS), "max_ongoing_requests": 8},
+        "Decoder": sized(2),
     }
     with recording(records), launched_with(changes) as running:
         yield running

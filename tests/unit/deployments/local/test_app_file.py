@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def written(folder: Path, top: dict[str, Any], application: dict[str, Any]) -> Path:
-    """Writes the embedded default with some keys changed and returns its path."""
+    """Writes the embedded default with some keys changed and returns its path. Other deployments have no policy."""
     content = yaml.safe_load(APP.read_text()) | top
-    content["applications"][0] |= application
+    content["applications"][0] |= ({"autoscaling_policy": None} if "deployments" in application else {}) | application
     path = folder / "app.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -95,7 +95,7 @@ def test_a_file_without_an_application_is_refused(content: str, tmp_path: Path) 
 def test_any_value_below_deployments_gets_a_sentence(deployments: object) -> None:
     """Whatever stands below ``deployments:``, the file is refused with sentences and never with another exception."""
     content = yaml.safe_load(APP.read_text())
-    content["applications"][0]["deployments"] = deployments
+    content["applications"][0] |= {"autoscaling_policy": None, "deployments": deployments}
     with pytest.raises(ApplicationFileError) as caught:
         ApplicationFile.parse(APP, content)
     assert all(problem.startswith("applications.") for problem in caught.value.problems)

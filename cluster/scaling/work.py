@@ -1,0 +1,53 @@
+"""Counts the work of one replica for the policy.
+
+Each pool counts in its own unit:
+
+- Router: requests. It is busy while its process uses a CPU.
+- Preprocessor: pixels of pictures as they are stored.
+- VisionEncoder: patches of pictures that it has to encode.
+- Decoder: prompt tokens that it has to prefill.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+OFFERED: Final = "offered"
+NUM_CALLS: Final = "num_calls"
+WORK: Final = "work"
+BUSY_S: Final = "busy_s"
+WAITING: Final = "waiting"
+FULLNESS: Final = "fullness"
+"""The names of the figures of one replica. ``OFFERED``, ``NUM_CALLS``, ``WORK`` and ``BUSY_S`` only grow."""
+
+
+class OfferedWork:
+    """The work that has arrived at one replica since its start."""
+
+    def __init__(self) -> None:
+        self._work = 0.0
+        self.num_calls = 0
+
+    def arrived(self, work: float) -> None:
+        """Counts the work of a call that has arrived."""
+        self._work += work
+        self.num_calls += 1
+
+    def stats(self, work: float, busy_s: float, *, waiting: float = 0.0, fullness: float = 0.0) -> dict[str, float]:
+        """The figures that the policy reads, by their names.
+
+        Args:
+            work: The work that is done since the start.
+            busy_s: The seconds since the start in which the replica itself worked.
+            waiting: The work that waits in this replica now.
+            fullness: The share of the replica's room that is used, from 0 to 1.
+        """
+        # Serve turns the statistics of a replica off for good if the first value is a number of NumPy.
+        return {
+            OFFERED: float(self._work),
+            NUM_CALLS: float(self.num_calls),
+            WORK: float(work),
+            BUSY_S: float(busy_s),
+            WAITING: float(waiting),
+            FULLNESS: float(fullness),
+        }

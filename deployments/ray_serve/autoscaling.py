@@ -1,0 +1,136 @@
+"""The autoscaling policy of an application: Serve asks it how many replicas each pool should have.
+
+``cluster.scaling.policy`` decides. This module reads Serve's contexts, and it allows for what Serve does to an answer:
+
+- Serve calls the policy in its controller, several times per second. It decides every ``PERIOD_S`` and gives the same
+  answer in between.
+- An exception would stop Serve's work on all applications, so the policy catches all of them and changes nothing.
+- Serve keeps the target of a pool that the answer leaves out.
+- Serve may multiply the growth of a pool by its ``upscaling_factor``, so the answer is divided by it before.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from cluster.scaling.policy import JointPolicy
+from cluster.scaling.readings import ScalingSettings, reading_of, settings_in
+from deployments.ray_serve.decisions import publish
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ray.serve.config import AutoscalingContext
+
+    from cluster.scaling.policy import Decision, PoolReading
+    from cluster.scaling.readings import Figures
+
+DeploymentKey = Any
+"""Serve's name of a deployment with that of its application."""
+
+log: Final = logging.getLogger("ray.serve")
+
+PERIOD_S: Final = 2.0
+"""The time between two decisions."""
+ROUTER: Final = "Router"
+
+
+class JointScaling:
+    """Serve's application-level policy for the pools that have an ``autoscaling_config``."""
+
+    def __init__(self) -> None:
+        self._policy = JointPolicy(ScalingSettings().traits())
+        self._answer: dict[DeploymentKey, float] = {}
+        self._decided_s = -PERIOD_S
+        self._shown: dict[str, Decision] = {}
+
+    def __call__(
+        self, contexts: Mapping[DeploymentKey, AutoscalingContext]
+    ) -> tuple[dict[DeploymentKey, float], dict[DeploymentKey, dict[str, Any]]]:
+        """Called by Serve in each turn of its control loop.
+
+        Returns:
+            The answer: for each pool that may change the number of replicas, and no state.
+        """
+        try:
+            if time.monotonic() - self._decided_s >= PERIOD_S:
+                self._decided_s = time.monotonic()
+                self._answer = self._decide(contexts)
+        except Exception:
+            self._answer = {}
+            log.exception("the scaling policy failed; all pools keep their sizes")
+        return {name: answer for name, answer in self._answer.items() if name in contexts}, {}
+
+    def _decide(self, contexts: Mapping[DeploymentKey, AutoscalingContext]) -> dict[DeploymentKey, float]:
+        now_s = time.time()  # the clock of the replicas' figures
+        by_name = {deployment.name: (deployment, context) for deployment, context in contexts.items()}
+        settings = settings_in(figures_of(by_name[ROUTER][1]), now_s) if ROUTER in by_name else None
+        if settings is not None:
+            self._policy.set_traits(settings.traits())
+        decisions = self._policy.decide({name: read(context) for name, (_, context) in by_name.items()}, now_s)
+        acts = settings is not None and settings.acts
+        self._show(decisions, acts=acts)
+        publish(decisions, acts=acts, at_s=now_s)
+        if not acts:
+            return {}
+        return {
+            by_name[name][0]: before_serve(decision.target, by_name[name][1])
+            for name, decision in decisions.items()
+            if decision.reason != "no data"
+        }
+
+    def _show(self, decisions: Mapping[str, Decision], *, acts: bool) -> None:
+        """Logs each decision that differs from the one before."""
+        for name, decision in decisions.items():
+            if decision != self._shown.get(name):
+                log.info(
+                    "scaling: %s",
+                    name,
+                    extra={
+                        "target": decision.target,
+                        "wanted": decision.wanted,
+                        "reason": decision.reason,
+                        "acts": acts,
+                    },
+                )
+        self._shown = dict(decisions)
+
+
+def figures_of(context: AutoscalingContext) -> Figures:
+    """The newest value of each figure that the replicas of a pool have reported."""
+    return {
+        name: {
+            replica.unique_id: (series[-1].timestamp, series[-1].value)
+            for replica, series in by_replica.items()
+            if series
+        }
+        for name, by_replica in (context.raw_metrics or {}).items()
+    }
+
+
+def read(context: AutoscalingContext) -> PoolReading:
+    """The reading of one pool."""
+    return reading_of(
+        figures_of(context),
+        frozenset(replica.unique_id for replica in context.running_replicas),
+        target=context.target_num_replicas,
+        min_replicas=context.capacity_adjusted_min_replicas,
+        max_replicas=context.capacity_adjusted_max_replicas,
+        num_queued=context.total_queued_requests or 0.0,
+    )
+
+
+def before_serve(target: int, context: AutoscalingContext) -> float:
+    """The answer from which Serve makes a target.
+
+    Serve multiplies the difference between the answer and the running replicas by a factor of the pool's
+    ``autoscaling_config``. The result is exact if the factor is a power of two.
+    """
+    running = context.current_num_replicas
+    config = context.config
+    if config is None or not running:
+        return target
+    factor = config.get_upscaling_factor() if target > running else config.get_downscaling_factor()
+    return float(running + (target - running) / factor)

@@ -1,0 +1,38 @@
+"""Carries the scaling policy's last decisions from Serve's controller to the Routers, through Ray's key-value store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from ray.experimental import internal_kv
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cluster.scaling.policy import Decision
+
+KEY: Final = b"prism-scaling"
+
+
+def publish(decisions: Mapping[str, Decision], *, acts: bool, at_s: float) -> None:
+    """Stores the decisions of all pools.
+
+    Args:
+        decisions: The decisions by the names of the deployments.
+        acts: Whether they are carried out.
+        at_s: The time of the decisions, in seconds since the epoch.
+    """
+    pools = {name: {**asdict(decision), "acts": acts, "at_s": at_s} for name, decision in decisions.items()}
+    internal_kv._internal_kv_put(KEY, json.dumps(pools).encode(), overwrite=True)
+
+
+def read_decisions() -> dict[str, dict[str, Any]]:
+    """Reads what ``publish`` has stored; empty if it has never been called. The call blocks for a millisecond or two.
+
+    Returns:
+        ``target``, ``wanted``, ``reason``, ``acts`` and ``at_s``, by the name of the deployment.
+    """
+    stored = internal_kv._internal_kv_get(KEY)
+    return dict(json.loads(stored)) if stored else {}
