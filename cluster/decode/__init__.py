@@ -12,6 +12,7 @@ bounds.py     limits on what a request may ask of the engine
 placement.py  refuses text that would take the place of a picture in the prompt
 refusals.py   turns vLLM's refusals into Prism's errors
 coalesce.py   joins pieces of streams while many streams run
+prefills.py   counts the prompt tokens that are prefilled, for the scaling policy
 stats.py      reads vLLM's statistics: the times of one request, and how busy the engine is
 worker.py     a method that vLLM's workers gain
 transport/    how embeddings reach the engine: within the request, or by shared memory

@@ -9,7 +9,8 @@ How it decides, for one pool:
   that would be busy all the time. The pool wants the load and a reserve of ``RESERVE`` times its square root, because
   a larger pool needs less reserve in proportion. It wants more if the waiting work would otherwise take longer than a
   start and longer than ``wait_budget_s``, or if the room of its replicas, such as KV caches, is nearly full.
-- **Up, at once.** A pool that wants more gets it in one step. Work that waits counts only in the pool where it waits
+- **Up, at once.** A pool that wants more gets it in one step. If the demand has just jumped, the pool waits for up to
+  ``RISING_S`` until the height of the jump is known. Work that waits counts only in the pool where it waits
   longest, since the pools behind it wait for that one. Replicas that are starting count as if they worked, and while
   they start only a larger demand raises the target again. If they do not start in time, there is no room for them, and
   the policy stops asking.
@@ -33,7 +34,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Reason = Literal[
-    "bounds", "no data", "unknown speed", "demand", "backlog", "room", "starting", "capacity", "window", "enough"
+    "bounds",
+    "no data",
+    "unknown speed",
+    "demand",
+    "backlog",
+    "room",
+    "rising",
+    "starting",
+    "capacity",
+    "window",
+    "enough",
 ]
 """Why a pool has its target: see ``Decision``."""
 
@@ -50,6 +61,8 @@ MAX_AGE_S: Final = 10.0
 """Counters older than this count as missing."""
 PATIENCE: Final = 2.0
 """Lead times after which a start that has not succeeded counts as one for which there is no room."""
+RISING_S: Final = 3.0
+"""How long a pool waits for the height of a jump. Without this it would grow in several steps."""
 MAX_LEAD_S: Final = 1200.0
 """The longest lead time that is learnt. A replica that takes longer has waited for room."""
 MAX_WISH: Final = 100_000
@@ -113,11 +126,11 @@ class Decision:
         target: The number of replicas.
         wanted: The replicas that the pool would like to have now; None for ``no data`` and ``unknown speed``.
         reason: ``demand``, ``backlog`` or ``room``: what the pool wants them for, if the target changes or is met.
-            ``starting``: more are on their way. ``capacity``: they do not start, so there is no room. ``window``: fewer
-            would do now, but not all through the window; or a costly replica has just gone; or the last change was less
-            than ``min_pause_s`` ago. ``enough``: the wish lies
-            within the dead band. ``bounds``: the wish or the last target lies outside the bounds. ``no data``,
-            ``unknown speed``: nothing is known, so nothing changes but what the bounds demand.
+            ``rising``: the demand jumps, and soon the pool will get what it needs. ``starting``: more are on their way.
+            ``capacity``: they do not start, so there is no room. ``window``: fewer would do now, but not all through
+            the window; or a costly replica has just gone; or the last change was less than ``min_pause_s`` ago.
+            ``enough``: the wish lies within the dead band. ``bounds``: the wish or the last target lies outside the
+            bounds. ``no data``, ``unknown speed``: nothing is known, so nothing changes but what the bounds demand.
     """
 
     target: int
@@ -137,6 +150,7 @@ class _Pool:
     starting_since_s: float | None = None
     last_down_s: float = -math.inf
     last_change_s: float = -math.inf
+    wants_more_since_s: float | None = None
     known_since_s: float = math.inf
     last_known_s: float = -math.inf
 
@@ -226,20 +240,23 @@ class JointPolicy:
         held = min(max(reading.target, low), high)
         if backlog_s is None:
             return Decision(held, None, "no data")
-        # Replicas that are starting will take on the work that waits.
-        counts_backlog = counts_backlog and pool.starting_since_s is None
         wish = self._wish(pool, reading, held, backlog_s, counts_backlog=counts_backlog)
         if wish is None:
             return Decision(held, None, "unknown speed")
+        # Work that waits keeps replicas from going. It asks for no further ones while some start: they will take it on.
         wanted, reason = wish
+        pool.wishes.append((now_s, min(max(wanted, low), high)))
+        if pool.starting_since_s is not None:
+            wanted, reason = self._wish(pool, reading, held, backlog_s, counts_backlog=False) or wish
         within = min(max(wanted, low), high)
-        pool.wishes.append((now_s, within))
         while pool.wishes[0][0] < now_s - pool.window_s:
             pool.wishes.popleft()
         if held != reading.target:
             return Decision(held, wanted, "bounds")
         if within != held and now_s - pool.last_change_s < pool.traits.min_pause_s:
             return Decision(held, wanted, "window")
+        if within <= held:
+            pool.wants_more_since_s = None
         if within > held:
             decision = self._up(pool, held, within, wanted, reason, now_s)
         else:
@@ -252,12 +269,15 @@ class JointPolicy:
         self, pool: _Pool, reading: PoolReading, held: int, backlog_s: float, *, counts_backlog: bool
     ) -> tuple[int, Reason] | None:
         """The replicas that a pool wants, and what for; None if its velocity is not known yet."""
-        demand, velocity = pool.demand.per_s(pool.lead_s), pool.velocity.per_busy_s
+        demand = pool.demand.per_s(pool.lead_s, pool.traits.min_window_s)
+        velocity = pool.velocity.per_busy_s
         if not reading.running and reading.num_queued > 0:
             return max(1, held), "demand"
         if velocity is None:
             return None if reading.running else (1 if demand else 0, "demand")
-        load = demand / velocity
+        load, jump = demand / velocity, pool.demand.jump_per_s() / velocity
+        if jump > max(load, held):  # seconds are too short a time to tell a smaller jump from noise
+            load = jump
         wanted, reason = _whole(load + RESERVE * math.sqrt(load)), "demand"
         # New replicas help after their start, so the waiting work is to be done within such a time.
         clear_s = max(pool.traits.wait_budget_s, pool.lead_s)
@@ -270,6 +290,10 @@ class JointPolicy:
         return wanted, reason  # type: ignore[return-value]
 
     def _up(self, pool: _Pool, held: int, within: int, wanted: int, reason: Reason, now_s: float) -> Decision:
+        if pool.wants_more_since_s is None:
+            pool.wants_more_since_s = now_s
+        if reason == "demand" and pool.demand.is_jumping() and now_s - pool.wants_more_since_s < RISING_S:
+            return Decision(held, wanted, "rising")
         if (since_s := pool.starting_since_s) is not None:
             if now_s - since_s > PATIENCE * pool.lead_s:
                 return Decision(held, wanted, "capacity")

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 FAST_S: Final = 10.0
 SLOW_S: Final = 180.0
 """The demand is at least the larger of its means over these times. A spike is seen soon, a pause is not believed."""
+JUMP: Final = 2.0
+"""Growth by this factor within ``FAST_S`` is taken for a jump. Its height is the mean over ``LATEST_S``."""
+LATEST_S: Final = 3.0
 CLEAR_GROWTH: Final = 1.25
 """Growth by this factor within ``FAST_S`` is taken for a trend, and a trend is continued by this factor at most."""
-VELOCITY_MEMORY_S: Final = 60.0
+VELOCITY_MEMORY_S: Final = 20.0
 """After this many busy seconds, new measurements make up 63 % of the average."""
 
 MAX_FIGURE: Final = 1e18
@@ -90,20 +93,35 @@ class Demand:
         while len(self._history) > 2 and self._history[1][0] <= now_s - SLOW_S:
             self._history.popleft()
 
-    def per_s(self, lead_s: float) -> float:
+    def per_s(self, lead_s: float, slow_s: float = SLOW_S) -> float:
         """The demand in work per second: the largest of a fast mean, a slow mean, and the fast mean as it will be.
 
         Args:
             lead_s: The seconds that a replica takes to start. If the fast mean clearly grows, its growth is continued
                 for so long, at most a little beyond the demand of the last seconds. Noise is no growth.
+            slow_s: The seconds of the slow mean, at most ``SLOW_S``.
         """
         now_s, first_s = (self._history[-1][0], self._history[0][0]) if self._history else (0.0, 0.0)
         fast, before = self._mean(now_s - FAST_S, now_s), self._mean(now_s - 2 * FAST_S, now_s - FAST_S)
-        demand = max(fast, self._mean(now_s - SLOW_S, now_s))
+        demand = max(fast, self._mean(now_s - min(slow_s, SLOW_S), now_s))
         if now_s - first_s < 2 * FAST_S or fast < CLEAR_GROWTH * before:
             return demand
         latest = max(fast, self._mean(now_s - FAST_S / 2, now_s))
         return max(demand, min(CLEAR_GROWTH * latest, fast + (fast - before) / FAST_S * lead_s))
+
+    def jump_per_s(self) -> float:
+        """The demand of the last seconds in work per second, if the demand has jumped; 0 otherwise."""
+        now_s = self._history[-1][0] if self._history else 0.0
+        fast, before = self._mean(now_s - FAST_S, now_s), self._mean(now_s - 2 * FAST_S, now_s - FAST_S)
+        return self._mean(now_s - LATEST_S, now_s) if fast >= JUMP * before else 0.0
+
+    def is_jumping(self) -> bool:
+        """Returns True if a jump is so young that its height is not known yet: the demand of the last moment is well
+        above the mean over ``LATEST_S``."""
+        if not self._history:
+            return False
+        now_s = self._history[-1][0]
+        return self._mean(now_s - LATEST_S / 2, now_s) > CLEAR_GROWTH * self._mean(now_s - LATEST_S, now_s)
 
     def _mean(self, first_s: float, last_s: float) -> float:
         """Work per second between two times. Time before the first reading does not count."""

@@ -59,11 +59,15 @@ class ScalingSettings:
         """The settings as numbers, by their names."""
         return {ACTS: float(self.acts), TTFT_SLO_S: float(self.ttft_slo_s), WINDOW_S: float(self.window_s)}
 
-    def traits(self) -> dict[str, PoolTraits]:
-        """The traits of all pools under these settings, by the names of their deployments."""
+    def traits(self, leads_s: Mapping[str, float]) -> dict[str, PoolTraits]:
+        """The traits of all pools under these settings, by the names of their deployments.
+
+        Args:
+            leads_s: The seconds that a replica takes to start, by the names of deployments. Others have ``LEADS_S``.
+        """
         return {
             name: PoolTraits(
-                lead_s=LEADS_S[name],
+                lead_s=leads_s.get(name, LEADS_S[name]),
                 wait_budget_s=share * self.ttft_slo_s,
                 is_costly_to_stop=name == "Decoder",
                 min_window_s=self.window_s,

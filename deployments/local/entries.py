@@ -43,6 +43,7 @@ MEASURED: Final = {"upscale_delay_s": 0, "downscale_delay_s": 0, "metrics_interv
 """What every ``autoscaling_config`` must say if ``POLICY`` decides. By default Serve tells a policy about the load up
 to 20 s late, and carries out its answer 30 s or 10 minutes later. The policy has delays of its own."""
 BOUNDS: Final = frozenset({"min_replicas", "max_replicas", "upscaling_factor", "downscaling_factor"})
+MAX_START_S: Final = 3600
 MAX_REPLICAS: Final = 10_000
 MAX_REPLICAS_PER_NODE: Final = 100
 
@@ -70,8 +71,14 @@ def policy_problems(application: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(policy, dict) or policy.get("policy_function") != POLICY:
         yield f"{where}.policy_function: it must be {POLICY}; leave autoscaling_policy out for Serve's own policy"
         return
-    if policy.get("policy_kwargs"):
-        yield f"{where}.policy_kwargs: leave it out; the Router's user_config has the settings of the policy"
+    starts = (policy.get("policy_kwargs") or {}).get("start_s", {})
+    if set(policy.get("policy_kwargs") or {}) - {"start_s"}:
+        yield f"{where}.policy_kwargs: it may hold start_s only; the Router's user_config has the policy's settings"
+    elif not isinstance(starts, dict) or not all(
+        name in DEPLOYMENTS and isinstance(start_s, int | float) and 0 < start_s <= MAX_START_S
+        for name, start_s in starts.items()
+    ):
+        yield f"{where}.policy_kwargs.start_s: it must give seconds, up to {MAX_START_S}, by names of deployments"
     entries = [entry for entry in application.get("deployments") or [] if isinstance(entry, dict)]
     bounds = {entry.get("name"): entry.get("autoscaling_config") for entry in entries}
     if not bounds.get("Router"):

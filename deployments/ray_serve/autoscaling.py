@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import logging
-import time
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.scaling.policy import JointPolicy
@@ -38,12 +38,18 @@ ROUTER: Final = "Router"
 
 
 class JointScaling:
-    """Serve's application-level policy for the pools that have an ``autoscaling_config``."""
+    """Serve's application-level policy for the pools that have an ``autoscaling_config``.
 
-    def __init__(self) -> None:
-        self._policy = JointPolicy(ScalingSettings().traits())
+    Args:
+        start_s: The seconds that a replica takes to start, by the name of its deployment, where they are known. The
+            policy measures them later.
+    """
+
+    def __init__(self, start_s: Mapping[str, float] | None = None) -> None:
+        self._start_s = start_s or {}
+        self._policy = JointPolicy(ScalingSettings().traits(self._start_s))
         self._answer: dict[DeploymentKey, float] = {}
-        self._decided_s = -PERIOD_S
+        self._decided_s = -math.inf
         self._shown: dict[str, Decision] = {}
 
     def __call__(
@@ -55,20 +61,20 @@ class JointScaling:
             The answer: for each pool that may change the number of replicas, and no state.
         """
         try:
-            if time.monotonic() - self._decided_s >= PERIOD_S:
-                self._decided_s = time.monotonic()
-                self._answer = self._decide(contexts)
+            now_s = max(context.current_time or 0.0 for context in contexts.values())  # the clock of the figures
+            if not 0 <= now_s - self._decided_s < PERIOD_S:
+                self._decided_s = now_s
+                self._answer = self._decide(contexts, now_s)
         except Exception:
             self._answer = {}
             log.exception("the scaling policy failed; all pools keep their sizes")
         return {name: answer for name, answer in self._answer.items() if name in contexts}, {}
 
-    def _decide(self, contexts: Mapping[DeploymentKey, AutoscalingContext]) -> dict[DeploymentKey, float]:
-        now_s = time.time()  # the clock of the replicas' figures
+    def _decide(self, contexts: Mapping[DeploymentKey, AutoscalingContext], now_s: float) -> dict[DeploymentKey, float]:
         by_name = {deployment.name: (deployment, context) for deployment, context in contexts.items()}
         settings = settings_in(figures_of(by_name[ROUTER][1]), now_s) if ROUTER in by_name else None
         if settings is not None:
-            self._policy.set_traits(settings.traits())
+            self._policy.set_traits(settings.traits(self._start_s))
         decisions = self._policy.decide({name: read(context) for name, (_, context) in by_name.items()}, now_s)
         acts = settings is not None and settings.acts
         self._show(decisions, acts=acts)

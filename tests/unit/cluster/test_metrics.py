@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.metrics import merge
+from cluster.metrics import merge, scaling_text
 
 
 def process(count: int) -> bytes:
@@ -31,3 +31,21 @@ def test_samples_keep_their_values_and_say_where_they_come_from() -> None:
     }
     assert sums == {"0": 2, "1": 5}
     assert merged.count(b"# TYPE jobs_total counter") == 1
+
+
+def test_decisions_on_sizes_are_metrics() -> None:
+    """Each pool has its target, what it wants if that is known, and 1 for its reason."""
+    text = scaling_text(
+        {
+            "Decoder": {"target": 3, "wanted": 2, "reason": "window"},
+            "Router": {"target": 1, "wanted": None, "reason": "no data"},
+        }
+    ).decode()
+    samples = [line for line in text.splitlines() if not line.startswith("#")]
+    assert samples == [
+        'prism_scaling_target{deployment="Decoder"} 3.0',
+        'prism_scaling_target{deployment="Router"} 1.0',
+        'prism_scaling_wanted{deployment="Decoder"} 2.0',
+        'prism_scaling_reason{deployment="Decoder",reason="window"} 1.0',
+        'prism_scaling_reason{deployment="Router",reason="no data"} 1.0',
+    ]

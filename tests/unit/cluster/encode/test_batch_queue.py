@@ -107,6 +107,20 @@ async def test_the_wait_for_what_is_coming_ends() -> None:
         await asyncio.gather(*await start(queue, pixels_of("a")))
 
 
+async def test_patches_wait_until_their_run_has_ended() -> None:
+    """Patches count as waiting in the queue and in a run. Those of runs that have succeeded count as done."""
+    tower = GatedTower()
+    queue = BatchQueue(tower.encode, batch_patches=8)
+    first = await start(queue, pixels_of("a", 4))
+    await tower.has_begun()
+    others = await start(queue, pixels_of("b", 8), pixels_of("broken", 12))
+    assert (queue.num_waiting_patches, queue.num_run_patches) == (24, 0)
+    tower.may_go_on.set()
+    await asyncio.gather(*first, *others, return_exceptions=True)
+    assert (queue.num_waiting_patches, queue.num_run_patches) == (0, 12)
+    assert queue.run_s > 0
+
+
 async def test_a_bad_picture_fails_alone() -> None:
     """If a batch fails, its pictures run one by one. The bad picture gets the tower's error, and the others get
     their embeddings."""

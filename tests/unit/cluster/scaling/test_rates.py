@@ -59,6 +59,31 @@ def test_velocity_is_right_at_a_low_load() -> None:
     assert velocity.per_busy_s == pytest.approx(400)
 
 
+def test_a_jump_is_seen_within_seconds() -> None:
+    """Three seconds after a jump, the demand is as high as the jump, and it no longer counts as jumping."""
+    demand, total, jumping = Demand(), 0.0, {}
+    for at_s in range(40):
+        total += 10 if at_s < 30 else 100
+        demand.note({"a": Offered(at_s, total)}, at_s)
+        jumping[at_s] = demand.is_jumping()
+        if at_s == 29:
+            assert demand.per_s(30) == pytest.approx(10)
+            assert demand.jump_per_s() == 0
+        if at_s == 33:
+            assert demand.jump_per_s() == pytest.approx(100)
+    assert (jumping[29], jumping[31], jumping[33], jumping[39]) == (False, True, False, False)
+
+
+def test_a_short_memory_forgets_sooner() -> None:
+    """The slow mean takes in as many seconds as it is told."""
+    demand, total = Demand(), 0.0
+    for at_s in range(100):
+        total += 100 if at_s < 50 else 10
+        demand.note({"a": Offered(at_s, total)}, at_s)
+    assert demand.per_s(5, slow_s=20) == pytest.approx(10)
+    assert demand.per_s(5) > 30
+
+
 def test_velocity_follows_a_change() -> None:
     """When replicas become half as fast, the velocity has followed after a few minutes of work."""
     velocity, work, busy_s = Velocity(), 0.0, 0.0

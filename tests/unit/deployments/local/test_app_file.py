@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from deployments.local.app_file import ApplicationFile, ApplicationFileError
+from deployments.local.entries import POLICY
 from loadtest.servers import APP
 
 if TYPE_CHECKING:
@@ -139,3 +140,41 @@ def test_how_many_replicas_start(sizes: dict[str, Any], num_replicas: int, tmp_p
     """A deployment starts with its number of replicas, or with its lower bound if Serve scales it."""
     file = ApplicationFile.read(written(tmp_path, {}, {"deployments": [{"name": "Decoder", **sizes}]}))
     assert file.num_replicas() == {"Router": 1, "Preprocessor": 1, "VisionEncoder": 1, "Decoder": num_replicas}
+
+
+POLICY_KEYS = {"policy_function": POLICY}
+
+
+@pytest.mark.parametrize(
+    ("policy", "change", "said"),
+    [
+        ({"policy_function": "other:Policy"}, {}, "autoscaling_policy.policy_function: it must be"),
+        (POLICY_KEYS | {"policy_kwargs": {"mode": "act"}}, {}, "policy_kwargs: it may hold start_s only"),
+        (POLICY_KEYS | {"policy_kwargs": {"start_s": {"Decodr": 1}}}, {}, "start_s: it must give seconds"),
+        (POLICY_KEYS | {"policy_kwargs": {"start_s": {"Decoder": -1}}}, {}, "start_s: it must give seconds"),
+        (POLICY_KEYS | {"policy_kwargs": {"start_s": 3}}, {}, "start_s: it must give seconds"),
+        (POLICY_KEYS, {"Router": None}, "it needs an autoscaling_config of Router"),
+        (POLICY_KEYS, {"Decoder": {"upscale_delay_s": 30}}, "upscale_delay_s: it must be 0 for Decoder"),
+        (POLICY_KEYS, {"Decoder": {"target_ongoing_requests": 2}}, "target_ongoing_requests: leave it out for Decoder"),
+        (POLICY_KEYS, {"Decoder": {"upscaling_factor": 3}}, "upscaling_factor: it must be 1, 2, 4, 8 or 16"),
+    ],
+)
+def test_what_would_keep_the_policy_from_working_is_named(
+    policy: dict[str, Any], change: dict[str, dict[str, Any] | None], said: str
+) -> None:
+    """With Prism's policy, a key that would delay, blunt or disable it is refused with a sentence."""
+    content = yaml.safe_load(APP.read_text())
+    [application] = content["applications"]
+    application["autoscaling_policy"] = policy
+    for entry in application["deployments"]:
+        bounds = change.get(entry["name"], {})
+        entry["autoscaling_config"] = entry["autoscaling_config"] | bounds if bounds is not None else {}
+    with pytest.raises(ApplicationFileError, match=said):
+        ApplicationFile.parse(APP, content)
+
+
+def test_known_start_times_are_accepted() -> None:
+    """The policy takes the seconds that replicas need to start."""
+    content = yaml.safe_load(APP.read_text())
+    content["applications"][0]["autoscaling_policy"] |= {"policy_kwargs": {"start_s": {"Decoder": 85.5}}}
+    assert ApplicationFile.parse(APP, content)
