@@ -28,7 +28,7 @@ from cluster.scaling.work import OfferedWork
 from cluster.stream import Answer
 from deployments.api import build_api
 from deployments.ray_serve.calls import BySize, all_or_first_error, calling, cancelled_if_left
-from deployments.ray_serve.decisions import read_decisions
+from deployments.ray_serve.decisions import can_start, read_decisions
 from deployments.ray_serve.ingress import AsgiIngress
 from deployments.ray_serve.replica import ProcessMetrics, UserConfig, freeze_heap
 from deployments.ray_serve.replicas import ask_all, call, check_health, opened, own_pool
@@ -162,16 +162,17 @@ class Router(AsgiIngress):
             raise
 
     async def check_ready(self) -> None:
-        """Checks that every pool has a replica that can serve.
+        """Checks that every pool can serve, or can start: a pool that may have no replica starts one for a call.
 
         Raises:
-            PoolUnavailable: A pool has none; the message names it.
+            PoolUnavailable: A pool can do neither; the message names it.
         """
         replies = await asyncio.gather(
             *(ask_all(pool, check_health, timeout_s=STATUS_TIMEOUT_S) for pool in self._pools.values())
         )
         for name, answers in zip(self._pools, replies, strict=True):
-            if not answers:
+            deployment = self._pools[name].deployment_name
+            if not answers and not can_start((await asyncio.to_thread(read_decisions)).get(deployment)):
                 raise PoolUnavailable(f"No replica of the {name} pool can serve now.")
 
     async def pool_states(self) -> dict[str, Any]:

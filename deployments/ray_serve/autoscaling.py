@@ -75,16 +75,16 @@ class JointScaling:
         settings = settings_in(figures_of(by_name[ROUTER][1]), now_s) if ROUTER in by_name else None
         if settings is not None:
             self._policy.set_traits(settings.traits(self._start_s))
-        decisions = self._policy.decide({name: read(context) for name, (_, context) in by_name.items()}, now_s)
+        readings = {name: read(context) for name, (_, context) in by_name.items()}
+        decisions = self._policy.decide(readings, now_s)
         acts = settings is not None and settings.acts
         self._show(decisions, acts=acts)
-        publish(decisions, acts=acts, at_s=now_s)
-        if not acts:
-            return {}
+        publish(decisions, {name: one.min_replicas for name, one in readings.items()}, acts=acts, at_s=now_s)
         return {
             by_name[name][0]: before_serve(decision.target, by_name[name][1])
             for name, decision in decisions.items()
-            if decision.reason != "no data"
+            # A pool without replicas is woken in any case: calls wait for it.
+            if decision.reason != "no data" and (acts or not readings[name].target)
         }
 
     def _show(self, decisions: Mapping[str, Decision], *, acts: bool) -> None:

@@ -27,7 +27,7 @@ from loadtest.servers import APP, changed_app, free_port
 from tests.helpers.ask import chat, image, random_png, text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from deployments.local.launch import Cluster
 
@@ -39,12 +39,12 @@ KINDS: Final = get_args(Kind)
 POOLS: Final = ("Router", "Preprocessor", "VisionEncoder", "Decoder")
 MAX_REPLICAS: Final = 6
 WINDOW_S: Final = 20.0
-BEFORE_S: Final = 20.0
-SPIKE_S: Final = 25.0
+LENGTHS_S: Final = (20.0, 25.0, 30.0)
+"""How long a load lasts before its spike, in it, and after it."""
 SETTLE_S: Final = 180.0
 """How long all pools may take to come back down after a load."""
 SLOWNESS: Final = 5.0
-LONG_TEXT_CHARS: Final = 6000
+LONG_TEXT_CHARS: Final = 15_000
 SIDE_PIXELS: Final = 84
 MAX_TOKENS: Final = 20
 SAMPLE_S: Final = 0.5
@@ -59,16 +59,20 @@ class Load:
     seed: int
     factor: float
     arrivals: tuple[tuple[float, bool], ...]
+    before_s: float
+    spike_s: float
 
     @classmethod
-    def random(cls, seed: int) -> Load:
+    def random(cls, seed: int, lengths_s: tuple[float, float, float] = LENGTHS_S) -> Load:
         """The load of a seed: about one request per second, and 2 to 12 times as many in the spike."""
         draw = random.Random(seed)
         kind = KINDS[seed % len(KINDS)]
+        before_s, spike_s, after_s = lengths_s
         factor = (
             1.0 if kind == "slow preprocessors" else draw.uniform(4, 12) if kind == "pictures" else draw.uniform(2, 6)
         )
-        spans = ((0.0, BEFORE_S, 1.0), (BEFORE_S, BEFORE_S + SPIKE_S, factor), (BEFORE_S + SPIKE_S, 75.0, 1.0))
+        ends_s = before_s + spike_s
+        spans = ((0.0, before_s, 1.0), (before_s, ends_s, factor), (ends_s, ends_s + after_s, 1.0))
         base = 1.3 if kind == "slow preprocessors" else 1.0
         arrivals: list[tuple[float, bool]] = []
         for first_s, last_s, times in spans:
@@ -76,7 +80,7 @@ class Load:
             while at_s < last_s:
                 arrivals.append((at_s, times > 1 and draw.random() > 1 / times))
                 at_s += draw.expovariate(base * times)
-        return cls(kind, seed, factor, tuple(arrivals))
+        return cls(kind, seed, factor, tuple(arrivals), before_s, spike_s)
 
     def body(self, number: int, *, in_spike: bool) -> dict[str, Any]:
         """The request of one arrival. No two pictures are the same."""
@@ -108,6 +112,8 @@ class Run:
     seed: int
     factor: float
     policy: Policy
+    before_s: float
+    spike_s: float
     num_requests: int = 0
     failures: list[str] = field(default_factory=list)
     ttfts: list[tuple[float, float]] = field(default_factory=list)
@@ -121,7 +127,7 @@ class Run:
     def raised_s(self, pool: str) -> float | None:
         """The time from the beginning of the spike until the target of a pool rose first."""
         first = self.samples[0].target[pool]
-        times = [sample.at_s - BEFORE_S for sample in self.samples if sample.target[pool] > first]
+        times = [sample.at_s - self.before_s for sample in self.samples if sample.target[pool] > first]
         return times[0] if times else None
 
     def steps(self, pool: str) -> list[int]:
@@ -149,8 +155,8 @@ class Run:
         }
 
 
-def paced_file(policy: Policy, *, act: bool = True) -> ApplicationFile:
-    """The embedded default with paced pools of one to ``MAX_REPLICAS`` replicas."""
+def paced_file(policy: Policy, min_replicas: Mapping[str, int] | None = None) -> ApplicationFile:
+    """The embedded default with paced pools of one to ``MAX_REPLICAS`` replicas, or of a given number at least."""
     small = {"resources": {"num_cpus": 0.01}}
     content = changed_app(dict.fromkeys(("router", "preprocessor", "encoder", "decoder"), small))
     [application] = content["applications"]
@@ -161,11 +167,16 @@ def paced_file(policy: Policy, *, act: bool = True) -> ApplicationFile:
     measured = {"upscale_delay_s": 0, "downscale_delay_s": 0, "metrics_interval_s": 1, "look_back_period_s": 10}
     for entry in application["deployments"]:
         is_router = entry["name"] == "Router"
-        entry["autoscaling_config"] = {"min_replicas": 1, "max_replicas": 1 if is_router else MAX_REPLICAS, **measured}
+        least = (min_replicas or {}).get(entry["name"], 1)
+        entry["autoscaling_config"] = {
+            "min_replicas": least,
+            "max_replicas": 1 if is_router else MAX_REPLICAS,
+            **measured,
+        }
         if policy == "serve":
             entry["autoscaling_config"] |= {"downscale_delay_s": WINDOW_S, "target_ongoing_requests": 2}
         if is_router:
-            tuned = {"scaling": "act" if act else "advise", "scale_down_window_s": WINDOW_S, "ttft_slo_s": 2.0}
+            tuned = {"scaling": "act", "scale_down_window_s": WINDOW_S, "ttft_slo_s": 2.0}
             entry["user_config"] = {**entry["user_config"], **tuned}
     if policy == "serve":
         del application["autoscaling_policy"]
@@ -177,9 +188,9 @@ def paced_file(policy: Policy, *, act: bool = True) -> ApplicationFile:
 
 
 @contextmanager
-def paced_cluster(policy: Policy) -> Iterator[Cluster]:
+def paced_cluster(policy: Policy, min_replicas: Mapping[str, int] | None = None) -> Iterator[Cluster]:
     """Runs the paced cluster inside the block."""
-    with running(paced_file(policy), port=free_port()) as cluster:
+    with running(paced_file(policy, min_replicas), port=free_port()) as cluster:
         yield cluster
 
 
@@ -196,13 +207,15 @@ async def slow_down(policy: Policy, slowness: float) -> None:
 
 async def run_load(url: str, load: Load, policy: Policy) -> Run:
     """Sends a load, samples the pools, and waits until all of them are small again."""
-    run = Run(load.kind, load.seed, load.factor, policy)
+    run = Run(load.kind, load.seed, load.factor, policy, load.before_s, load.spike_s)
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
         started_s = time.perf_counter()
         sampling = asyncio.create_task(_sample(client, run, started_s))
         changes = (
-            asyncio.create_task(_slow_for_a_while(policy, started_s)) if load.kind == "slow preprocessors" else None
+            asyncio.create_task(_slow_for_a_while(policy, load, started_s))
+            if load.kind == "slow preprocessors"
+            else None
         )
         asks = []
         for number, (at_s, in_spike) in enumerate(load.arrivals):
@@ -215,7 +228,7 @@ async def run_load(url: str, load: Load, policy: Policy) -> Run:
         run.num_requests = len(asks)
         ended_s = time.perf_counter()
         while time.perf_counter() - ended_s < SETTLE_S:
-            if all(count == SHRUNK for count in run.samples[-1].running.values()):
+            if all(count <= SHRUNK for count in run.samples[-1].running.values()):
                 run.settled_s = time.perf_counter() - ended_s
                 break
             await asyncio.sleep(SAMPLE_S)
@@ -223,10 +236,10 @@ async def run_load(url: str, load: Load, policy: Policy) -> Run:
     return run
 
 
-async def _slow_for_a_while(policy: Policy, started_s: float) -> None:
-    await asyncio.sleep(max(0.0, BEFORE_S - (time.perf_counter() - started_s)))
+async def _slow_for_a_while(policy: Policy, load: Load, started_s: float) -> None:
+    await asyncio.sleep(max(0.0, load.before_s - (time.perf_counter() - started_s)))
     await slow_down(policy, SLOWNESS)
-    await asyncio.sleep(SPIKE_S)
+    await asyncio.sleep(load.spike_s)
     await slow_down(policy, 1.0)
 
 
@@ -294,7 +307,7 @@ def plot(runs: list[Run], path: Path) -> None:
         low.set_ylabel("TTFT in s")
         low.set_xlabel("s")
         for row in range(5):
-            axes[row][column].axvspan(BEFORE_S, BEFORE_S + SPIKE_S, alpha=0.1)
+            axes[row][column].axvspan(run.before_s, run.before_s + run.spike_s, alpha=0.1)
             axes[row][column].grid(alpha=0.3)
     figure.savefig(path, dpi=70)
 

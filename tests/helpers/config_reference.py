@@ -49,7 +49,7 @@ SERVE_KEYS: Final = (
         "`autoscaling_config`",
         "a mapping",
         "not set",
-        "`min_replicas` and `max_replicas`, in place of `num_replicas`, and how Serve measures.",
+        "`min_replicas` and `max_replicas`, in place of `num_replicas`, and [four more keys](operations.md#scaling).",
     ),
     (
         "`max_ongoing_requests`",

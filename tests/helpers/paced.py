@@ -39,7 +39,7 @@ class Pace(Frozen):
     """Seconds of a preprocessor per stored pixel."""
     patch_s: float = 0.005
     """Seconds of an encoder per patch."""
-    token_s: float = 0.0005
+    token_s: float = 0.0002
     """Seconds of a decoder per prompt token."""
     step_s: float = 0.02
     """Seconds between two tokens of an answer."""

@@ -17,6 +17,7 @@ from cluster.scaling.work import OfferedWork
 from deployments.local.entries import MEASURED
 from deployments.ray_serve import autoscaling
 from deployments.ray_serve.autoscaling import PERIOD_S, JointScaling, before_serve
+from deployments.ray_serve.decisions import can_start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -155,15 +156,33 @@ def test_serve_makes_the_target_from_the_answer(factor: int) -> None:
             assert decided == (target if target or running == 1 else 1), (running, target)
 
 
-def test_a_pool_at_zero_starts_when_calls_wait() -> None:
-    """A pool without replicas gets one as soon as a call waits for it."""
+@pytest.mark.parametrize("acts", [True, False])
+def test_a_pool_at_zero_starts_when_calls_wait(acts: bool) -> None:
+    """A pool without replicas gets one as soon as a call waits for it, also where decisions are only shown."""
     config = config_of()
     policy = _apply_app_level_autoscaling_config(JointScaling())
-    contexts = {
-        ROUTER: context_of(ROUTER, {"r": OfferedWork().stats(0, 0) | ACT.stats()}, target=1, at_s=NOW_S, config=config),
-        ENCODER: context_of(ENCODER, {}, target=0, at_s=NOW_S, config=config, num_queued=2),
-    }
-    assert policy(contexts)[0][ENCODER] == 1
+    settings = ScalingSettings(acts=acts, ttft_slo_s=1, window_s=20)
+    routers = {"r": OfferedWork().stats(0, 0) | settings.stats()}
+    for num_queued, target in ((0, 0), (2, 1)):
+        contexts = {
+            ROUTER: context_of(ROUTER, routers, target=1, at_s=NOW_S + num_queued, config=config),
+            ENCODER: context_of(ENCODER, {}, target=0, at_s=NOW_S + num_queued, config=config, num_queued=num_queued),
+        }
+        assert policy(contexts)[0][ENCODER] == target
+
+
+@pytest.mark.parametrize(
+    ("decision", "expected"),
+    [
+        (None, False),
+        ({"min_replicas": 0, "reason": "demand"}, True),
+        ({"min_replicas": 1, "reason": "demand"}, False),
+        ({"min_replicas": 0, "reason": "capacity"}, False),
+    ],
+)
+def test_a_pool_that_may_be_empty_can_start(decision: dict[str, Any] | None, expected: bool) -> None:
+    """A pool without replicas can start if it may be empty and nothing says that there is no room."""
+    assert can_start(decision) == expected
 
 
 def test_it_decides_once_per_period() -> None:

@@ -1,0 +1,1 @@
+"""A paced cluster whose pools are scaled by the real Serve controller."""
