@@ -178,7 +178,10 @@ class Router(AsgiIngress):
     async def pool_states(self) -> dict[str, Any]:
         """Each pool with the states of its replicas, as Serve's controller knows them, and the last decision on its
         size, if a policy makes any."""
-        states, decisions = await asyncio.gather(asyncio.to_thread(read_pool_states), asyncio.to_thread(read_decisions))
+        needs = {pool.deployment: {"GPU": pool.num_gpus, "CPU": pool.resources.num_cpus} for pool in self.config.pools}
+        states, decisions = await asyncio.gather(
+            asyncio.to_thread(read_pool_states, needs), asyncio.to_thread(read_decisions)
+        )
         return {name: {**state, "scaling": decisions.get(name)} for name, state in states.items()}
 
     def record_autoscaling_stats(self) -> dict[str, float]:

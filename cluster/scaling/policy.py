@@ -177,6 +177,10 @@ class JointPolicy:
         for name, one in traits.items():
             self._pools[name].traits = one
 
+    def lead_s(self, pool: str) -> float:
+        """The seconds that a replica of a pool takes to start, as far as the policy knows."""
+        return self._pools[pool].lead_s
+
     def decide(self, readings: Mapping[str, PoolReading], now_s: float) -> dict[str, Decision]:
         """Decides for every pool that has a reading.
 

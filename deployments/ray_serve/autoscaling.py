@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.scaling.policy import JointPolicy
@@ -79,7 +80,18 @@ class JointScaling:
         decisions = self._policy.decide(readings, now_s)
         acts = settings is not None and settings.acts
         self._show(decisions, acts=acts)
-        publish(decisions, {name: one.min_replicas for name, one in readings.items()}, acts=acts, at_s=now_s)
+        publish(
+            {
+                name: {
+                    **asdict(decision),
+                    "min_replicas": readings[name].min_replicas,
+                    "start_s": round(self._policy.lead_s(name), 1),
+                    "acts": acts,
+                    "at_s": now_s,
+                }
+                for name, decision in decisions.items()
+            }
+        )
         return {
             by_name[name][0]: before_serve(decision.target, by_name[name][1])
             for name, decision in decisions.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from ray.experimental import internal_kv
@@ -11,32 +10,21 @@ from ray.experimental import internal_kv
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cluster.scaling.policy import Decision
-
 KEY: Final = b"prism-scaling"
 
 
-def publish(decisions: Mapping[str, Decision], min_replicas: Mapping[str, int], *, acts: bool, at_s: float) -> None:
-    """Stores the decisions of all pools.
-
-    Args:
-        decisions: The decisions by the names of the deployments.
-        min_replicas: The fewest replicas that a pool may have, by the names of the deployments.
-        acts: Whether they are carried out.
-        at_s: The time of the decisions, in seconds since the epoch.
-    """
-    pools = {
-        name: {**asdict(decision), "min_replicas": min_replicas[name], "acts": acts, "at_s": at_s}
-        for name, decision in decisions.items()
-    }
-    internal_kv._internal_kv_put(KEY, json.dumps(pools).encode(), overwrite=True)
+def publish(decisions: Mapping[str, Mapping[str, Any]]) -> None:
+    """Stores the decisions of all pools, by the names of the deployments, for ``read_decisions``."""
+    internal_kv._internal_kv_put(KEY, json.dumps(decisions).encode(), overwrite=True)
 
 
 def read_decisions() -> dict[str, dict[str, Any]]:
     """Reads what ``publish`` has stored; empty if it has never been called. The call blocks for a millisecond or two.
 
     Returns:
-        ``target``, ``wanted``, ``reason``, ``min_replicas``, ``acts`` and ``at_s``, by the name of the deployment.
+        Of each deployment the decision (``target``, ``wanted``, ``reason``), ``min_replicas``, ``start_s`` (the seconds
+        that a replica takes to start), ``acts`` (whether decisions are carried out) and ``at_s`` (the time of the
+        decision in seconds since the epoch).
     """
     stored = internal_kv._internal_kv_get(KEY)
     return dict(json.loads(stored)) if stored else {}
