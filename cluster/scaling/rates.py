@@ -22,8 +22,10 @@ SLOW_S: Final = 180.0
 JUMP: Final = 2.0
 """Growth by this factor within ``FAST_S`` is taken for a jump. Its height is the mean over ``LATEST_S``."""
 LATEST_S: Final = 3.0
-CLEAR_GROWTH: Final = 1.25
-"""Growth by this factor within ``FAST_S`` is taken for a trend, and a trend is continued by this factor at most."""
+CLEAR_GROWTH: Final = 1.35
+"""Growth by this factor within ``FAST_S`` is taken for a trend."""
+MAX_TREND: Final = 1.25
+"""A trend is continued by this factor at most."""
 VELOCITY_MEMORY_S: Final = 20.0
 """After this many busy seconds, new measurements make up 63 % of the average."""
 
@@ -107,7 +109,7 @@ class Demand:
         if now_s - first_s < 2 * FAST_S or fast < CLEAR_GROWTH * before:
             return demand
         latest = max(fast, self._mean(now_s - FAST_S / 2, now_s))
-        return max(demand, min(CLEAR_GROWTH * latest, fast + (fast - before) / FAST_S * lead_s))
+        return max(demand, min(MAX_TREND * latest, fast + (fast - before) / FAST_S * lead_s))
 
     def jump_per_s(self) -> float:
         """The demand of the last seconds in work per second, if the demand has jumped; 0 otherwise."""
@@ -121,7 +123,7 @@ class Demand:
         if not self._history:
             return False
         now_s = self._history[-1][0]
-        return self._mean(now_s - LATEST_S / 2, now_s) > CLEAR_GROWTH * self._mean(now_s - LATEST_S, now_s)
+        return self._mean(now_s - LATEST_S / 2, now_s) > MAX_TREND * self._mean(now_s - LATEST_S, now_s)
 
     def _mean(self, first_s: float, last_s: float) -> float:
         """Work per second between two times. Time before the first reading does not count."""

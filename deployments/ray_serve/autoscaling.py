@@ -33,7 +33,7 @@ DeploymentKey = Any
 
 log: Final = logging.getLogger("ray.serve")
 
-PERIOD_S: Final = 2.0
+PERIOD_S: Final = 1.0
 """The time between two decisions."""
 ROUTER: Final = "Router"
 
