@@ -1,14 +1,26 @@
 """Load tests: they speak to a running Prism over HTTP only, and time every answer.
 
-The load of users:
-  locustfile.py  Locust's users, with a web page or headless
-  client.py      reads and times one streamed answer, for Locust
-  probe.py       makes the same load with another HTTP client, to check Locust's figures
-  workload.py    what the users ask: the kinds of chat, their mix and their requests
-  report.py      tables of latencies, and whether Locust and the probe agree
+What is sent:
+  schedule.py      reads a schedule of arrivals, and splits it among workers
+  workload.py      makes arrivals without a file: their rate, mix and seed
+  bodies.py        builds requests from the sizes of arrivals
+  pictures.py      draws pictures of any size
+
+Locust's open loop:
+  locustfile.py    the file for Locust, with a web page or headless
+  workers.py       starts and ends a run on one or many processes, and collects the records
+  openloop.py      starts each request at its time
+  chats.py         sends one request with Locust's client, and reports it to Locust's statistics
+  client.py        reads and times one streamed answer; defines TTFT, ICL, ITL and lag
+  probe.py         makes the same load with another HTTP client, to check Locust's figures
+  report.py        tables of latencies, and whether Locust and the probe agree
+
+Files:
+  records.py       the file with one line per request
+  fields.py        reads the fields of JSON and YAML strictly
 
 Longer runs:
-  soak.py        lets the probe's users chat for an hour and checks that memory stays flat
-  servers.py     starts and ends the servers that a load test needs
-  bench/         compares Prism with other servers on one machine
+  soak.py          sends requests for an hour and checks that memory stays flat
+  servers.py       starts and ends the servers that a load test needs
+  bench/           compares Prism with other servers on one machine
 """

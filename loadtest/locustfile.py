@@ -1,128 +1,105 @@
-"""Locust's users: each streams chats, one after another, and reports the times of every answer.
+"""Locust's open loop: it sends each request at its scheduled time, and reports the times of every answer.
 
 With a web page on port 8089, or headless with a table at the end:
 
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8000
-    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless -u 4 -r 4 -t 1m
+    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless --rate 8 -t 1m
+    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless --schedule spike.jsonl --record run.jsonl
 
-A whole answer fires one POST event, one TTFT event, one ITL event per gap and one TPOT event; ``client`` defines them.
-A failed answer fires only one failed POST event, so all latencies are those of whole answers.
+``--processes 2`` makes the same load with two workers, which share the schedule. ``chats`` lists the events in the
+statistics. A run with a 99th percentile of the lag above ``MAX_LAG_MS`` is void, and Locust exits with ``VOID``.
+Locust's own numbers of users (``-u``, ``-r``) mean nothing here.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import locust.stats
-from locust import FastHttpUser, events, task
-from locust.contrib.fasthttp import FAILURE_EXCEPTIONS
+from locust import User, constant, events, task
+from locust.runners import MasterRunner, WorkerRunner
 
-from loadtest.client import ChatAnswer, ChatFailed, read_answer, refusal
-from loadtest.report import LATENCIES, PERCENTILES, Row, table
-from loadtest.workload import PATH, WEIGHTS, Kind, add_options, from_options
+from loadtest.fields import BadFields
+from loadtest.report import LATENCIES, MAX_LAG_MS, NOT_REQUESTS, PERCENTILES, Row, table
+from loadtest.schedule import read_load
+from loadtest.workers import LoadCoordinator, LoadWorker
+from loadtest.workload import add_options, from_options
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterable
+
     from locust.env import Environment
+
+    from loadtest.schedule import LoadArrival
 
 log: Final = logging.getLogger(__name__)
 
-HEADERS: Final = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
-EXPLAINED: Final[set[str]] = set()  # causes of failure whose details were logged once; Locust counts the others
+VOID: Final = 2
+"""The exit code of a run that says nothing about the server."""
+STOP_TIMEOUT_S: Final = 30.0
+"""The default of ``--stop-timeout``. Requests that are under way at the end must count, because slow ones are among
+them."""
 
 
-class Chatter(FastHttpUser):  # type: ignore[misc]  # locust is read as untyped
-    """A user that sends a chat, reads the answer to its end, pauses, and starts again."""
+class OpenLoopUser(User):  # type: ignore[misc]  # locust is read as untyped
+    """Does nothing, because Locust starts no test without a user. ``workers`` makes the load."""
 
-    abstract = True
-    kind: ClassVar[Kind]
-    network_timeout = 120.0  # for one read; long, because a queue before the first token is no error
-    concurrency = 1
-
-    def on_start(self) -> None:
-        """Reads the options, once per user, because the web page can change them between runs."""
-        self.workload = from_options(self.environment.parsed_options)
-
-    def wait_time(self) -> float:
-        """Seconds until the next chat."""
-        return self.workload.pause_s()
+    wait_time = constant(1)
 
     @task  # type: ignore[untyped-decorator]
-    def chat(self) -> None:
-        """Sends one chat and reports the times of its answer."""
-        name = f"chat {self.kind}"
-        body = self.workload.body(self.kind)
-        answer = None
-        started_s = time.perf_counter()
-        with self.client.post(
-            PATH, data=body, headers=HEADERS, name=name, stream=True, catch_response=True
-        ) as response:
-            try:
-                answer = _read(response, started_s)
-            except ChatFailed as failure:
-                self._fail(response, str(failure), failure.detail)
-            except FAILURE_EXCEPTIONS as error:
-                self._fail(response, f"connection: {type(error).__name__}", str(error))
-            total_s = answer.total_s if answer else time.perf_counter() - started_s
-            response.request_meta["response_time"] = total_s * 1000
-        if answer:
-            self._report(name, answer)
-
-    def _fail(self, response: Any, cause: str, detail: str) -> None:
-        response.failure(cause)
-        if cause not in EXPLAINED:
-            EXPLAINED.add(cause)
-            log.warning("first failure of its kind, %s: %s", cause, detail)
-
-    def _report(self, name: str, answer: ChatAnswer) -> None:
-        """Fires the events of the latencies, after the stream has ended, so that this never delays reading a token."""
-        for latency, time_s in answer.latencies():
-            self.environment.events.request.fire(
-                request_type=latency,
-                name=name,
-                response_time=time_s * 1000,
-                response_length=0,
-                exception=None,
-                context={},
-            )
+    def nothing(self) -> None:
+        """Does nothing."""
 
 
-class NewPictureChatter(Chatter):
-    """A user that asks about a new picture in each chat."""
-
-    kind = "new picture"
-    weight = WEIGHTS["new picture"]
-
-
-class SeenPictureChatter(Chatter):
-    """A user that asks about one of the pictures that all users of this kind share, so that caches can help."""
-
-    kind = "seen picture"
-    weight = WEIGHTS["seen picture"]
+def add_load_options(parser: ArgumentParser) -> None:
+    """Adds the options of the load to Locust's."""
+    add_options(parser)
+    parser.add_argument("--schedule", help="send this schedule; the options of the load have no effect then")
+    parser.add_argument("--record", help="write a record of each request into this file, for loadtest.verdict")
+    parser.set_defaults(stop_timeout=STOP_TIMEOUT_S)
 
 
-class TextChatter(Chatter):
-    """A user that asks without a picture."""
+def read_arrivals(options: Namespace) -> Iterable[LoadArrival]:
+    """The arrivals that the options describe.
 
-    kind = "text"
-    weight = WEIGHTS["text"]
-
-
-def _read(response: Any, started_s: float) -> ChatAnswer:
-    """Reads an answer with ``readline``, which returns a line as soon as it has arrived.
-
-    FastHttpUser's ``iter_lines`` and ``iter_content`` wait for 1,024 bytes; all tokens of a short answer would seem to
-    come at once.
+    Raises:
+        BadFields, OSError: The schedule file is wrong.
     """
-    if not response.status_code:
-        raise response.error
-    if response.status_code != 200:
-        raise refusal(response.status_code, response.content or b"")
+    return read_load(Path(options.schedule))[1] if options.schedule else from_options(options).arrivals()
+
+
+def take_part(environment: Environment, **_: Any) -> None:
+    """Gives this process its part in the load, and ends it if its schedule is wrong."""
     try:
-        return read_answer(iter(lambda: response.stream.readline(b"\n"), b""), started_s)
-    finally:
-        response.release()
+        read_arrivals(environment.parsed_options)
+    except (BadFields, OSError) as error:
+        log.error("%s", error)
+        sys.exit(VOID)
+    if not isinstance(environment.runner, WorkerRunner):
+        coordinator = LoadCoordinator(environment)
+        # Listeners of ``quitting`` run in reverse order, so this one is called before Locust's own.
+        environment.events.quitting.add_listener(lambda **_: judge(environment, coordinator))
+    if not isinstance(environment.runner, MasterRunner):
+        LoadWorker(environment, read_arrivals)
+
+
+def judge(environment: Environment, coordinator: LoadCoordinator) -> None:
+    """Ends a run that is still going on, and makes Locust exit with ``VOID`` if the last run was void."""
+    coordinator.finish(0.0)
+    lag = environment.stats.entries.get(("schedule", "Lag"))
+    reason = coordinator.failure
+    late_ms = lag.get_response_time_percentile(0.99) if lag else 0.0
+    if not reason and late_ms > MAX_LAG_MS:
+        reason = f"the p99 of the lag is {late_ms:g} ms, and it must be at most {MAX_LAG_MS:g} ms; use more workers"
+    if not reason and lag is None and environment.parsed_options.headless:
+        reason = "no request was sent"
+    if reason:
+        log.error("This run is void: %s", reason)
+        environment.process_exit_code = VOID
 
 
 def three_digits(time_ms: float) -> float:
@@ -138,7 +115,7 @@ def keep_total_to_requests(environment: Environment, **_: Any) -> None:
     log_request = stats.log_request
 
     def log_by_type(method: str, name: str, response_time: float, content_length: int) -> None:
-        if method in LATENCIES:
+        if method in NOT_REQUESTS:
             stats.entries[name, method].log(response_time, content_length)
         else:
             log_request(method, name, response_time, content_length)
@@ -157,12 +134,15 @@ def print_latencies_at_the_end(environment: Environment, **_: Any) -> None:
             for (name, method), entry in entries
             if method == latency and entry.num_requests
         ]
-        locust.stats.console_logger.info("Latencies of whole answers\n%s\n", table(rows))
+        locust.stats.console_logger.info("Latencies of whole answers, and the lag of all requests\n%s\n", table(rows))
 
-    environment.events.quit.add_listener(show)
+    if not isinstance(environment.runner, WorkerRunner):
+        environment.events.quit.add_listener(show)
 
 
 locust.stats.bucket_response_time = three_digits
-events.init_command_line_parser.add_listener(add_options)
+locust.stats.STATS_TYPE_WIDTH = max(map(len, NOT_REQUESTS)) + 1
+events.init_command_line_parser.add_listener(add_load_options)
 events.init.add_listener(keep_total_to_requests)
 events.init.add_listener(print_latencies_at_the_end)
+events.init.add_listener(take_part)

@@ -1,13 +1,14 @@
 """A second client for the load that ``locustfile`` makes, written independently to check Locust's figures.
 
-    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless -u 4 -r 4 -t 1m --csv run
-    python -m loadtest.probe --host http://127.0.0.1:8000 -u 4 --seconds 60 --compare run_stats.csv
+    locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless -t 1m --csv run
+    python -m loadtest.probe --host http://127.0.0.1:8000 --seconds 60 --seed 1 --compare run_stats.csv
 
-It sends the same requests as Locust and uses the definitions in ``client``'s docstring. Its transport (aiohttp on
-asyncio, not geventhttpclient on gevent) and its parser are its own. Run the two one after the other against the same
-server, on a machine with nothing else to do; otherwise a change of load between the runs shows as disagreement. The
-probe does not use httpx, which spends about a millisecond more on each request than the other two: a tenth of the time
-to a first token here.
+It sends the same kinds of requests at the same rate as Locust without a schedule file, and uses the definitions in
+``client``'s docstring. Another seed draws other pictures, which the server has not seen in Locust's run. Its transport
+(aiohttp on asyncio, not geventhttpclient on gevent) and its parser are its own. Run the two one after the other against
+the same server, on a machine with nothing else to do; otherwise a change of load between the runs shows as
+disagreement. The probe does not use httpx, which spends about a millisecond more on each request than the other two: a
+tenth of the time to a first token here.
 
 Exit codes: 0 all is well; 1 an answer failed, no answer came, or the clients differ; 2 the command line is wrong.
 """
@@ -26,8 +27,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
+from loadtest.bodies import BodyBuilder
 from loadtest.report import LATENCIES, Row, compare, locust_medians_ms, table
-from loadtest.workload import PATH, Kind, Workload, add_options, from_options, mix, positive
+from loadtest.schedule import plan
+from loadtest.workload import PATH, Workload, add_options, from_options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -68,9 +71,9 @@ class Tally:
         """
         self.num_answers += 1
         self.times_s["TTFT", name].append(texts_s[0] - started_s)
-        self.times_s["ITL", name] += [texts_s[index] - texts_s[index - 1] for index in range(1, len(texts_s))]
+        self.times_s["ICL", name] += [texts_s[index] - texts_s[index - 1] for index in range(1, len(texts_s))]
         if num_tokens > 1:
-            self.times_s["TPOT", name].append((texts_s[-1] - texts_s[0]) / (num_tokens - 1))
+            self.times_s["ITL", name].append((texts_s[-1] - texts_s[0]) / (num_tokens - 1))
 
     def rows(self) -> list[Row]:
         """The rows of the table, sorted by latency and then by name."""
@@ -80,33 +83,39 @@ class Tally:
         return [Row.from_times(*key, self.times_s[key]) for key in keys]
 
 
-async def load(host: str, workload: Workload, num_users: int, seconds: float) -> Tally:
-    """Lets users chat in a closed loop for some seconds; requests that are still running then are dropped, as in
-    Locust."""
-    tally = Tally()
-    connector = aiohttp.TCPConnector(limit=num_users)
+async def load(host: str, workload: Workload, model: str, seconds: float) -> Tally:
+    """Sends the requests of some seconds, each at its time, and waits for all answers.
+
+    Args:
+        host: The address of the server.
+        workload: The arrivals.
+        model: The served name of the model.
+        seconds: How long requests arrive.
+    """
+    tally, builder = Tally(), BodyBuilder(model)
     timeout = aiohttp.ClientTimeout(total=None, sock_read=READ_TIMEOUT_S)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=HEADERS) as client:
-        users = [asyncio.create_task(_chat_on(client, host + PATH, workload, kind, tally)) for kind in mix(num_users)]
-        ended, _ = await asyncio.wait(users, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-        for user in users:
-            user.cancel()
-        await asyncio.gather(*users, return_exceptions=True)
-        for user in ended:
-            user.result()
+    connector = aiohttp.TCPConnector(limit=0)
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=timeout, headers=HEADERS) as client,
+        asyncio.TaskGroup() as requests,
+    ):
+        began_s = time.perf_counter()
+        for request in plan(workload.arrivals()):
+            if request.arrival.at_s > seconds:
+                break
+            body = builder.body([builder.message(request)], request.arrival.output_tokens)
+            await asyncio.sleep(began_s + request.arrival.at_s - time.perf_counter())
+            requests.create_task(_count(client, host + PATH, body, f"chat {request.kind}", tally))
     return tally
 
 
-async def _chat_on(client: aiohttp.ClientSession, url: str, workload: Workload, kind: Kind, tally: Tally) -> None:
-    while True:
-        body = workload.body(kind)
-        try:
-            await _chat(client, url, body, f"chat {kind}", tally)
-        except Failed as failure:
-            tally.failures[str(failure)] += 1
-        except (aiohttp.ClientError, TimeoutError) as error:
-            tally.failures[f"connection: {type(error).__name__}"] += 1
-        await asyncio.sleep(workload.pause_s())
+async def _count(client: aiohttp.ClientSession, url: str, body: bytes, name: str, tally: Tally) -> None:
+    try:
+        await _chat(client, url, body, name, tally)
+    except Failed as failure:
+        tally.failures[str(failure)] += 1
+    except (aiohttp.ClientError, TimeoutError) as error:
+        tally.failures[f"connection: {type(error).__name__}"] += 1
 
 
 async def _chat(client: aiohttp.ClientSession, url: str, body: bytes, name: str, tally: Tally) -> None:
@@ -170,8 +179,7 @@ def _options(words: list[str] | None) -> Any:
         prog="python -m loadtest.probe", description="Makes the load of the Locust file with another client."
     )
     parser.add_argument("--host", default="http://127.0.0.1:8000", help="where Prism listens")
-    parser.add_argument("-u", "--users", type=positive, default=4, help="how many users chat at once")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long they chat")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long requests arrive")
     parser.add_argument(
         "--compare",
         type=Path,
@@ -188,7 +196,7 @@ def _options(words: list[str] | None) -> Any:
 def main(words: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     options = _options(words)
-    tally = asyncio.run(load(options.host, from_options(options), options.users, options.seconds))
+    tally = asyncio.run(load(options.host, from_options(options), options.model, options.seconds))
     rows = tally.rows()
     num_failures = tally.failures.total()
     lines = [f"{tally.num_answers} whole answers, {num_failures} failures", table(rows)]

@@ -1,8 +1,8 @@
 """Runs a steady load for a long time and checks that memory stays flat.
 
-    python -m loadtest.soak --minutes 60 -u 14
+    python -m loadtest.soak --minutes 60 --rate 28
 
-This starts ``prism serve`` with the default application file and lets users chat as ``probe`` does. The memory for
+This starts ``prism serve`` with the default application file and sends requests as ``probe`` does. The memory for
 embeddings is cut to ``KEPT_BYTES``, so that caches and shared memory are full within minutes. The memory of every
 process is measured about once a minute.
 
@@ -104,7 +104,7 @@ async def _watch(root: psutil.Process, every_s: float) -> list[Memory]:
 async def _soak(url: str, root: psutil.Process, options: Any) -> bool:
     sys.stdout.write(f"{'MiB':<7}" + "".join(f"{name:>15}" for name in (*GROUPS, "others", "shared")) + "\n")
     watching = asyncio.create_task(_watch(root, min(60.0, options.minutes * 10.0)))
-    tally = await load(url, from_options(options), options.users, options.minutes * 60)
+    tally = await load(url, from_options(options), options.model, options.minutes * 60)
     watching.cancel()
     grown = growth(await watching)
     failures = "".join(f"{count} x {cause}\n" for cause, count in tally.failures.most_common())
@@ -120,8 +120,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loadtest.soak", description="Checks that memory stays flat under load."
     )
-    parser.add_argument("-u", "--users", type=positive, default=14, help="how many users chat at once")
-    parser.add_argument("--minutes", type=positive, default=60, help="how long they chat")
+    parser.add_argument("--minutes", type=positive, default=60, help="how long requests arrive")
     add_options(parser)
     options = parser.parse_args(words)
     changes: dict[str, dict[str, Any]] = {

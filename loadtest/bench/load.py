@@ -64,7 +64,7 @@ class Sample:
         return [later - earlier for earlier, later in pairwise(self.texts_s)]
 
     @property
-    def tpot_s(self) -> float:
+    def itl_s(self) -> float:
         """The mean time per token after the first."""
         return (self.texts_s[-1] - self.texts_s[0]) / max(1, self.num_tokens - 1)
 

@@ -8,27 +8,16 @@ early.
 from __future__ import annotations
 
 import base64
-import io
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from PIL import Image
-
 if TYPE_CHECKING:
-    import random
     from collections.abc import Sequence
     from pathlib import Path
 
 MODEL: Final = "bench"
 """The name under which every system serves the model."""
-BLOTCH_PIXELS: Final = 28
-MAX_BLOTCHES: Final = 48
-"""Pictures are smooth noise: a blotch of colour is ``BLOTCH_PIXELS`` wide, or wider if more than ``MAX_BLOTCHES`` would
-fit from edge to edge. Such pictures compress at least as well as photographs."""
-
-Size = tuple[int, int]
-"""Width and height in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +45,6 @@ def letters(checkpoint: Path) -> list[int]:
     return sorted(
         number for token, number in vocabulary.items() if len(token) == 1 and token.isascii() and token.isalpha()
     )
-
-
-def new_picture(rng: random.Random, size: Size) -> bytes:
-    """A JPEG of smooth noise; no two are alike."""
-    width, height = (min(max(2, pixels // BLOTCH_PIXELS), MAX_BLOTCHES) for pixels in size)
-    noise = Image.frombytes("RGB", (width, height), rng.randbytes(3 * width * height))
-    file = io.BytesIO()
-    noise.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-    return file.getvalue()
 
 
 def body(

@@ -10,8 +10,9 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from loadtest.bench.requests import Request, Size, body, bursts, new_picture, steady, windows
+from loadtest.bench.requests import Request, body, bursts, steady, windows
 from loadtest.bench.systems import Setup
+from loadtest.pictures import Size, new_picture
 from loadtest.report import percentile
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ def latencies(samples: Sequence[Sample]) -> Figures:
         "TTFT p50, ms": statistics.median(ttft_ms),
         "TTFT mean, ms": statistics.fmean(ttft_ms),
         "TTFT p90, ms": percentile(ttft_ms, 0.9),
-        "ITL, ms": statistics.fmean(sample.tpot_s * 1000 for sample in samples),
+        "ITL, ms": statistics.fmean(sample.itl_s * 1000 for sample in samples),
         "answers at once, %": 100 * len(at_once) / len(samples),
     }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtest.client import ChatFailed, read_answer
+from loadtest.client import ChatFailed, ChatRefused, read_answer, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,12 +46,21 @@ def test_latencies_are_counted_from_text_to_text() -> None:
     )
     answer = read_answer(stream, started_s=10.0, clock=ticking([10.25, 10.5, 10.75, 11.5, 11.75, 12.0]))
     assert answer.ttft_s == 0.5
-    assert answer.itl_s == (1.0,)
-    assert answer.tpot_s == 0.25
-    assert answer.total_s == 2.0
+    assert answer.icl_s == (1.0,)
+    assert answer.itl_s == 0.25
+    assert answer.latency_s == 2.0
+    assert (answer.text, answer.num_tokens) == ("ABCD", 5)
 
 
 def test_an_unfinished_event_is_dropped() -> None:
     """``[DONE]`` without the blank line that ends an event does not end the stream."""
     with pytest.raises(ChatFailed, match=r"no \[DONE\]"):
         read_answer(lines(sse(delta(content="A")), b"data: [DONE]\n"), started_s=0.0)
+
+
+@pytest.mark.parametrize(("status", "retry_after"), [(429, True), (429, False), (503, True)])
+def test_only_429_with_a_time_to_retry_is_a_refusal(status: int, retry_after: bool) -> None:
+    """A 429 without ``Retry-After``, and any other status, is a failure."""
+    failure = refusal(status, b'{"error": {"code": "overloaded", "message": "Full."}}', retry_after=retry_after)
+    assert isinstance(failure, ChatRefused) is (status == 429 and retry_after)
+    assert (str(failure), failure.detail) == (f"{status} overloaded", "Full.")

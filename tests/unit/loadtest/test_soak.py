@@ -66,8 +66,8 @@ def test_what_is_full_is_flat_and_what_leaks_is_not() -> None:
     assert not is_flat(growth([sample | {"router": 100.0 + number} for number, sample in enumerate(full)]))
 
 
-def test_a_load_of_nobody_is_refused() -> None:
+def test_a_load_of_nothing_is_refused() -> None:
     """An impossible number ends the command with exit code 2."""
     with pytest.raises(SystemExit) as ended:
-        main(["--users", "0"])
+        main(["--rate", "0"])
     assert ended.value.code == 2

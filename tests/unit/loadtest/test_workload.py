@@ -1,22 +1,40 @@
-"""The requests of the load."""
+"""The arrivals of a load without a schedule file."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import argparse
+import itertools
+from collections import Counter
 
-from loadtest.workload import Workload
+import pytest
+
+from loadtest.workload import Workload, read_mix
 
 
-def test_new_pictures_are_new_and_seen_ones_are_few() -> None:
-    """Requests with new pictures never repeat one. Requests with seen pictures use as many different ones as asked
-    for."""
-    workload = Workload(model="m", max_tokens=1, num_pictures=3, wait_s=1)
+def test_the_same_seed_gives_the_same_arrivals() -> None:
+    """Two readers of one workload get equal arrivals in the order of time. Another seed gives other new pictures."""
+    first, again, other = ([*itertools.islice(Workload(10.0, seed=seed).arrivals(), 200)] for seed in (1, 1, 2))
+    assert first == again
+    assert first == sorted(first, key=lambda arrival: arrival.at_s)
+    new = [{one.pictures for one in arrivals if one.client == "new"} for arrivals in (first, other)]
+    assert len(new[0]) > 20
+    assert not new[0] & new[1]
 
-    def pictures(kind: Any, count: int) -> set[str]:
-        bodies = [json.loads(workload.body(kind)) for _ in range(count)]
-        return {body["messages"][0]["content"][0]["image_url"]["url"] for body in bodies}
 
-    assert len(pictures("new picture", 50)) == 50
-    assert len(pictures("seen picture", 100)) == 3
-    assert all(0.5 <= workload.pause_s() <= 1.5 for _ in range(100))
+def test_arrivals_keep_the_rate_and_the_mix() -> None:
+    """Over 4,000 arrivals the rate and the shares of the kinds are within a tenth of what was asked for."""
+    arrivals = [
+        *itertools.islice(Workload(8.0, num_pictures=3, weights=read_mix("text=2,new=1,seen=1")).arrivals(), 4000)
+    ]
+    assert len(arrivals) / arrivals[-1].at_s == pytest.approx(8.0, rel=0.1)
+    counts = Counter(arrival.client for arrival in arrivals)
+    assert counts["text"] == pytest.approx(2000, rel=0.1)
+    assert counts["new"] == pytest.approx(1000, rel=0.1)
+    assert len({arrival.pictures for arrival in arrivals if arrival.client == "seen"}) == 3
+
+
+@pytest.mark.parametrize("mix", ["", "text", "text=-1", "text=0", "words=1", "text=1,,new=1"])
+def test_a_wrong_mix_is_refused(mix: str) -> None:
+    """A part without a kind or a weight is refused, and so is a mix of nothing."""
+    with pytest.raises(argparse.ArgumentTypeError):
+        read_mix(mix)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import base64
-import io
 import itertools
 import json
 import random
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from loadtest.bench.__main__ import DEMO
-from loadtest.bench.requests import Request, Size, body, bursts, letters, new_picture, steady, windows
+from loadtest.bench.requests import Request, body, bursts, letters, steady, windows
 from loadtest.bench.workloads import SCENARIOS, Writer
 
 
@@ -31,16 +29,6 @@ def test_windows_slide_by_one() -> None:
     assert turns == [(b"a", b"b", b"c"), (b"b", b"c", b"d"), (b"c", b"d", b"e")]
     with pytest.raises(ValueError, match="take 5 pictures, not 4"):
         windows([b"a", b"b", b"c", b"d"], 3, 3)
-
-
-@pytest.mark.parametrize("size", [(224, 168), (448, 448)])
-def test_new_pictures_are_new_and_the_same_for_a_seed(size: Size) -> None:
-    """Fifty pictures are all different, have the requested size, and are the same again for the same seed."""
-    rng = random.Random(7)
-    pictures = [new_picture(rng, size) for _ in range(50)]
-    assert len(set(pictures)) == 50
-    assert pictures[0] == new_picture(random.Random(7), size)
-    assert Image.open(io.BytesIO(pictures[0])).size == size
 
 
 def test_letters_are_letters() -> None:
