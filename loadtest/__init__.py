@@ -15,9 +15,13 @@ Locust's open loop:
   probe.py         makes the same load with another HTTP client, to check Locust's figures
   report.py        tables of latencies, and whether Locust and the probe agree
 
-Files:
+The verdict on a run:
   records.py       the file with one line per request
-  fields.py        reads the fields of JSON and YAML strictly
+  slo.py           reads service level objectives
+  judgement.py     judges the records by the objectives
+  verdict.py       the command that does so
+  verdict_page.py  the report with plots
+  fields.py        reads the fields of JSON and YAML strictly, for these files and for schedules
 
 Longer runs:
   soak.py          sends requests for an hour and checks that memory stays flat
