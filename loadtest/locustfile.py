@@ -26,7 +26,7 @@ from loadtest.fields import BadFields
 from loadtest.report import LATENCIES, MAX_LAG_MS, NOT_REQUESTS, PERCENTILES, Row, table
 from loadtest.schedule import read_load
 from loadtest.workers import LoadCoordinator, LoadWorker
-from loadtest.workload import add_options, from_options
+from loadtest.workload import add_options, from_options, positive
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -40,9 +40,6 @@ log: Final = logging.getLogger(__name__)
 
 VOID: Final = 2
 """The exit code of a run that says nothing about the server."""
-STOP_TIMEOUT_S: Final = 30.0
-"""The default of ``--stop-timeout``. Requests that are under way at the end must count, because slow ones are among
-them."""
 
 
 class OpenLoopUser(User):  # type: ignore[misc]  # locust is read as untyped
@@ -60,7 +57,9 @@ def add_load_options(parser: ArgumentParser) -> None:
     add_options(parser)
     parser.add_argument("--schedule", help="send this schedule; the options of the load have no effect then")
     parser.add_argument("--record", help="write a record of each request into this file, for loadtest.verdict")
-    parser.set_defaults(stop_timeout=STOP_TIMEOUT_S)
+    parser.add_argument(
+        "--drain", type=positive, default=30, help="seconds that requests under way at the end have to end"
+    )
 
 
 def read_arrivals(options: Namespace) -> Iterable[LoadArrival]:

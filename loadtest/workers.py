@@ -7,7 +7,7 @@ A run goes like this:
 3. Coordinator: when all are ready, sends the moment at which all begin.
 4. Worker: sends its requests, and every second its records. After its last request it says that it is done.
 5. Coordinator: when all are done, ends the test. If the run time ends first, it stops the workers. Requests that are
-   under way then have Locust's ``--stop-timeout`` to end.
+   under way then have the time of ``--drain`` to end.
 
 Without workers the only process has both parts, and Locust delivers the messages within it. The moment is wall time, so
 workers on several machines need synchronized clocks.
@@ -76,7 +76,8 @@ class LoadWorker:
         environment.runner.register_message(BEGIN, self._take_begin)
         environment.runner.register_message(STOP, self._take_stop, concurrent=True)
         environment.events.test_start.add_listener(self._start)
-        environment.events.test_stopping.add_listener(lambda **_: self._stop(0.0))
+        for event in (environment.events.test_stopping, environment.events.quitting):  # Ctrl-C reaches workers too
+            event.add_listener(lambda **_: self._stop(0.0))
 
     def _take_share(self, msg: Any, **_: Any) -> None:
         self._share = msg.data
@@ -169,7 +170,7 @@ class LoadCoordinator:
         self._runner.register_message(RECORDS, self._take_records)
         self._runner.register_message(DONE, self._take_done)
         environment.events.test_start.add_listener(self._start)
-        environment.events.test_stopping.add_listener(lambda **_: self.finish(environment.stop_timeout))
+        environment.events.test_stopping.add_listener(lambda **_: self.finish(environment.parsed_options.drain))
 
     def finish(self, timeout_s: float) -> None:
         """Ends a run: stops the workers that are not done, and completes the file of records.

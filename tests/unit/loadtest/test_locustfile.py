@@ -6,7 +6,6 @@ import csv
 import itertools
 import json
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -22,9 +21,10 @@ import pytest
 
 from loadtest.probe import main
 from loadtest.records import read_run
+from loadtest.servers import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 REPOSITORY = Path(__file__).parents[3]
 LOCUSTFILE = "loadtest/locustfile.py"
@@ -197,6 +197,12 @@ def locust(server: Server, folder: Path, *words: str, file: str = LOCUSTFILE) ->
     return Run(done.returncode, done.stdout + done.stderr, folder / "run_stats.csv")
 
 
+def two_workers() -> list[str]:
+    """The words of a command line with two workers, at a port of their own."""
+    port = str(free_port())
+    return ["--processes", "2", "--master-bind-port", port, "--master-port", port]
+
+
 def write_schedule(path: Path, *arrivals: dict[str, Any]) -> Path:
     """Writes a schedule of short texts, with what else the arrivals have."""
     sizes = {"client": "c", "text_tokens": 5, "output_tokens": 2}
@@ -288,7 +294,7 @@ def test_a_schedule_is_replayed_once(server: Server, tmp_path: Path, num_process
     others = [{"at_s": 0.3 + number / 20, "text_tokens": 20 + number} for number in range(12)]
     schedule = write_schedule(tmp_path / "s.jsonl", *turns, *others)
     words = ("--schedule", str(schedule), "--record", str(record), "--model", "steady")
-    run = locust(server, tmp_path, *words, *(("--processes", "2") if num_processes == 2 else ()))
+    run = locust(server, tmp_path, *words, *(two_workers() if num_processes == 2 else ()))
     assert run.is_well, run.output
     records = read_run(record).records
     assert {one.index: one.outcome for one in records} == dict.fromkeys(range(15), "answered")
@@ -308,7 +314,7 @@ def test_what_has_not_ended_is_recorded(server: Server, tmp_path: Path) -> None:
     record = tmp_path / "run.jsonl"
     schedule = write_schedule(tmp_path / "s.jsonl", {"at_s": 0.0})
     words = ("--model", "silent", "--schedule", str(schedule), "--record", str(record))
-    run = locust(server, tmp_path, *words, "-t", "1s", "--stop-timeout", "0")
+    run = locust(server, tmp_path, *words, "-t", "1s", "--drain", "1")
     assert run.is_well, run.output
     assert [one.outcome for one in read_run(record).records] == ["unfinished"]
 
@@ -349,12 +355,12 @@ def test_a_wrong_schedule_ends_locust(server: Server, tmp_path: Path) -> None:
 
 
 def test_the_web_page_starts_the_schedule_again(server: Server, tmp_path: Path) -> None:
-    """A run that is started from the web page fills the table that the page polls, and ends with the schedule. The next
-    start sends the schedule again from its beginning."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    """A run of two workers that is started from the web page fills the table that the page polls, and ends with the
+    schedule. The next start sends the schedule again from its beginning."""
+    port = free_port()
     schedule = write_schedule(tmp_path / "s.jsonl", *({"at_s": number / 20} for number in range(5)))
     words = ["-m", "locust", "-f", LOCUSTFILE, "--host", server.url, "--web-host", "127.0.0.1", "--web-port", str(port)]
+    words += two_workers()
     quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, *words], cwd=REPOSITORY, **quiet) as process:
         try:
@@ -362,31 +368,42 @@ def test_the_web_page_starts_the_schedule_again(server: Server, tmp_path: Path) 
                 base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8), trust_env=False
             ) as page:
                 assert "max_tokens" in page.get("/").text
+                wait_for(page, lambda state: len(state.get("workers", ())) == 2)
                 for num_runs in (1, 2):
                     server.seen[:] = []
                     form = {"user_count": 1, "spawn_rate": 1, "model": "steady", "schedule": str(schedule)}
                     assert page.post("/swarm", data=form).json()["success"], num_runs
-                    rows = wait_until_stopped(page, server, num_requests=5)
-                    assert {"POST", "TTFT", "TTFT scheduled", "ICL", "ITL", "Lag"} <= {row["method"] for row in rows}
+                    rows = wait_for(page, lambda state: has_ended(state, server))
                     assert len(server.seen) == 5
         finally:
             process.terminate()
-    icl = next(row for row in rows if row["method"] == "ICL")
+    assert rows.keys() == {"POST", "TTFT", "TTFT scheduled", "ICL", "ITL", "Lag"}
+    icl = rows["ICL"]
     assert icl["num_requests"] == 5
     assert icl["median_response_time"] >= 0.8 * GAP_S * 1000
     assert {"response_time_percentile_0.95", "response_time_percentile_0.99"} <= icl.keys()
 
 
-def wait_until_stopped(page: httpx.Client, server: Server, num_requests: int) -> list[dict[str, Any]]:
-    """Polls the address that the web page polls until the server has seen requests and the run has stopped, and returns
-    the rows of its table."""
+def rows_of(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of the page's table by type, when every request of the run is in them."""
+    rows = {row["method"]: row for row in state["stats"] if row["method"] and row["num_requests"]}
+    return rows if rows.get("POST", {}).get("num_requests") == 5 else {}
+
+
+def has_ended(state: dict[str, Any], server: Server) -> bool:
+    """True if a run of five requests has stopped and the table has its figures."""
+    return len(server.seen) >= 5 and state["state"] == "stopped" and len(rows_of(state)) == 6
+
+
+def wait_for(page: httpx.Client, condition: Callable[[dict[str, Any]], bool]) -> dict[str, dict[str, Any]]:
+    """Polls the address that the web page polls until a condition holds, and returns the rows of its table."""
     deadline_s = time.monotonic() + 20
     while time.monotonic() < deadline_s:
-        state = page.get("/stats/requests").json()
-        if len(server.seen) >= num_requests and state["state"] == "stopped":
-            return [row for row in state["stats"] if row["num_requests"]]
+        state: dict[str, Any] = page.get("/stats/requests").json()
+        if condition(state):
+            return rows_of(state)
         time.sleep(0.05)
-    raise AssertionError(f"The run never stopped: {state}")
+    raise AssertionError(f"The page never showed it: {state}")
 
 
 def test_the_probe_agrees_with_locust(server: Server, steady: Run) -> None:
