@@ -12,6 +12,7 @@ Locust's open loop:
   openloop.py      starts each request at its time
   chats.py         sends one request with Locust's client, and reports it to Locust's statistics
   client.py        reads and times one streamed answer; defines TTFT, ICL, ITL and lag
+  priority.py      lets the client run before other processes of its machine
   probe.py         makes the same load with another HTTP client, to check Locust's figures
   report.py        tables of latencies, and whether Locust and the probe agree
 

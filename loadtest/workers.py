@@ -27,6 +27,7 @@ from loadtest.bodies import BodyBuilder
 from loadtest.chats import ChatSender
 from loadtest.fields import BadFields
 from loadtest.openloop import OpenLoop
+from loadtest.priority import go_first
 from loadtest.records import RecordWriter
 from loadtest.schedule import plan, share
 
@@ -72,6 +73,7 @@ class LoadWorker:
         self._loop: OpenLoop | None = None
         self._main: gevent.Greenlet[..., None] | None = None
         self._records: list[dict[str, Any]] = []
+        go_first()
         environment.runner.register_message(SHARE, self._take_share)
         environment.runner.register_message(BEGIN, self._take_begin)
         environment.runner.register_message(STOP, self._take_stop, concurrent=True)

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from loadtest.bench.binding import go_first
 from loadtest.bench.load import Client
 from loadtest.bench.requests import letters
 from loadtest.bench.results import Record, about
 from loadtest.bench.systems import PEERS_PYTHON, SYSTEMS, Setup, running
 from loadtest.bench.workloads import SCENARIOS, SMALL, SQUARE, Phase, Scenario, Writer, warm_up
+from loadtest.priority import go_first
 from loadtest.servers import ROOT
 from loadtest.workload import positive
 

@@ -54,22 +54,6 @@ def bind(servers: Iterable[psutil.Process], *, engine_cores: Sequence[int], enco
                 _bind(child, encoder_core)
 
 
-def go_first() -> bool:
-    """Schedules this process, the client, before all others.
-
-    A client usually runs on another machine. On this one, engines that spin would keep the client from reading its
-    clock. Processes that the client starts do not inherit the priority.
-
-    Returns:
-        Whether the machine allowed it.
-    """
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    except PermissionError:
-        return False
-    return True
-
-
 def _bind(process: psutil.Process, core: int) -> None:
     """Binds all threads of a process; threads that it starts later inherit the binding."""
     if core >= (psutil.cpu_count() or 1):

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import yaml
 
-from loadtest.bench.binding import go_first
+from loadtest.priority import go_first
 from loadtest.servers import START_TIMEOUT_S, changed_app, free_port
 from tests.helpers.waiting import until, wait_until
 
