@@ -1,7 +1,7 @@
 """A schedule: which requests arrive when, and how large they are, as a file of JSON lines.
 
-The first line describes the schedule, and each further line is one arrival, in the order of time. A load generator and
-a simulator are meant to read it; neither does yet.
+The first line describes the schedule, and each further line is one arrival, in the order of time. The load tests have a
+reader of their own for it. A simulator is meant to read it too, and does not yet.
 """
 
 from __future__ import annotations

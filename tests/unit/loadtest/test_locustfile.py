@@ -314,7 +314,7 @@ def test_what_has_not_ended_is_recorded(server: Server, tmp_path: Path) -> None:
     record = tmp_path / "run.jsonl"
     schedule = write_schedule(tmp_path / "s.jsonl", {"at_s": 0.0})
     words = ("--model", "silent", "--schedule", str(schedule), "--record", str(record))
-    run = locust(server, tmp_path, *words, "-t", "1s", "--drain", "1")
+    run = locust(server, tmp_path, *words, "-t", "3s", "--drain", "1")
     assert run.is_well, run.output
     assert [one.outcome for one in read_run(record).records] == ["unfinished"]
 
