@@ -62,6 +62,7 @@ def test_both_readers_read_the_same(mixed: Path) -> None:
         ([HEADING, line(text_tokens=0)], "line 2: text_tokens: it must be a whole number from 1 on, not 0"),
         ([HEADING, line(text_tokens=math.nan)], "line 2: text_tokens"),
         ([HEADING, line(at_s=-1)], "line 2: at_s: it must be a number from 0 on"),
+        ([HEADING.replace("10", "1e999"), line(at_s=math.inf)], "line 1: duration_s: it must be a number from 0 on"),
         ([HEADING, line(at_s=11)], "line 2: at_s: it must be at most the duration_s of 10"),
         ([HEADING, line(), line(at_s=0.5)], "line 3: at_s: it must be at least the 1.0 of the line above"),
         ([HEADING, line(pictures=[{"name": "p", "width": 1}])], "line 2: pictures.0: height: it is missing"),
