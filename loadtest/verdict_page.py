@@ -41,6 +41,8 @@ NAMES: Final = {
 GREY: Final = "#444444"
 NUM_BINS: Final = 60
 SHORTEST_BIN_S: Final = 0.25
+ROW_FACTOR: Final = 1.6
+"""Requests without an answer are drawn in rows above the slowest answer, each so many times as high."""
 SHORTEST_S: Final = 1e-4
 """Shorter times are drawn here, because a logarithmic axis has no zero."""
 STYLE: Final = """
@@ -86,7 +88,7 @@ def plots(records: Sequence[RequestRecord], slo: Slo) -> Iterator[tuple[str, byt
         return
     yield "Time to first token, by the time of arrival", _first_tokens(records, slo)
     yield "Arrivals and requests in flight", _load(records)
-    yield "How many answers are within a time", _shares(records, slo)
+    yield "Answers within a given time", _shares(records, slo)
     yield "Lag: from the scheduled time to sending", _lags(records)
 
 
@@ -112,22 +114,15 @@ def _first_tokens(records: Sequence[RequestRecord], slo: Slo) -> bytes:
         ]
         if found:
             panel.plot(*zip(*found, strict=True), ".", markersize=4, alpha=0.6, color=COLOURS.get(kind), label=kind)
-    top_s = max((one.ttft_s for one in records if one.ttft_s is not None), default=1.0) * 1.6
+    row_s = max((one.ttft_s for one in records if one.ttft_s is not None), default=1.0)
     for outcome, mark in MARKS.items():
+        row_s *= ROW_FACTOR
         at_s = [record.at_s for record in records if record.outcome == outcome]
         if at_s:
-            panel.plot(at_s, [top_s] * len(at_s), mark, markersize=6, color=COLOURS[outcome], label=outcome)
+            panel.plot(at_s, [row_s] * len(at_s), mark, markersize=5, color=COLOURS[outcome], label=outcome)
     for (name, level), limit_s in slo.percentiles_s.items():
         if name == "ttft_s":
-            panel.axhline(limit_s, color=GREY, linewidth=0.9, linestyle="--")
-            panel.annotate(
-                f"limit of {level}",
-                (1.0, limit_s),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=8.5,
-            )
+            _limit(panel, f"limit of {level}", limit_s)
     panel.set(xlabel="scheduled time (s)", ylabel="TTFT (s)", yscale="log")
     _plain_numbers(panel.yaxis)
     _legend(panel)
@@ -178,10 +173,7 @@ def _lags(records: Sequence[RequestRecord]) -> bytes:
     figure, [panel] = _panels(1, height=2.6)
     lags_ms = [max(record.lag_s * 1000, 0.01) for record in records]
     panel.plot([record.at_s for record in records], lags_ms, ".", markersize=4, alpha=0.6, color=COLOURS["text"])
-    panel.axhline(MAX_LAG_MS, color=COLOURS["failed"], linewidth=0.9, linestyle="--")
-    panel.annotate(
-        "limit of p99", (1.0, MAX_LAG_MS), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8.5
-    )
+    _limit(panel, "limit of p99", MAX_LAG_MS)
     panel.set(xlabel="scheduled time (s)", ylabel="lag (ms)", yscale="log")
     _plain_numbers(panel.yaxis)
     return _png(figure)
@@ -209,6 +201,14 @@ def _panels(count: int, height: float) -> tuple[Any, list[Any]]:
     return figure, panels
 
 
+def _limit(panel: Any, name: str, value: float) -> None:
+    """Draws a horizontal line with its name above its right end."""
+    panel.axhline(value, color=GREY, linewidth=0.9, linestyle="--")
+    behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "va": "bottom"}
+    panel.annotate(name, (1.0, value), (0, 2), fontsize=8.5, bbox=behind, **place)
+
+
 def _legend(panel: Any) -> None:
     panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=7, frameon=False, fontsize=9)
 
@@ -217,7 +217,7 @@ def _plain_numbers(axis: Any) -> None:
     """Labels a logarithmic axis with plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

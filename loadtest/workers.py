@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.event import AsyncResult, Event
-from locust.runners import MasterRunner
+from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest.bodies import BodyBuilder
 from loadtest.chats import ChatSender
@@ -54,7 +54,7 @@ BEGIN_AFTER_S: Final = 0.2
 REPORT_S: Final = 1.0
 """How often a worker sends its records, and the coordinator looks for lost workers."""
 GRACE_S: Final = 10.0
-"""How long the coordinator waits for the last words of its workers."""
+"""How long the coordinator waits for the last messages of its workers, after the time to drain."""
 
 
 class LoadWorker:
@@ -129,6 +129,12 @@ class LoadWorker:
     def _end(self, failure: str = "") -> None:
         self._main = self._loop = None
         self._send_records()
+        runner = self._environment.runner
+        if isinstance(runner, WorkerRunner):
+            # Locust sends statistics every three seconds and when a worker quits, which may be too late for the master.
+            statistics: dict[str, Any] = {}
+            self._environment.events.report_to_master.fire(client_id=runner.client_id, data=statistics)
+            self._say("stats", statistics)
         self._say(DONE, {"failure": failure})
 
     def _record(self, record: RequestRecord) -> None:
@@ -165,6 +171,7 @@ class LoadCoordinator:
         """The workers that are not done yet."""
         self._num_lost = 0
         self._writer: RecordWriter | None = None
+        self._supervisor: gevent.Greenlet[[], None] | None = None
         self._changed: Final = Event()
         self.failure = ""
         """Why the last run could not be made; otherwise empty."""
@@ -172,6 +179,7 @@ class LoadCoordinator:
         self._runner.register_message(RECORDS, self._take_records)
         self._runner.register_message(DONE, self._take_done)
         environment.events.test_start.add_listener(self._start)
+        environment.events.spawning_complete.add_listener(self._watch)
         environment.events.test_stopping.add_listener(lambda **_: self.finish(environment.parsed_options.drain))
 
     def finish(self, timeout_s: float) -> None:
@@ -208,18 +216,22 @@ class LoadCoordinator:
             self._working = set()
         for place, worker in enumerate(sorted(self._working)):
             self._say(SHARE, worker, {"worker": place, "num_workers": len(workers)})
-        gevent.spawn(self._supervise)
+
+    def _watch(self, **_: Any) -> None:
+        """Begins to supervise a run. Before Locust has started its users, it would not stop."""
+        if not self._supervisor:
+            self._supervisor = gevent.spawn(self._supervise)
 
     def _supervise(self) -> None:
         """Waits until all workers are done, then ends the test."""
         while self._working:
             self._wait()
-        if self.failure:
-            log.error("There is no load: %s", self.failure)
         if self._environment.parsed_options.headless:
             self._runner.quit()
-        else:
-            self._runner.stop()
+            return
+        if self.failure:
+            log.error("The load has failed: %s", self.failure)
+        self._runner.stop()
 
     def _wait(self) -> None:
         """Waits until something has changed, and notices workers that have vanished."""
@@ -228,6 +240,8 @@ class LoadCoordinator:
         lost = self._working - {*self._connected()}
         self._working -= lost
         self._num_lost += len(lost)
+        if lost & self._waiting:
+            self._working.clear()  # the others would wait for it for ever
 
     def _connected(self) -> list[str]:
         if isinstance(self._runner, MasterRunner):
@@ -248,8 +262,10 @@ class LoadCoordinator:
                 self._writer.add(record)
 
     def _take_done(self, msg: Any, **_: Any) -> None:
-        self.failure = self.failure or msg.data["failure"]
         self._working.discard(msg.node_id)
+        if failure := msg.data["failure"]:
+            self.failure = failure
+            self._working.clear()
         self._changed.set()
 
     def _say(self, kind: str, worker: str, data: dict[str, Any]) -> None:

@@ -356,7 +356,7 @@ def test_a_wrong_schedule_ends_locust(server: Server, tmp_path: Path) -> None:
 
 def test_the_web_page_starts_the_schedule_again(server: Server, tmp_path: Path) -> None:
     """A run of two workers that is started from the web page fills the table that the page polls, and ends with the
-    schedule. The next start sends the schedule again from its beginning."""
+    schedule. The next start sends the schedule again from its beginning. A schedule that is missing ends the run."""
     port = free_port()
     schedule = write_schedule(tmp_path / "s.jsonl", *({"at_s": number / 20} for number in range(5)))
     words = ["-m", "locust", "-f", LOCUSTFILE, "--host", server.url, "--web-host", "127.0.0.1", "--web-port", str(port)]
@@ -369,9 +369,12 @@ def test_the_web_page_starts_the_schedule_again(server: Server, tmp_path: Path) 
             ) as page:
                 assert "max_tokens" in page.get("/").text
                 wait_for(page, lambda state: len(state.get("workers", ())) == 2)
+                form = {"user_count": 1, "spawn_rate": 1, "model": "steady", "schedule": str(tmp_path / "none")}
+                assert page.post("/swarm", data=form).json()["success"]
+                wait_for(page, lambda state: state["state"] == "stopped" and state["worker_count"] == 2)
                 for num_runs in (1, 2):
                     server.seen[:] = []
-                    form = {"user_count": 1, "spawn_rate": 1, "model": "steady", "schedule": str(schedule)}
+                    form["schedule"] = str(schedule)
                     assert page.post("/swarm", data=form).json()["success"], num_runs
                     rows = wait_for(page, lambda state: has_ended(state, server))
                     assert len(server.seen) == 5
