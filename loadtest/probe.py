@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 
 from loadtest.bodies import BodyBuilder
+from loadtest.priority import go_first
 from loadtest.report import LATENCIES, Row, compare, locust_medians_ms, table
 from loadtest.schedule import plan
 from loadtest.workload import PATH, Workload, add_options, from_options
@@ -211,4 +212,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    go_first()  # as Locust's workers do
     sys.exit(main())

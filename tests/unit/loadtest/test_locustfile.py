@@ -213,9 +213,9 @@ def write_schedule(path: Path, *arrivals: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def steady(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The result of a two-second Locust run on the steady model."""
+    """The result of a three-second Locust run on the steady model."""
     load = ("--model", "steady", "--max-tokens", str(NUM_TOKENS), "--rate", "16", "--pictures", "2")
-    return locust(server, tmp_path_factory.mktemp("steady"), "-t", "2s", *load)
+    return locust(server, tmp_path_factory.mktemp("steady"), "-t", "3s", *load)
 
 
 def test_a_headless_run_reports_the_servers_times(steady: Run) -> None:
