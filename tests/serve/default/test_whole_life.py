@@ -38,7 +38,11 @@ IN_FLIGHT: dict[str, Changes] = {
     "admission": {"Router": {"user_config": {"max_in_flight": 128}}},
     "health checks": {"VisionEncoder": {"health_check_timeout_s": 20}},
     "bounds": {"Decoder": {"autoscaling_config": {"max_replicas": 3}}},
-    "mode and SLO": {"Router": {"user_config": {"scaling": "act", "ttft_slo_s": 60}}},
+    "mode and SLO": {
+        "Router": {"user_config": {"scaling": "act", "ttft_slo_s": 60}},
+        # These tests compare replicas, and the policy might start some.
+        **{name: sized(1) for name in ("Preprocessor", "VisionEncoder", "Decoder")},
+    },
 }
 """Changes that restart nothing."""
 
