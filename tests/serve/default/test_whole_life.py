@@ -107,7 +107,7 @@ async def test_all_pools_grow_and_shrink(prism: httpx.AsyncClient) -> None:
     async with requests_go_on(prism):
         await apply({name: sized(2) for name in NAMES.values()})
         larger = await replicas(prism)
-        await apply({})
+        await apply({name: sized(1) for name in NAMES.values()})
         for name in NAMES.values():
             await is_running(prism, name, 1)
     after = await replicas(prism)
