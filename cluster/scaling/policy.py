@@ -273,15 +273,16 @@ class JointPolicy:
         self, pool: _Pool, reading: PoolReading, held: int, backlog_s: float, *, counts_backlog: bool
     ) -> tuple[int, Reason] | None:
         """The replicas that a pool wants, and what for; None if its velocity is not known yet."""
-        demand = pool.demand.per_s(pool.lead_s, pool.traits.min_window_s)
-        velocity = pool.velocity.per_busy_s
+        window_s, velocity = pool.traits.min_window_s, pool.velocity.per_busy_s
+        demand = pool.demand.per_s(0.0, window_s)
         if not reading.running and reading.num_queued > 0:
             return max(1, held), "demand"
         if velocity is None:
             return None if reading.running else (1 if demand else 0, "demand")
-        load, jump = demand / velocity, pool.demand.jump_per_s() / velocity
-        if jump > max(load, held):  # seconds are too short a time to tell a smaller jump from noise
-            load = jump
+        load = demand / velocity
+        ahead = max(pool.demand.per_s(pool.lead_s, window_s), pool.demand.jump_per_s()) / velocity
+        if ahead > max(load, held):  # a smaller rise within seconds may be noise
+            load = ahead
         wanted, reason = _whole(load + RESERVE * math.sqrt(load)), "demand"
         # New replicas help after their start, so the waiting work is to be done within such a time.
         clear_s = max(pool.traits.wait_budget_s, pool.lead_s)

@@ -26,7 +26,7 @@ CLEAR_GROWTH: Final = 1.35
 """Growth by this factor within ``FAST_S`` is taken for a trend."""
 MAX_TREND: Final = 1.25
 """A trend is continued by this factor at most."""
-VELOCITY_MEMORY_S: Final = 20.0
+VELOCITY_MEMORY_S: Final = 10.0
 """After this many busy seconds, new measurements make up 63 % of the average."""
 
 MAX_FIGURE: Final = 1e18
