@@ -148,6 +148,8 @@ class _Pool:
     velocity: Velocity = field(default_factory=Velocity)
     wishes: deque[tuple[float, int]] = field(default_factory=deque)
     starting_since_s: float | None = None
+    last_target: int = 0
+    raised_s: float = 0.0
     last_down_s: float = -math.inf
     last_change_s: float = -math.inf
     wants_more_since_s: float | None = None
@@ -226,15 +228,17 @@ class JointPolicy:
         return waiting / (velocity * len(reading.running)) if velocity and reading.running else 0.0
 
     def _note_start(self, pool: _Pool, reading: PoolReading, now_s: float) -> None:
-        """Learns how long a start takes: from the first moment with fewer running replicas than the target until the
-        target is reached."""
+        """Learns how long a start takes: from the last moment at which the target rose until the target is reached."""
         if len(reading.running) < reading.target:
             if pool.starting_since_s is None:
-                pool.starting_since_s = now_s
+                pool.starting_since_s = pool.raised_s = now_s
+            elif reading.target > pool.last_target:
+                pool.raised_s = now_s
         elif pool.starting_since_s is not None:
-            took_s = min(now_s - pool.starting_since_s, PATIENCE * pool.lead_s)
+            took_s = min(now_s - pool.raised_s, PATIENCE * pool.lead_s)
             pool.lead_s = min(MAX_LEAD_S, (pool.lead_s + took_s) / 2)
             pool.starting_since_s = None
+        pool.last_target = reading.target
 
     def _decide(
         self, pool: _Pool, reading: PoolReading, backlog_s: float | None, now_s: float, *, counts_backlog: bool

@@ -245,6 +245,20 @@ def test_the_time_of_a_start_is_learnt() -> None:
     assert not any(no_room for at_s, no_room in seen if at_s > 3500)
 
 
+def test_a_target_that_rises_during_a_start_does_not_make_it_longer() -> None:
+    """A second replica is asked for 50 s after the first, and each takes 60 s to start. The policy still takes 60 s for
+    the time of a start: the next one counts as a lack of room after 120 s, and not after 170 s."""
+    policy, pool = JointPolicy(TRAITS), FluidPool(velocity=100, lead_s=60)
+    reasons = {}
+    for now_s in range(0, 420, 2):
+        pool.target = 1 if now_s < 20 else 2 if now_s < 70 else 3 if now_s < 200 else 4
+        pool.running = pool.running[:1] + ["second"] * (now_s >= 80) + ["third"] * (now_s >= 130)
+        pool.step(now_s, TICK_S, 700)
+        reasons[now_s] = policy.decide({DECODER: replace(pool.reading(now_s), max_replicas=4)}, now_s)[DECODER].reason
+    assert reasons[200 + 110] != "capacity"
+    assert reasons[200 + 130] == "capacity"
+
+
 def test_what_is_not_known_changes_nothing() -> None:
     """Before the first work nothing is known of the velocity, and the pool keeps its size. It also keeps its size if
     counters are missing."""
