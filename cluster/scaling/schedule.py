@@ -2,6 +2,8 @@
 
 The first line describes the schedule, and each further line is one arrival, in the order of time. The load tests have a
 reader of their own for it. A simulator is meant to read it too, and does not yet.
+The first line describes the schedule, and each further line is one arrival, in the order of time. The simulator
+(``simulate.py``) reads it. A load generator is meant to read it too and does not yet.
 """
 
 from __future__ import annotations
