@@ -1,4 +1,4 @@
-"""How many replicas each pool should have, and the loads and simulations that such a decision is tried on. Pure Python.
+"""How many replicas each pool should have, and the loads and simulations that this is tried on. Pure Python.
 
 policy.py     decides for all pools together
 rates.py      what counters say: how much work arrives, and how fast a replica does it
@@ -11,6 +11,11 @@ schedule.py      what arrives when: a file of arrivals, and how it is read and w
 arrivals.py      random times of arrivals for a rate that changes
 synthetic.py     makes a schedule from a shape of the load and a mix of requests
 servegen.py      makes a schedule from the workload of a production service
+
+plan.py          searches for the cheapest sizes that meet a goal
+catalogue.py     the figures that a plan is made from: a model, GPUs, prices
+roofline.py      computes speeds from these figures
+load.py          the work of a schedule per second, and its busiest part
 
 simulate.py      simulates a cluster on a schedule, with fixed sizes or with the policy
 speeds.py        the speeds and limits of one replica of each pool

@@ -1,7 +1,11 @@
 """Prism on one machine: the ``prism`` command, and what it needs to start and end a cluster.
 
-cli.py               the ``prism`` command: ``serve``, ``check``, ``ask``, ``status``, ``schedule``
+cli.py               the ``prism`` command: ``serve``, ``check``, ``ask``, ``status``, ``schedule``, ``plan``
 schedule.py          the command ``prism schedule``
+plan.py              the command ``prism plan``
+plan_plot.py         draws a plan
+catalogue.py         reads the catalogue of GPUs that a plan is made from
+gpus.yaml            the catalogue that comes with Prism
 launch.py            starts Ray and the application, and ends both
 processes.py         the processes of a cluster: adopted, looked after and ended
 app_file.py          reads and checks application files

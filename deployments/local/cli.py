@@ -1,4 +1,4 @@
-"""The ``prism`` command: it starts, checks, asks and shows a cluster, and writes loads to try one with.
+"""The ``prism`` command: it starts, checks, asks, shows and plans a cluster, and writes loads to try one with.
 
 The exit code is 0 if all went well, 1 if the server refused or failed, 2 if the command line is wrong, and 3 if the
 server cannot be reached or is not ready.
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments.local import torchvision_cure
+from deployments.local.plan import plan
 from deployments.local.schedule import schedule
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ SHIPPED = ("app", "qwen2_5_vl_32b")
 
 app = typer.Typer(help="Prism serves vision-language models on Ray.", no_args_is_help=True, add_completion=False)
 app.command()(schedule)
+app.command()(plan)
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
