@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 
 import pytest
@@ -67,6 +68,20 @@ def test_found_configurations_are_what_the_simulator_says() -> None:
     assert best in found.tried
     assert best.attainment >= GOAL.share > 0.9
     assert all(one.attainment < GOAL.share for one in found.tried if not one.is_met)
+
+
+def test_nothing_is_simulated_that_costs_more_than_the_best_so_far() -> None:
+    """A search ends before it reaches the price of a configuration that was found before and has the same kind."""
+    found = plan(*pictures(30, 6), catalogue(tower_flops_per_patch=4e9), GOAL)
+    known = {True: math.inf, False: math.inf}
+    for best in found.best:
+        kind, layout = best.layout.is_split, best.layout
+        grown = [one for one in found.tried if one.layout == layout]
+        assert all(one.price_per_hour < known[kind] for one in grown)
+        if best.is_met:
+            known[kind] = min(known[kind], best.price_per_hour)
+    assert all(price < math.inf for price in known.values())
+    assert len(found.best) > 2
 
 
 def test_layouts_that_cannot_do_are_left_out_with_a_reason() -> None:
