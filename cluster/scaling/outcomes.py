@@ -129,7 +129,7 @@ class SimulationResult:
         return quantile((math.inf if one.itl_s is None else one.itl_s for one in self.requests), share)
 
     def binding_pool(self, goal: LatencyGoal) -> str:
-        """The pool that makes requests late: the one in which those that missed the goal waited longest, altogether.
+        """The pool that makes requests late: requests that missed the goal waited longest there, added up.
 
         If all requests met the goal, it is the busiest pool.
         """

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cluster.scaling.catalogue import Catalogue
     from cluster.scaling.plan import Candidate, PlanResult
     from cluster.scaling.roofline import Layout
+    from cluster.scaling.schedule import Arrival, Heading
 
     Drawing = Callable[[PlanResult, Catalogue, LatencyGoal, Path], None]
 
@@ -53,15 +54,7 @@ def plan(
 ) -> None:
     """Searches pool sizes, GPUs, and split against colocated, for the cheapest that meets a goal. Needs no cluster."""
     drawing = _drawing(plot)
-    try:
-        heading, arrivals = read_schedule(schedule)
-        figures = read_catalogue(catalogue)
-    except CatalogueError as error:
-        _fail("\n".join(f"{catalogue}: {problem}" for problem in error.problems))
-    except (OSError, ScheduleError) as error:
-        _fail(f"{schedule}: {error}")
-    if not arrivals:
-        _fail(f"{schedule}: it has no arrivals")
+    heading, arrivals, figures = _read(schedule, catalogue)
     heading, arrivals = busiest_part(heading, arrivals, minutes * MINUTE_S)
     goal = LatencyGoal(ttft, itl, share)
     out.print(f"{len(arrivals)} arrivals in {heading.duration_s:g} s; {heading.source}", markup=False)
@@ -77,6 +70,19 @@ def plan(
         except OSError as error:
             _fail(f"{plot}: it cannot be written: {error}")
         out.print(f"\nThe plot is in {plot}.", markup=False)
+
+
+def _read(schedule: Path, catalogue: Path) -> tuple[Heading, list[Arrival], Catalogue]:
+    try:
+        heading, arrivals = read_schedule(schedule)
+        figures = read_catalogue(catalogue)
+    except CatalogueError as error:
+        _fail("\n".join(f"{catalogue}: {problem}" for problem in error.problems))
+    except (OSError, ScheduleError) as error:
+        _fail(f"{schedule}: {error}")
+    if not arrivals:
+        _fail(f"{schedule}: it has no arrivals")
+    return heading, arrivals, figures
 
 
 def _print(found: PlanResult, catalogue: Catalogue, goal: LatencyGoal) -> None:
