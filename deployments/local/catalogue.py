@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 from pydantic import ValidationError
 
-from cluster.scaling.catalogue import Catalogue, EfficiencyShares, GpuKind, ModelFigures
+from cluster.scaling.planning.catalogue import Catalogue, EfficiencyShares, GpuKind, ModelFigures
 from deployments.local.problems import unknown_key, wrong_values
 
 if TYPE_CHECKING:

@@ -10,19 +10,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cluster.scaling.load import busiest_part
-from cluster.scaling.outcomes import LatencyGoal
-from cluster.scaling.plan import plan as search
-from cluster.scaling.schedule import ScheduleError, read_schedule
+from cluster.scaling.planning.load import busiest_part
+from cluster.scaling.planning.plan import plan as search
+from cluster.scaling.schedules.schedule import ScheduleError, read_schedule
+from cluster.scaling.simulation.outcomes import LatencyGoal
 from deployments.local.catalogue import SHIPPED_CATALOGUE, CatalogueError, read_catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from cluster.scaling.catalogue import Catalogue
-    from cluster.scaling.plan import Candidate, PlanResult
-    from cluster.scaling.roofline import Layout
-    from cluster.scaling.schedule import Arrival, Heading
+    from cluster.scaling.planning.catalogue import Catalogue
+    from cluster.scaling.planning.plan import Candidate, PlanResult
+    from cluster.scaling.planning.roofline import Layout
+    from cluster.scaling.schedules.schedule import Arrival, Heading
 
     Drawing = Callable[[PlanResult, Catalogue, LatencyGoal, Path], None]
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from cluster.scaling.catalogue import Catalogue
-    from cluster.scaling.outcomes import LatencyGoal
-    from cluster.scaling.plan import Candidate, PlanResult
+    from cluster.scaling.planning.catalogue import Catalogue
+    from cluster.scaling.planning.plan import Candidate, PlanResult
+    from cluster.scaling.simulation.outcomes import LatencyGoal
 
 mpl.use("agg")  # no display is needed
 

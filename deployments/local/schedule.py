@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from cluster.scaling.schedule import ScheduleError, write_schedule
-from cluster.scaling.servegen import from_servegen
-from cluster.scaling.synthetic import KINDS, Kind, Shape, Sizes, SyntheticLoad, synthetic
+from cluster.scaling.schedules.schedule import ScheduleError, write_schedule
+from cluster.scaling.schedules.servegen import from_servegen
+from cluster.scaling.schedules.synthetic import KINDS, Kind, Shape, Sizes, SyntheticLoad, synthetic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cluster.scaling.schedule import Arrival, Heading
+    from cluster.scaling.schedules.schedule import Arrival, Heading
 
 SHAPES = get_args(Shape)
 HOUR_S = 3600

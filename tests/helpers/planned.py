@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from cluster.scaling.catalogue import Catalogue, EfficiencyShares, GpuKind, ModelFigures
-from cluster.scaling.synthetic import Sizes, SyntheticLoad, synthetic
+from cluster.scaling.planning.catalogue import Catalogue, EfficiencyShares, GpuKind, ModelFigures
+from cluster.scaling.schedules.synthetic import Sizes, SyntheticLoad, synthetic
 
 if TYPE_CHECKING:
-    from cluster.scaling.schedule import Arrival, Heading
+    from cluster.scaling.schedules.schedule import Arrival, Heading
 
 MODEL: Final = ModelFigures(
     name="round",

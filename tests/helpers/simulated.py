@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from cluster.scaling.replicas import PoolSize
-from cluster.scaling.schedule import Arrival, Heading, ScheduledPicture
-from cluster.scaling.speeds import DecoderSpeeds, EncoderSpeeds, PreprocessorSpeeds, RouterSpeeds, Speeds
+from cluster.scaling.schedules.schedule import Arrival, Heading, ScheduledPicture
+from cluster.scaling.simulation.replicas import PoolSize
+from cluster.scaling.simulation.speeds import DecoderSpeeds, EncoderSpeeds, PreprocessorSpeeds, RouterSpeeds, Speeds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

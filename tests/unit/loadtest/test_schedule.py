@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cluster.scaling.schedule import ScheduleError, read_schedule, write_schedule
-from cluster.scaling.synthetic import KINDS, SyntheticLoad, synthetic
+from cluster.scaling.schedules.schedule import ScheduleError, read_schedule, write_schedule
+from cluster.scaling.schedules.synthetic import KINDS, SyntheticLoad, synthetic
 from loadtest.fields import BadFields
 from loadtest.schedule import LoadArrival, LoadPicture, plan, read_load, share
 

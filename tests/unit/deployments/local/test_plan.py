@@ -10,10 +10,10 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from cluster.scaling.outcomes import LatencyGoal
-from cluster.scaling.plan import Candidate, PlanResult, plan
-from cluster.scaling.roofline import Layout
-from cluster.scaling.schedule import write_schedule
+from cluster.scaling.planning.plan import Candidate, PlanResult, plan
+from cluster.scaling.planning.roofline import Layout
+from cluster.scaling.schedules.schedule import write_schedule
+from cluster.scaling.simulation.outcomes import LatencyGoal
 from deployments.local.app_file import ApplicationFile
 from deployments.local.cli import DEPLOYMENTS, app
 from deployments.local.plan import block, verdict

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
-from cluster.scaling.schedule import read_schedule
+from cluster.scaling.schedules.schedule import read_schedule
 from deployments.local.cli import app
 
 if TYPE_CHECKING:

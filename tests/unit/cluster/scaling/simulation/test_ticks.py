@@ -1,0 +1,93 @@
+"""The regular actions of a simulated cluster: what the policy is told, and what request routers are told."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cluster.scaling.policy import Decision, JointPolicy
+from cluster.scaling.simulation.engine import EngineSequence
+from cluster.scaling.simulation.prompts import PromptMaker
+from cluster.scaling.simulation.request_path import RequestPath
+from cluster.scaling.simulation.servers import RouterReplica
+from cluster.scaling.simulation.simulated import SimulatedCluster
+from cluster.scaling.simulation.ticks import METRIC_AGE_S, TICK_S, Ticks
+from tests.helpers.simulated import ROUND, arrival, every, sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cluster.scaling.policy import PoolReading
+
+
+class Scripted(JointPolicy):
+    """A policy that wants ``wanted`` encoders, and notes everything that it is told."""
+
+    def __init__(self, wanted: int) -> None:
+        super().__init__({})
+        self.wanted = wanted
+        self.told: list[tuple[float, Mapping[str, PoolReading]]] = []
+
+    def decide(self, readings: Mapping[str, PoolReading], now_s: float) -> dict[str, Decision]:
+        self.told.append((now_s, readings))
+        return {
+            name: Decision(self.wanted if name == "encoder" else reading.target, None, "demand")
+            for name, reading in readings.items()
+        }
+
+
+def run(policy: JointPolicy, until_s: float) -> tuple[SimulatedCluster, Ticks]:
+    """Runs a cluster with two decoders on a picture every 0.8 s."""
+    bounds = {name: replace(size, min_replicas=0, max_replicas=9) for name, size in sizes(decoder=2).items()}
+    cluster = SimulatedCluster(ROUND, bounds, random.Random(0))
+    RequestPath(cluster, every(0.8, 60, pictures=True), ROUND).start()
+    ticks = Ticks(cluster, policy, ROUND)
+    ticks.start()
+    cluster.clock.run(until_s=until_s)
+    return cluster, ticks
+
+
+def test_the_policy_is_told_old_counters_every_two_seconds() -> None:
+    """Decisions are made every two seconds, with counters that are one second old."""
+    policy = Scripted(1)
+    run(policy, 10.0)
+    assert [now_s for now_s, _ in policy.told] == [2, 4, 6, 8, 10]
+    ages_s = {now_s - one.at_s for now_s, told in policy.told for pool in told.values() for one in pool.served.values()}
+    assert ages_s == {METRIC_AGE_S}
+    last = policy.told[-1][1]["router"]
+    assert sum(one.work for one in last.offered.values()) == 12  # those at 0, 0.8, … 8.8 s
+
+
+def test_decisions_are_carried_out() -> None:
+    """A pool that should have three replicas starts two, and serves with three after a start. It is noted why."""
+    cluster, ticks = run(Scripted(3), 30.0)
+    assert len(cluster.encoders.running) == 3
+    encoders = {tick.at_s: tick for tick in ticks.noted if tick.pool == "encoder"}
+    assert (encoders[0.0].num_running, encoders[0.0].num_starting, encoders[0.0].reason) == (1, 0, None)
+    assert (encoders[TICK_S].num_running, encoders[TICK_S].num_starting, encoders[TICK_S].reason) == (1, 2, "demand")
+    assert (encoders[24.0].num_running, encoders[24.0].num_starting) == (3, 0)
+
+
+def test_a_new_replica_has_no_counters_at_first() -> None:
+    """A replica that has just started is running, but its counters come a moment later, as with Serve."""
+    policy = Scripted(2)
+    run(policy, 30.0)
+    told = {now_s: readings["encoder"] for now_s, readings in policy.told}
+    assert told[22.0].running == {"encoder 1", "encoder 2"}
+    assert told[22.0].served.keys() == {"encoder 1"}
+    assert told[24.0].served.keys() == {"encoder 1", "encoder 2"}
+
+
+def test_request_routers_get_reports() -> None:
+    """A Router that has sent nothing itself learns from a report that a decoder has much to do."""
+    cluster, _ = run(Scripted(1), 10.5)
+    router, prompt = RouterReplica("new", cluster.clock, ROUND.router, 1.0), PromptMaker(ROUND.processor)
+    cluster.routers.running["new"] = router
+    busy, idle = cluster.decoders.running.values()
+    long = prompt.prompt(arrival(0.0, text_tokens=50_000))
+    busy.add(EngineSequence(long, 1, lambda _: None, lambda: None, lambda: None), ())
+    cluster.clock.run(until_s=11.5)
+    short = prompt.prompt(arrival(0.0)).conversation
+    assert router.routes.cost(short, busy.name, 11.5) > 40_000
+    assert router.routes.cost(short, idle.name, 11.5) < 1000
