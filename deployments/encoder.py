@@ -119,10 +119,10 @@ class VisionEncoder:
     async def _encode(self, picture: Picture) -> Embedding:
         started_s = time.perf_counter()
         num_patches = self._settings.num_patches(picture.num_pixels)
-        self._offered.arrived(num_patches)
         with self._busy_with(num_patches):
             with self._queue.coming():
                 pixels = await self._preprocessed(picture)
+            self._offered.arrived(num_patches)  # not before: a picture that cannot be decoded is no work for the tower
             away_s = time.perf_counter() - started_s
             encoded = await self._queue.encode(pixels)
         PICTURES.labels("encode").inc()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -31,7 +32,7 @@ from deployments.ray_serve.calls import BySize, all_or_first_error, calling, can
 from deployments.ray_serve.decisions import can_start, read_decisions
 from deployments.ray_serve.ingress import AsgiIngress
 from deployments.ray_serve.replica import ProcessMetrics, UserConfig, freeze_heap
-from deployments.ray_serve.replicas import ask_all, call, check_health, opened, own_pool
+from deployments.ray_serve.replicas import GONE, ask_all, call, check_health, opened, own_pool
 from deployments.ray_serve.retries import Attempts
 from deployments.ray_serve.status import read_pool_states
 
@@ -57,11 +58,15 @@ class Router(AsgiIngress):
         self.config = config
         self._pools = {name: opened(pool) for name, pool in pools.items()}
         self._own_pool = own_pool()
+        self._slow_thread = ThreadPoolExecutor(1, "decisions")  # the store may not answer for long
         self._generate = BySize(pools["decoder"].options(stream=True).generate)
         self._user_config = UserConfig(RouterUserConfig())
         self.limits = self._user_config.settings
         self.admission = Admission(self.limits.max_in_flight, self.limits.max_held_bytes)
         self._offered = OfferedWork()
+        self._num_reported = 0
+        self._reported_s = time.process_time()
+        self._idle_s = self._reported_s
         self._media = MediaReader(config.media, revision=Checkpoint(config.model).revision)
         freeze_heap()
 
@@ -172,23 +177,24 @@ class Router(AsgiIngress):
         )
         for name, answers in zip(self._pools, replies, strict=True):
             deployment = self._pools[name].deployment_name
-            if not answers and not can_start((await asyncio.to_thread(read_decisions)).get(deployment)):
+            if not answers and not can_start((await self._decisions()).get(deployment)):
                 raise PoolUnavailable(f"No replica of the {name} pool can serve now.")
 
     async def pool_states(self) -> dict[str, Any]:
         """Each pool with the states of its replicas, as Serve's controller knows them, and the last decision on its
         size, if a policy makes any."""
         needs = {pool.deployment: {"GPU": pool.num_gpus, "CPU": pool.resources.num_cpus} for pool in self.config.pools}
-        states, decisions = await asyncio.gather(
-            asyncio.to_thread(read_pool_states, needs), asyncio.to_thread(read_decisions)
-        )
+        states, decisions = await asyncio.gather(asyncio.to_thread(read_pool_states, needs), self._decisions())
         return {name: {**state, "scaling": decisions.get(name)} for name, state in states.items()}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tells the scaling policy regularly how many requests came, how long this process has computed for them, and
         the settings of the policy."""
         fullness = self.admission.num_requests / self.limits.max_in_flight
-        work = self._offered.stats(self._offered.num_calls, time.process_time(), fullness=fullness)
+        if self._offered.num_calls == self._num_reported:
+            self._idle_s += time.process_time() - self._reported_s  # health checks and reports are no work
+        self._num_reported, self._reported_s = self._offered.num_calls, time.process_time()
+        work = self._offered.stats(self._num_reported, self._reported_s - self._idle_s, fullness=fullness)
         return {**work, **ScalingSettings.of(self.limits).stats()}
 
     async def cluster_metrics(self) -> bytes:
@@ -201,8 +207,16 @@ class Router(AsgiIngress):
             for name, answers in zip(pools, replies, strict=True)
             for reply in answers
         ]
-        decisions = await asyncio.to_thread(read_decisions)
+        decisions = await self._decisions()
         return await asyncio.to_thread(metrics.merge, [*texts, ({}, metrics.scaling_text(decisions))])
+
+    async def _decisions(self) -> dict[str, dict[str, Any]]:
+        """The policy's last decisions; none if Ray's key-value store does not answer in time."""
+        try:
+            async with asyncio.timeout(STATUS_TIMEOUT_S):
+                return await asyncio.get_running_loop().run_in_executor(self._slow_thread, read_decisions)
+        except (TimeoutError, *GONE):
+            return {}
 
     def metrics(self) -> ProcessMetrics:
         """This process's metrics."""

@@ -9,6 +9,9 @@ from cluster.scaling.work import OfferedWork
 HITS_MEMORY: Final = 0.98
 """After about 50 prompts, older ones hardly count for the share of tokens that the prefix cache holds."""
 
+MAX_SPANS: Final = 512
+"""Busy spans that are remembered. Spans that touch each other are one."""
+
 
 class PrefillLog:
     """The prompt tokens that have come and those that have been prefilled, and the time in which prompts were
@@ -25,7 +28,7 @@ class PrefillLog:
         self.busy_s = 0.0
         """The seconds in which at least one prompt was being prefilled."""
         self._prompted, self._computed = 1.0, 1.0
-        self._ended_s = 0.0
+        self._busy: list[tuple[float, float]] = []
 
     def arrived(self, num_tokens: int) -> None:
         """Counts a prompt that has come, by its tokens."""
@@ -41,8 +44,17 @@ class PrefillLog:
             first_token_s: The time of the first token of the answer.
         """
         self.num_tokens += num_tokens - num_cached
-        # Prompts that overlap in time count once. The engine begins with them in the order in which they come.
-        self.busy_s += max(0.0, first_token_s - max(scheduled_s, self._ended_s))
-        self._ended_s = max(self._ended_s, first_token_s)
+        self.busy_s += self._uncovered_s(scheduled_s, first_token_s)
         self._prompted = HITS_MEMORY * self._prompted + num_tokens
         self._computed = HITS_MEMORY * self._computed + num_tokens - num_cached
+
+    def _uncovered_s(self, first_s: float, last_s: float) -> float:
+        """Notes a busy span, and returns the part of it that no earlier span covers.
+
+        Answers that are not streamed report at their end, so spans come in any order.
+        """
+        apart = [span for span in self._busy if span[1] < first_s or span[0] > last_s]
+        touched = [span for span in self._busy if span not in apart]
+        merged = (min([first_s, *(span[0] for span in touched)]), max([last_s, *(span[1] for span in touched)]))
+        self._busy = sorted([*apart, merged])[-MAX_SPANS:]
+        return (merged[1] - merged[0]) - sum(last - first for first, last in touched)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from cluster.scaling.rates import MAX_FIGURE, Demand, Offered, Served, Velocity, is_sound
@@ -44,6 +44,7 @@ Reason = Literal[
     "starting",
     "capacity",
     "window",
+    "pause",
     "enough",
 ]
 """Why a pool has its target: see ``Decision``."""
@@ -82,6 +83,8 @@ class PoolTraits:
         is_costly_to_stop: Whether replicas go one at a time, because each takes a cache with it.
         min_window_s: The pool shrinks to the highest wish of at least so many seconds.
         min_pause_s: The least time between two changes of the target, in seconds.
+        is_entry: Whether every request stays in this pool while the other pools work on it. The pool is then full when
+            any other is short, so a lack of room counts only if none is.
     """
 
     lead_s: float
@@ -89,6 +92,7 @@ class PoolTraits:
     is_costly_to_stop: bool = False
     min_window_s: float = MIN_WINDOW_S
     min_pause_s: float = 0.0
+    is_entry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ class Decision:
         reason: ``demand``, ``backlog`` or ``room``: what the pool wants them for, if the target changes or is met.
             ``rising``: the demand jumps, and soon the pool will get what it needs. ``starting``: more are on their way.
             ``capacity``: they do not start, so there is no room. ``window``: fewer would do now, but not all through
-            the window; or a costly replica has just gone; or the last change was less than ``min_pause_s`` ago.
+            the window. ``pause``: a costly replica has just gone, or the last change was less than ``min_pause_s`` ago.
             ``enough``: the wish lies within the dead band. ``bounds``: the wish or the last target lies outside the
             bounds. ``no data``, ``unknown speed``: nothing is known, so nothing changes but what the bounds demand.
     """
@@ -136,6 +140,14 @@ class Decision:
     target: int
     wanted: int | None
     reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Whether waiting work and a lack of room ask for replicas of a pool now."""
+
+    backlog: bool
+    room: bool
 
 
 @dataclass(slots=True)
@@ -148,7 +160,8 @@ class _Pool:
     velocity: Velocity = field(default_factory=Velocity)
     wishes: deque[tuple[float, int]] = field(default_factory=deque)
     starting_since_s: float | None = None
-    last_target: int = 0
+    last_target: int | None = None
+    last_running: frozenset[str] = frozenset()
     raised_s: float = 0.0
     last_down_s: float = -math.inf
     last_change_s: float = -math.inf
@@ -188,19 +201,33 @@ class JointPolicy:
 
         Args:
             readings: The pools as they are now, by name.
-            now_s: The time in seconds, on the clock of the readings. If it is earlier than that of the last call, or no
-                finite number, the time of the last call is taken.
+            now_s: The time in seconds, on the clock of the readings. If it is a little earlier than that of the last
+                call, or no finite number, the time of the last call is taken. If it is much earlier, the clock was set
+                back, and all windows begin again.
         """
+        if self._now_s - MAX_AGE_S > now_s > -math.inf:
+            self._set_back(now_s)
         now_s = self._now_s = max(now_s, self._now_s) if math.isfinite(now_s) else self._now_s
         known = {name: reading for name, reading in readings.items() if name in self._pools}
         backlogs_s = {name: self._take(self._pools[name], reading, now_s) for name, reading in known.items()}
         longest = max(
             (name for name, wait_s in backlogs_s.items() if wait_s), key=lambda n: backlogs_s[n] or 0, default=""
         )
-        return {
-            name: self._decide(self._pools[name], reading, backlogs_s[name], now_s, counts_backlog=name == longest)
-            for name, reading in known.items()
-        }
+        decisions: dict[str, Decision] = {}
+        is_short = False
+        for name in sorted(known, key=lambda name: self._pools[name].traits.is_entry):  # the others come first
+            reading, pool = known[name], self._pools[name]
+            counts = Counts(backlog=name == longest, room=not (pool.traits.is_entry and is_short))
+            decisions[name] = decision = self._decide(pool, reading, backlogs_s[name], now_s, counts)
+            is_short = is_short or (decision.wanted or 0) > len(reading.running)
+        return decisions
+
+    def _set_back(self, now_s: float) -> None:
+        self._now_s = now_s
+        for pool in self._pools.values():
+            pool.demand, pool.starting_since_s, pool.wants_more_since_s = Demand(), None, None
+            pool.wishes.clear()
+            pool.last_down_s = pool.last_change_s = pool.last_known_s = -math.inf
 
     def _take(self, pool: _Pool, reading: PoolReading, now_s: float) -> float | None:
         """Notes a pool's counters.
@@ -209,7 +236,7 @@ class JointPolicy:
             The seconds in which the running replicas would finish the waiting work; 0 if there are none or their
             velocity is unknown, None if counters are missing.
         """
-        self._note_start(pool, reading, now_s)
+        self._note_size(pool, reading, now_s)
         offered = {name: one for name, one in reading.offered.items() if is_sound(one, now_s, MAX_AGE_S)}
         served = {name: one for name, one in reading.served.items() if is_sound(one, now_s, MAX_AGE_S)}
         pool.velocity.note(served)
@@ -222,86 +249,93 @@ class JointPolicy:
             pool.known_since_s = now_s
             pool.wishes.clear()
         pool.last_known_s = now_s
-        pool.demand.note(offered, now_s)
+        pool.demand.note(offered, now_s, queued=reading.queued_work)
         velocity = pool.velocity.per_busy_s
         waiting = reading.queued_work + sum(served[name].waiting for name in reading.running)
         return waiting / (velocity * len(reading.running)) if velocity and reading.running else 0.0
 
-    def _note_start(self, pool: _Pool, reading: PoolReading, now_s: float) -> None:
-        """Learns how long a start takes: from the last moment at which the target rose until the target is reached."""
+    def _note_size(self, pool: _Pool, reading: PoolReading, now_s: float) -> None:
+        """Notes changes of the target, and learns how long a start takes: from the last moment at which the target rose
+        until it is reached."""
+        if pool.last_target is not None and reading.target != pool.last_target:
+            pool.last_change_s = now_s
+            pool.last_down_s = now_s if reading.target < pool.last_target else pool.last_down_s
         if len(reading.running) < reading.target:
             if pool.starting_since_s is None:
                 pool.starting_since_s = pool.raised_s = now_s
-            elif reading.target > pool.last_target:
+            elif reading.target > (pool.last_target or 0):
                 pool.raised_s = now_s
+            if reading.running - pool.last_running:
+                pool.starting_since_s = now_s  # one has started, so there is room
         elif pool.starting_since_s is not None:
             took_s = min(now_s - pool.raised_s, PATIENCE * pool.lead_s)
             pool.lead_s = min(MAX_LEAD_S, (pool.lead_s + took_s) / 2)
             pool.starting_since_s = None
-        pool.last_target = reading.target
+        pool.last_target, pool.last_running = reading.target, reading.running
 
     def _decide(
-        self, pool: _Pool, reading: PoolReading, backlog_s: float | None, now_s: float, *, counts_backlog: bool
+        self, pool: _Pool, reading: PoolReading, backlog_s: float | None, now_s: float, counts: Counts
     ) -> Decision:
         high = max(reading.min_replicas, reading.max_replicas, 0)
         low = max(0, min(reading.min_replicas, high))
         held = min(max(reading.target, low), high)
         if backlog_s is None:
             return Decision(held, None, "no data")
-        wish = self._wish(pool, reading, held, backlog_s, counts_backlog=counts_backlog)
+        wish = self._wish(pool, reading, held, backlog_s, counts)
         if wish is None:
             return Decision(held, None, "unknown speed")
         # Work that waits keeps replicas from going. It asks for no further ones while some start: they will take it on.
         wanted, reason = wish
         pool.wishes.append((now_s, min(max(wanted, low), high)))
         if pool.starting_since_s is not None:
-            wanted, reason = self._wish(pool, reading, held, backlog_s, counts_backlog=False) or wish
+            wanted, reason = self._wish(pool, reading, held, backlog_s, replace(counts, backlog=False)) or wish
         within = min(max(wanted, low), high)
         while pool.wishes[0][0] < now_s - pool.window_s:
             pool.wishes.popleft()
         if held != reading.target:
             return Decision(held, wanted, "bounds")
         if within != held and now_s - pool.last_change_s < pool.traits.min_pause_s:
-            return Decision(held, wanted, "window")
+            return Decision(held, wanted, "pause")
         if within <= held:
             pool.wants_more_since_s = None
         if within > held:
             decision = self._up(pool, held, within, wanted, reason, now_s)
         else:
             decision = self._down(pool, reading, held, within, wanted, reason, now_s)
-        if decision.target != held:
-            pool.last_change_s = now_s
         return decision
 
     def _wish(
-        self, pool: _Pool, reading: PoolReading, held: int, backlog_s: float, *, counts_backlog: bool
+        self, pool: _Pool, reading: PoolReading, held: int, backlog_s: float, counts: Counts
     ) -> tuple[int, Reason] | None:
         """The replicas that a pool wants, and what for; None if its velocity is not known yet."""
         window_s, velocity = pool.traits.min_window_s, pool.velocity.per_busy_s
-        demand = pool.demand.per_s(0.0, window_s)
+        demand = pool.demand.per_s(pool.lead_s, window_s)
         if not reading.running and reading.num_queued > 0:
             return max(1, held), "demand"
         if velocity is None:
-            return None if reading.running else (1 if demand else 0, "demand")
+            is_idle = not demand and not reading.queued_work and not any(s.waiting for s in reading.served.values())
+            if reading.running and not is_idle:
+                return None
+            return (1 if demand else 0), "demand"
         load = demand / velocity
-        ahead = max(pool.demand.per_s(pool.lead_s, window_s), pool.demand.jump_per_s()) / velocity
+        ahead = pool.demand.ahead_per_s(pool.lead_s) / velocity
         if ahead > max(load, held):  # a smaller rise within seconds may be noise
             load = ahead
         wanted, reason = _whole(load + RESERVE * math.sqrt(load)), "demand"
         # New replicas help after their start, so the waiting work is to be done within such a time.
         clear_s = max(pool.traits.wait_budget_s, pool.lead_s)
         for_backlog = _whole(load + len(reading.running) * backlog_s / clear_s)
-        if counts_backlog and for_backlog > wanted:
+        if counts.backlog and for_backlog > wanted:
             wanted, reason = for_backlog, "backlog"
         in_use = sum(min(1.0, reading.served[name].fullness) for name in reading.running)
-        if (for_room := _whole(in_use / MAX_FULLNESS)) > wanted:
+        if counts.room and (for_room := _whole(in_use / MAX_FULLNESS)) > wanted:
             wanted, reason = for_room, "room"
         return wanted, reason  # type: ignore[return-value]
 
     def _up(self, pool: _Pool, held: int, within: int, wanted: int, reason: Reason, now_s: float) -> Decision:
         if pool.wants_more_since_s is None:
             pool.wants_more_since_s = now_s
-        if reason == "demand" and pool.demand.is_jumping() and now_s - pool.wants_more_since_s < RISING_S:
+        if reason == "demand" and pool.demand.is_jumping(pool.lead_s) and now_s - pool.wants_more_since_s < RISING_S:
             return Decision(held, wanted, "rising")
         if (since_s := pool.starting_since_s) is not None:
             if now_s - since_s > PATIENCE * pool.lead_s:
@@ -324,9 +358,9 @@ class JointPolicy:
             return Decision(held, wanted, "enough")
         if pool.traits.is_costly_to_stop:
             if now_s - pool.last_down_s < pool.lead_s:
-                return Decision(held, wanted, "window")
+                return Decision(held, wanted, "pause")
             highest = held - 1
-        pool.last_down_s, pool.starting_since_s = now_s, None
+        pool.starting_since_s = None
         return Decision(highest, wanted, reason)
 
 

@@ -72,6 +72,7 @@ class ScalingSettings:
                 is_costly_to_stop=name == "Decoder",
                 min_window_s=self.window_s,
                 min_pause_s=ROUTER_PAUSE_S if name == "Router" else 0.0,
+                is_entry=name == "Router",
             )
             for name, share in SHARES.items()
         }

@@ -15,6 +15,7 @@ from cluster.scaling.planning.plan import plan as search
 from cluster.scaling.schedules.schedule import ScheduleError, read_schedule
 from cluster.scaling.simulation.outcomes import LatencyGoal
 from deployments.local.catalogue import SHIPPED_CATALOGUE, CatalogueError, read_catalogue
+from deployments.local.entries import MEASURED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -166,7 +167,10 @@ def block(one: Candidate) -> str:
         "deployments:",
     ]
     for pool, name in names.items():
-        lines += [f"  - name: {name}", f"    num_replicas: {one.sizes[pool]}"]
+        size = one.sizes[pool]
+        bounds = {"min_replicas": size, "max_replicas": size, **MEASURED}
+        inner = ", ".join(f"{key}: {value}" for key, value in bounds.items())
+        lines += [f"  - name: {name}", f"    autoscaling_config: {{{inner}}}"]
     return "\n".join(lines)
 
 

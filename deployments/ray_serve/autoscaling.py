@@ -49,29 +49,33 @@ class JointScaling:
     def __init__(self, start_s: Mapping[str, float] | None = None) -> None:
         self._start_s = start_s or {}
         self._policy = JointPolicy(ScalingSettings().traits(self._start_s))
-        self._answer: dict[DeploymentKey, float] = {}
+        self._targets: dict[DeploymentKey, int] = {}
         self._decided_s = -math.inf
         self._shown: dict[str, Decision] = {}
 
     def __call__(
         self, contexts: Mapping[DeploymentKey, AutoscalingContext]
     ) -> tuple[dict[DeploymentKey, float], dict[DeploymentKey, dict[str, Any]]]:
-        """Called by Serve in each turn of its control loop.
+        """Serve calls this each time that its control loop runs.
 
         Returns:
-            The answer: for each pool that may change the number of replicas, and no state.
+            For each pool whose size may change, the number from which Serve makes its target. The second part is always
+            empty.
         """
         try:
             now_s = max(context.current_time or 0.0 for context in contexts.values())  # the clock of the figures
             if not 0 <= now_s - self._decided_s < PERIOD_S:
                 self._decided_s = now_s
-                self._answer = self._decide(contexts, now_s)
+                self._targets = self._decide(contexts, now_s)
+            return {
+                name: before_serve(target, contexts[name]) for name, target in self._targets.items() if name in contexts
+            }, {}
         except Exception:
-            self._answer = {}
+            self._targets = {}
             log.exception("the scaling policy failed; all pools keep their sizes")
-        return {name: answer for name, answer in self._answer.items() if name in contexts}, {}
+            return {}, {}
 
-    def _decide(self, contexts: Mapping[DeploymentKey, AutoscalingContext], now_s: float) -> dict[DeploymentKey, float]:
+    def _decide(self, contexts: Mapping[DeploymentKey, AutoscalingContext], now_s: float) -> dict[DeploymentKey, int]:
         by_name = {deployment.name: (deployment, context) for deployment, context in contexts.items()}
         settings = settings_in(figures_of(by_name[ROUTER][1]), now_s) if ROUTER in by_name else None
         if settings is not None:
@@ -80,29 +84,32 @@ class JointScaling:
         decisions = self._policy.decide(readings, now_s)
         acts = settings is not None and settings.acts
         self._show(decisions, acts=acts)
-        publish(
-            {
-                name: {
-                    **asdict(decision),
-                    "min_replicas": readings[name].min_replicas,
-                    "start_s": round(self._policy.lead_s(name), 1),
-                    "acts": acts,
-                    "at_s": now_s,
-                }
-                for name, decision in decisions.items()
+        shown = {
+            name: {
+                **asdict(decision),
+                "min_replicas": readings[name].min_replicas,
+                "start_s": round(self._policy.lead_s(name), 1),
+                "acts": acts,
+                "at_s": now_s,
             }
-        )
+            for name, decision in decisions.items()
+        }
+        try:
+            publish(shown)
+        except Exception:
+            log.exception("the decisions about the sizes of pools cannot be shown; they apply all the same")
         return {
-            by_name[name][0]: before_serve(decision.target, by_name[name][1])
+            by_name[name][0]: decision.target
             for name, decision in decisions.items()
             # A pool without replicas is woken in any case: calls wait for it.
             if decision.reason != "no data" and (acts or not readings[name].target)
         }
 
     def _show(self, decisions: Mapping[str, Decision], *, acts: bool) -> None:
-        """Logs each decision that differs from the one before."""
+        """Logs each target and each reason that differs from the one before."""
         for name, decision in decisions.items():
-            if decision != self._shown.get(name):
+            before = self._shown.get(name)
+            if before is None or (decision.target, decision.reason) != (before.target, before.reason):
                 log.info(
                     "scaling: %s",
                     name,

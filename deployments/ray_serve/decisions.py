@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ray.experimental import internal_kv
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 KEY: Final = b"prism-scaling"
+MAX_AGE_S: Final = 30.0
+"""Older decisions are not read: the policy is gone or fails."""
 
 
 def publish(decisions: Mapping[str, Mapping[str, Any]]) -> None:
@@ -19,7 +22,7 @@ def publish(decisions: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def read_decisions() -> dict[str, dict[str, Any]]:
-    """Reads what ``publish`` has stored; empty if it has never been called. The call blocks for a millisecond or two.
+    """Reads what ``publish`` has stored; empty if nothing was stored of late. The call blocks for a millisecond or two.
 
     Returns:
         Of each deployment the decision (``target``, ``wanted``, ``reason``), ``min_replicas``, ``start_s`` (the seconds
@@ -27,9 +30,10 @@ def read_decisions() -> dict[str, dict[str, Any]]:
         decision in seconds since the epoch).
     """
     stored = internal_kv._internal_kv_get(KEY)
-    return dict(json.loads(stored)) if stored else {}
+    decisions = json.loads(stored) if stored else {}
+    return {name: one for name, one in decisions.items() if time.time() - one["at_s"] < MAX_AGE_S}
 
 
 def can_start(decision: Mapping[str, Any] | None) -> bool:
-    """Returns True if a pool may have no replica, and nothing says that there is no room for one."""
-    return bool(decision and not decision["min_replicas"] and decision["reason"] != "capacity")
+    """Returns True if the last decision about a pool allows it to have no replica."""
+    return bool(decision and not decision["min_replicas"])

@@ -60,11 +60,14 @@ def no_node_holds(need: Mapping[str, float], nodes: Sequence[Mapping[str, Any]])
         nodes: The nodes as ``ray.nodes`` gives them.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
+    if any(all(resources.get(name, 0) >= amount for name, amount in need.items()) for resources in alive):
+        return ""
     for name, amount in need.items():
         most = max((resources.get(name, 0) for resources in alive), default=0)
         if amount > most:
             return f"Each replica needs {amount:g} {name}s on one node, and the largest node has {most:g}."
-    return ""
+    together = " and ".join(f"{amount:g} {name}s" for name, amount in need.items() if amount)
+    return f"Each replica needs {together} on one node, and no node has all of it."
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -80,6 +80,7 @@ class ReplicaPool(Generic[One]):
         self._starting: Final[dict[Replica, One]] = {}
         self._lives: Final[dict[Replica, _Life]] = {}
         self._waiting: Final[deque[tuple[Callable[[Sequence[One]], One], Callable[[One], None]]]] = deque()
+        self._num_placed = 0
         for _ in range(size.num_replicas):
             self._add(self.running)
 
@@ -139,6 +140,7 @@ class ReplicaPool(Generic[One]):
     def move(self, replica: One, begin: Callable[[One], None]) -> None:
         """Gives a call to a certain replica, even if that has no room."""
         replica.num_ongoing += 1
+        self._num_placed += 1
         begin(replica)
 
     def release(self, replica: One) -> None:
@@ -151,6 +153,8 @@ class ReplicaPool(Generic[One]):
     def reading(self, counters: dict[Replica, tuple[Offered, Served]]) -> PoolReading:
         """The pool as the policy sees it, with counters that were taken a moment ago."""
         known = {name: both for name, both in counters.items() if name in self.running}
+        num_calls = self._num_placed or 1
+        per_call = sum(life.replica.offered for life in self._lives.values()) / num_calls
         least, most = self.size.min_replicas, self.size.max_replicas
         return PoolReading(
             running=frozenset(self.running),
@@ -161,6 +165,7 @@ class ReplicaPool(Generic[One]):
             offered={name: offered for name, (offered, _) in known.items()},
             served={name: served for name, (_, served) in known.items()},
             num_queued=self.num_queued,
+            queued_work=self.num_queued * per_call,
         )
 
     def replica_s(self, until_s: float) -> float:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final
 
-from cluster.config import POOLS
-from cluster.scaling.policy import JointPolicy, PoolTraits
+from cluster.config import POOLS, PrismConfig
+from cluster.scaling.policy import JointPolicy
+from cluster.scaling.readings import ScalingSettings
 from cluster.scaling.simulation.outcomes import SimulationResult
 from cluster.scaling.simulation.request_path import RequestPath
 from cluster.scaling.simulation.simulated import SimulatedCluster
@@ -30,18 +31,14 @@ if TYPE_CHECKING:
 
 GRACE_S: Final = 600.0
 """The simulation stops so long after the schedule, even if requests are not done."""
-WAIT_BUDGET_S: Final = 0.5
-"""The seconds that work may wait in a pool, as the policy is told."""
 
 
-def joint_policy(speeds: Speeds) -> JointPolicy:
-    """A new policy that is told the start-up times of these speeds."""
-    return JointPolicy(
-        {
-            pool: PoolTraits(max(1.0, speeds.start_s(pool)), WAIT_BUDGET_S, is_costly_to_stop=pool == "decoder")
-            for pool in POOLS
-        }
-    )
+def joint_policy(speeds: Speeds, settings: ScalingSettings | None = None) -> JointPolicy:
+    """A new policy with the traits of the live one, which is told the start-up times of these speeds."""
+    names = {pool: getattr(PrismConfig(), pool).deployment for pool in POOLS}
+    starts_s = {name: max(1.0, speeds.start_s(pool)) for pool, name in names.items()}
+    traits = (settings or ScalingSettings()).traits(starts_s)
+    return JointPolicy({pool: traits[name] for pool, name in names.items()})
 
 
 def simulate(

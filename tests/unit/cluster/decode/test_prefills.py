@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from cluster.decode.prefills import PrefillLog
@@ -11,9 +13,25 @@ from cluster.scaling.work import OFFERED
 def test_prompts_that_overlap_in_time_count_once() -> None:
     """The busy time is that in which at least one prompt was being prefilled."""
     log = PrefillLog()
-    for scheduled_s, first_token_s in ((10, 12), (11, 13), (13, 14), (20, 21)):
+    spans = [(10, 12), (11, 13), (13, 14), (20, 21)]
+    for scheduled_s, first_token_s in spans:
         log.done(100, 0, scheduled_s, first_token_s)
     assert (log.num_tokens, log.busy_s) == (400, 5)
+
+
+def test_answers_that_report_at_their_end_count_the_same() -> None:
+    """An answer that is not streamed reports when it is whole, so prompts are reported in any order."""
+    draw = random.Random(3)
+    spans = [(start, start + draw.uniform(0.1, 3)) for start in (draw.uniform(0, 300) for _ in range(200))]
+    orders = [sorted(spans), sorted(spans, key=lambda span: span[1]), spans]
+    busy_s = []
+    for order in orders:
+        log = PrefillLog()
+        for span in order:
+            log.done(1, 0, *span)
+        busy_s.append(log.busy_s)
+    covered = sum(any(first <= at_ms / 1000 < last for first, last in spans) for at_ms in range(0, 310_000, 10)) / 100
+    assert busy_s == pytest.approx([covered] * 3, rel=0.01)
 
 
 def test_tokens_in_the_prefix_cache_are_no_work() -> None:

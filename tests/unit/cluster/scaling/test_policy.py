@@ -265,7 +265,8 @@ def test_what_is_not_known_changes_nothing() -> None:
     policy = JointPolicy(TRAITS)
     pool = FluidPool(velocity=100, lead_s=20, num_replicas=3)
     pool.step(0, STEP_S, 0)
-    assert policy.decide({ENCODER: pool.reading(0)}, 0)[ENCODER] == Decision(3, None, "unknown speed")
+    first = replace(pool.reading(0), queued_work=1.0)
+    assert policy.decide({ENCODER: first}, 0)[ENCODER] == Decision(3, None, "unknown speed")
     reading = pool.reading(2)
     for wrong in (replace(reading, served={}), replace(reading, offered={}), replace(reading, sources=frozenset())):
         assert policy.decide({ENCODER: wrong}, 2)[ENCODER] == Decision(3, None, "no data")

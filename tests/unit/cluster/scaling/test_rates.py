@@ -38,10 +38,33 @@ def test_demand_goes_on_with_its_trend() -> None:
     """A demand that grows by 1 per second each second is expected to go on for the lead time, up to a quarter more than
     that of the last seconds. Slow growth, which may be noise, is not continued."""
     seen = demand(*((at_s, {"a": at_s**2 / 2}) for at_s in range(41)))
-    assert seen.per_s(lead_s=5) == pytest.approx(35 + 5)
-    assert seen.per_s(lead_s=500) == pytest.approx(1.25 * 37.5)
+    assert seen.ahead_per_s(lead_s=5) == pytest.approx(35 + 5)
+    assert seen.ahead_per_s(lead_s=50) == pytest.approx(1.25 * 37.5)
     slow = demand(*((at_s, {"a": 100 * at_s + at_s**2 / 2}) for at_s in range(41)))
-    assert slow.per_s(lead_s=500) == pytest.approx(135)
+    assert slow.ahead_per_s(lead_s=50) == 0
+    assert slow.per_s(lead_s=50) == pytest.approx(135)
+
+
+def test_a_slow_start_looks_at_a_longer_time() -> None:
+    """A burst that is over long before a replica could start counts little: the mean is over a fifth of the start."""
+    burst = demand(*((at_s, {"a": 1000.0 * max(0, min(at_s - 90, 10))}) for at_s in range(101)))
+    assert burst.per_s(lead_s=30, slow_s=10) == pytest.approx(1000)
+    assert burst.per_s(lead_s=300, slow_s=10) == pytest.approx(10_000 / 60)
+
+
+def test_work_after_a_pause_is_no_growth() -> None:
+    """A single long prompt after a pause is not taken for the beginning of a high demand."""
+    seen = demand(*((at_s, {"a": 30_000.0 * (at_s >= 99)}) for at_s in range(101)))
+    assert seen.ahead_per_s(lead_s=30) == 0
+
+
+def test_a_queue_that_flows_in_is_no_new_demand() -> None:
+    """Work counts when it begins to wait outside, and not again when a replica takes it."""
+    seen = Demand()
+    for at_s in range(101):
+        arrived, queued = (5.0 * at_s, 5.0 * at_s) if at_s < 95 else (10.0 * at_s, 0.0)
+        seen.note({"a": Offered(at_s, arrived)}, at_s, queued=queued)
+    assert seen.per_s(lead_s=0, slow_s=10) == pytest.approx(10)
 
 
 def test_a_router_that_restarts_takes_nothing_away() -> None:
@@ -65,12 +88,12 @@ def test_a_jump_is_seen_within_seconds() -> None:
     for at_s in range(40):
         total += 10 if at_s < 30 else 100
         demand.note({"a": Offered(at_s, total)}, at_s)
-        jumping[at_s] = demand.is_jumping()
+        jumping[at_s] = demand.is_jumping(30)
         if at_s == 29:
             assert demand.per_s(30) == pytest.approx(10)
-            assert demand.jump_per_s() == 0
+            assert demand.ahead_per_s(30) == 0
         if at_s == 33:
-            assert demand.jump_per_s() == pytest.approx(100)
+            assert demand.ahead_per_s(30) == pytest.approx(100)
     assert (jumping[29], jumping[31], jumping[33], jumping[39]) == (False, True, False, False)
 
 

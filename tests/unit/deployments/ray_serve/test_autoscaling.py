@@ -128,7 +128,7 @@ def after(cluster: Cluster, num_ticks: int) -> dict[DeploymentID, int]:
 def test_a_spike_raises_the_pool_that_is_short(stored: dict[str, Any]) -> None:
     """With ten times the patches the target rises to what they need and a reserve, and the decision is published."""
     cluster = Cluster(ACT)
-    assert after(cluster, 10)[ENCODER] == 1
+    assert after(cluster, 30)[ENCODER] == 1
     cluster.rate = 500
     assert after(cluster, 3)[ENCODER] == math.ceil(5 + 0.7 * math.sqrt(5)) == 7
     assert (stored["VisionEncoder"]["target"], stored["VisionEncoder"]["acts"]) == (7, True)
@@ -137,7 +137,7 @@ def test_a_spike_raises_the_pool_that_is_short(stored: dict[str, Any]) -> None:
 def test_advice_changes_nothing(stored: dict[str, Any]) -> None:
     """In the mode ``advise`` the answer names no pool, so Serve keeps all targets, and the decision is published."""
     cluster = Cluster(ScalingSettings(acts=False, ttft_slo_s=1, window_s=20))
-    after(cluster, 10)
+    after(cluster, 30)
     cluster.rate = 500
     assert after(cluster, 3) == {}
     assert (stored["VisionEncoder"]["target"], stored["VisionEncoder"]["acts"]) == (7, False)
@@ -177,18 +177,17 @@ def test_a_pool_at_zero_starts_when_calls_wait(acts: bool) -> None:
         (None, False),
         ({"min_replicas": 0, "reason": "demand"}, True),
         ({"min_replicas": 1, "reason": "demand"}, False),
-        ({"min_replicas": 0, "reason": "capacity"}, False),
     ],
 )
 def test_a_pool_that_may_be_empty_can_start(decision: dict[str, Any] | None, expected: bool) -> None:
-    """A pool without replicas can start if it may be empty and nothing says that there is no room."""
+    """A pool without replicas can start if the last decision allows it to be empty."""
     assert can_start(decision) == expected
 
 
 def test_it_decides_once_per_period() -> None:
     """Between two decisions, Serve gets the last answer again."""
     cluster = Cluster(ACT)
-    after(cluster, 10)
+    after(cluster, 30)
     cluster.rate = 5000
     before = dict(cluster.tick(0))
     assert cluster.tick(0) == before == {ROUTER: 1, ENCODER: 1}
