@@ -275,11 +275,11 @@ class RouterUserConfig(Frozen):
     request that does not fit is refused with 429. The process needs up to three times as much memory: raw, parsed
     and decoded."""
     scaling: Literal["advise", "act"] = "advise"
-    """What becomes of the decisions on the sizes of pools: ``advise`` only shows them, ``act`` carries them out. They
-    exist if the application has Prism's ``autoscaling_policy``."""
+    """``advise`` only shows the decisions on the sizes of pools, and ``act`` carries them out. There are decisions if
+    the application has Prism's ``autoscaling_policy``."""
     ttft_slo_s: float = Field(default=2.0, gt=0)
     """The time to the first token that the sizes of pools aim at, in seconds."""
-    scale_down_window_s: float = Field(default=300.0, ge=0)
+    scale_down_window_s: float = Field(default=300.0, ge=0, le=86_400)
     """A pool shrinks only to the largest size that it needed within so many seconds, or within three times the time
     that its replicas take to start, if that is longer."""
 

@@ -50,7 +50,7 @@ Reason = Literal[
 """Why a pool has its target: see ``Decision``."""
 
 RESERVE: Final = 0.7
-"""Replicas in reserve, as a multiple of the square root of the load."""
+"""The reserve of a pool is this multiple of the square root of its load."""
 MAX_FULLNESS: Final = 0.8
 """The share of the pool's room, such as KV caches, that may be used."""
 DEAD_BAND: Final = 0.1
@@ -77,11 +77,13 @@ class PoolTraits:
     """The facts about a pool that are given to the policy at its creation.
 
     Args:
-        lead_s: How long a replica takes to start, in seconds, until the policy has seen a start.
+        lead_s: The first estimate of the seconds that a start takes. Each start that is seen moves the estimate half
+            the way.
         wait_budget_s: How long work may wait in this pool, in seconds: its share of the time to the first token. Work
             that waits is to be done in this time, or in the time that a start takes if that is longer.
         is_costly_to_stop: Whether replicas go one at a time, because each takes a cache with it.
-        min_window_s: The pool shrinks to the highest wish of at least so many seconds.
+        min_window_s: The pool shrinks to the highest wish of at least so many seconds. The slow mean of the demand is
+            over at most as many.
         min_pause_s: The least time between two changes of the target, in seconds.
         is_entry: Whether every request stays in this pool while the other pools work on it. The pool is then full when
             any other is short, so a lack of room counts only if none is.
@@ -105,7 +107,7 @@ class PoolReading:
         min_replicas: The fewest replicas that it may have.
         max_replicas: The most replicas that it may have.
         sources: The names of the running processes that count the work which arrives for this pool.
-        offered: What they have counted, by their names.
+        offered: The counts of these processes, by their names.
         served: The counters of each replica, by its name.
         num_queued: The calls that wait for a replica with room. They wake a pool that has no replica.
         queued_work: The work of these calls.
@@ -243,7 +245,7 @@ class JointPolicy:
         has_sources = bool(reading.sources) or not reading.running
         if not has_sources or not reading.sources <= offered.keys() or not reading.running <= served.keys():
             return None
-        if not 0 <= reading.queued_work <= MAX_FIGURE:  # false for what is no number
+        if not 0 <= reading.queued_work <= MAX_FIGURE:  # also refuses NaN
             return None
         if now_s - pool.last_known_s > MAX_GAP_S:
             pool.known_since_s = now_s

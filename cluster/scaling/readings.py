@@ -79,10 +79,10 @@ class ScalingSettings:
 
 
 def settings_in(figures: Figures, now_s: float) -> ScalingSettings | None:
-    """Reads the settings that the Routers report; None if no Router has reported any of late.
+    """Reads the settings that the Routers report; None if no Router has reported any in the last ``MAX_AGE_S``.
 
-    While a change reaches one Router after the other, decisions are carried out only if all Routers say so, and the
-    shortest times count.
+    While a change reaches one Router after the other, decisions are carried out only if all reports say so, and the
+    shortest times count. Routers that have not reported are left out.
     """
     found = [
         (acts, slo[1], window[1])

@@ -1,8 +1,11 @@
 """Prism on one machine: the ``prism`` command, and what it needs to start and end a cluster.
 
-cli.py               the ``prism`` command: ``serve``, ``check``, ``ask``, ``status``, ``schedule``, ``plan``
+cli.py               the ``prism`` command: ``serve``, ``check``, ``ask``, ``status``, ``schedule``, ``plan``,
+                     ``simulate``, ``measure``
 schedule.py          the command ``prism schedule``
 plan.py              the command ``prism plan``
+simulate.py          the command ``prism simulate``
+measure.py           the command ``prism measure``
 plan_plot.py         draws a plan
 catalogue.py         reads the catalogue of GPUs that a plan is made from
 gpus.yaml            the catalogue that comes with Prism

@@ -24,8 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments.local import torchvision_cure
+from deployments.local.measure import measure
 from deployments.local.plan import plan
 from deployments.local.schedule import schedule
+from deployments.local.simulate import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,6 +44,8 @@ SHIPPED = ("app", "qwen2_5_vl_32b")
 app = typer.Typer(help="Prism serves vision-language models on Ray.", no_args_is_help=True, add_completion=False)
 app.command()(schedule)
 app.command()(plan)
+app.command()(simulate)
+app.command()(measure)
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 

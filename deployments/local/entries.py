@@ -40,9 +40,11 @@ SETTABLE: Final = frozenset(
 whole: a decoder with ``ray_actor_options`` here would have no GPUs."""
 POLICY: Final = "deployments.ray_serve.autoscaling:JointScaling"
 MEASURED: Final = {"upscale_delay_s": 0, "downscale_delay_s": 0, "metrics_interval_s": 1, "look_back_period_s": 10}
-"""What every ``autoscaling_config`` must say if ``POLICY`` decides. By default Serve tells a policy about the load up
+"""Every ``autoscaling_config`` must say this if ``POLICY`` decides. By default Serve tells a policy about the load up
 to 20 s late, and carries out its answer 30 s or 10 minutes later. The policy has delays of its own."""
 BOUNDS: Final = frozenset({"min_replicas", "max_replicas", "upscaling_factor", "downscaling_factor"})
+MAY_BE_EMPTY: Final = ("Preprocessor", "VisionEncoder")
+"""The pools that may have no replica. A call starts one."""
 MAX_START_S: Final = 3600
 MAX_REPLICAS: Final = 10_000
 MAX_REPLICAS_PER_NODE: Final = 100
@@ -64,40 +66,54 @@ def entry_problems(entries: object) -> Iterator[str]:
 
 def policy_problems(application: Mapping[str, Any]) -> Iterator[str]:
     """Yields a sentence for each thing that keeps the application's ``autoscaling_policy`` from working."""
-    policy = application.get("autoscaling_policy")
+    policy, where = application.get("autoscaling_policy"), "applications.autoscaling_policy"
+    entries = application.get("deployments") or []
+    by_name = {str(entry.get("name")): entry for entry in entries if isinstance(entry, dict)}
     if policy is None:
+        tuned = by_name.get("Router", {}).get("user_config")
+        if isinstance(tuned, dict) and tuned.get("scaling") == "act":
+            yield f"{PATH}.user_config.scaling: act needs the application's autoscaling_policy {POLICY}"
         return
-    where = "applications.autoscaling_policy"
     if not isinstance(policy, dict) or policy.get("policy_function") != POLICY:
         yield f"{where}.policy_function: it must be {POLICY}; leave autoscaling_policy out for Serve's own policy"
         return
-    starts = (policy.get("policy_kwargs") or {}).get("start_s", {})
-    if set(policy.get("policy_kwargs") or {}) - {"start_s"}:
-        yield f"{where}.policy_kwargs: it may hold start_s only; the Router's user_config has the policy's settings"
-    elif not isinstance(starts, dict) or not all(
-        name in DEPLOYMENTS and isinstance(start_s, int | float) and 0 < start_s <= MAX_START_S
-        for name, start_s in starts.items()
-    ):
-        yield f"{where}.policy_kwargs.start_s: it must give seconds, up to {MAX_START_S}, by names of deployments"
-    entries = [entry for entry in application.get("deployments") or [] if isinstance(entry, dict)]
-    bounds = {entry.get("name"): entry.get("autoscaling_config") for entry in entries}
-    if not bounds.get("Router"):
+    yield from _start_problems(policy.get("policy_kwargs") or {}, f"{where}.policy_kwargs")
+    if not by_name.get("Router", {}).get("autoscaling_config"):
         yield f"{where}: it needs an autoscaling_config of Router, because Routers tell it its settings"
-    for name, config in bounds.items():
-        if isinstance(config, dict):
-            yield from _measuring_problems(str(name), config)
+    for name, entry in by_name.items():
+        if isinstance(config := entry.get("autoscaling_config"), dict):
+            yield from _measuring_problems(name, config)
+        elif entry.get("num_replicas") == "auto":
+            yield f"{PATH}.num_replicas: leave it out for {name} and give it an autoscaling_config"
+
+
+def _start_problems(options: object, where: str) -> Iterator[str]:
+    if not isinstance(options, dict) or options.keys() - {"start_s"}:
+        yield f"{where}: it may hold start_s only; the Router's user_config has the policy's settings"
+        return
+    starts_s = options.get("start_s", {})
+    if not isinstance(starts_s, dict) or not all(
+        name in DEPLOYMENTS and type(start_s) in (int, float) and 0 < start_s <= MAX_START_S
+        for name, start_s in starts_s.items()
+    ):
+        yield f"{where}.start_s: it must give seconds, up to {MAX_START_S}, by names of deployments"
 
 
 def _measuring_problems(name: str, config: Mapping[str, Any]) -> Iterator[str]:
+    where = f"{PATH}.autoscaling_config"
     for key, value in MEASURED.items():
-        if config.get(key) != value:
-            yield f"{PATH}.autoscaling_config.{key}: it must be {value} for {name}, because Prism's policy decides"
+        if config.get(key) != value or isinstance(config.get(key), bool):
+            yield f"{where}.{key}: it must be {value} for {name}, because Prism's policy decides"
     for key in sorted(config.keys() - MEASURED.keys() - BOUNDS, key=str):
-        yield f"{PATH}.autoscaling_config.{key}: leave it out for {name}; Prism's policy does not use it"
+        yield f"{where}.{key}: leave it out for {name}; Prism's policy does not use it"
     for key in ("upscaling_factor", "downscaling_factor"):
         factor = config.get(key, 1)
-        if not (isinstance(factor, int) and factor in (1, 2, 4, 8, 16)):
-            yield f"{PATH}.autoscaling_config.{key}: it must be 1, 2, 4, 8 or 16, not {str(factor)[:80]}"
+        if type(factor) is not int or factor not in (1, 2, 4, 8, 16):
+            yield f"{where}.{key}: it must be 1, 2, 4, 8 or 16, not {str(factor)[:80]}"
+    if config.get("min_replicas") == 0 and name not in MAY_BE_EMPTY:
+        yield f"{where}.min_replicas: it must be at least 1 for {name}; only {' and '.join(MAY_BE_EMPTY)} may be empty"
+    if isinstance(most := config.get("max_replicas"), int) and most > MAX_REPLICAS:
+        yield f"{where}.max_replicas: it must be at most {MAX_REPLICAS}"
 
 
 def _problems(entry: Mapping[str, Any]) -> Iterator[str]:

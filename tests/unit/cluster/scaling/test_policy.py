@@ -273,6 +273,73 @@ def test_what_is_not_known_changes_nothing() -> None:
     assert policy.decide({"other": reading}, 2) == {}
 
 
+def settled(policy: JointPolicy, pool: FluidPool, load: float, first_s: float, last_s: float) -> list[Decision]:
+    """Returns the decisions for one pool under a steady load, which are carried out."""
+    decisions, now_s = [], first_s
+    while now_s < last_s:
+        pool.step(now_s, STEP_S, load)
+        if now_s % TICK_S == 0:
+            decisions.append(policy.decide({ENCODER: pool.reading(now_s)}, now_s)[ENCODER])
+            pool.apply(decisions[-1], now_s)
+        now_s += STEP_S
+    return decisions
+
+
+def test_a_pool_that_has_never_worked_shrinks() -> None:
+    """A pool that gets no work from the beginning goes to its smallest size, although its velocity is unknown."""
+    pool = FluidPool(velocity=100, lead_s=20, num_replicas=8, bounds=(1, 8))
+    assert settled(JointPolicy({ENCODER: TRAITS[ENCODER]}), pool, 0, 0, 700)[-1].target == 1
+
+
+def test_a_pool_with_a_pause_changes_once_in_it() -> None:
+    """After a change of the target there is no other one before the pause is over. The reason says so."""
+    policy = JointPolicy({ENCODER: PoolTraits(lead_s=5, wait_budget_s=1, min_pause_s=100)})
+    pool = FluidPool(velocity=100, lead_s=5, bounds=(1, 20))
+    settled(policy, pool, 20, 0, 60)
+    raised = settled(policy, pool, 300, 60, 120)
+    target = raised[-1].target
+    assert next(one.target for one in raised if one.target > 1) == target
+    higher = settled(policy, pool, 1000, 120, 200)
+    changes = [index * TICK_S + 120 for index, one in enumerate(higher) if one.target > target]
+    assert any(one.reason == "pause" and one.target == target for one in higher)
+    assert 160 <= changes[0] <= 180
+
+
+def test_a_jump_is_answered_in_one_large_step() -> None:
+    """While a demand jumps, the pool waits for its height. Its first step is then four fifths of the way or more."""
+    policy, pool = JointPolicy({ENCODER: TRAITS[ENCODER]}), FluidPool(velocity=100, lead_s=20, bounds=(1, 30))
+    settled(policy, pool, 50, 0, 60)
+    decisions = settled(policy, pool, 800, 60, 76)
+    steps = [target for target, _ in itertools.groupby(one.target for one in decisions)]
+    assert "rising" in {one.reason for one in decisions}
+    assert steps[0] == 1
+    assert steps[1] >= 0.8 * steps[-1]
+
+
+def test_a_full_entry_does_not_grow_while_another_pool_is_short() -> None:
+    """Requests stay in the entry while they wait for decoders, so its lack of room counts only if no other is short."""
+    traits = {"entry": PoolTraits(lead_s=20, wait_budget_s=1, is_entry=True), DECODER: TRAITS[DECODER]}
+    for load, expected in ((30, "room"), (900, "demand")):
+        policy = JointPolicy(traits)
+        entry, decoder = (FluidPool(velocity=100, lead_s=60, bounds=(1, 30)) for _ in range(2))
+        for now_s in range(0, 60, 2):
+            entry.step(now_s, 2, 30)
+            decoder.step(now_s, 2, load)
+            reading = entry.reading(now_s)
+            full = {name: replace(one, fullness=1.0) for name, one in reading.served.items()}
+            decided = policy.decide({"entry": replace(reading, served=full), DECODER: decoder.reading(now_s)}, now_s)
+        assert decided["entry"].reason == expected
+        assert decided["entry"].wanted == (2 if expected == "room" else 1)
+
+
+def test_a_clock_that_was_set_back_stops_nothing() -> None:
+    """After the clock goes back by an hour, the policy decides again as soon as readings come."""
+    policy, pool = JointPolicy({ENCODER: TRAITS[ENCODER]}), FluidPool(velocity=100, lead_s=20, bounds=(1, 30))
+    settled(policy, pool, 50, 4000, 4100)
+    later = settled(policy, pool, 500, 400, 500)
+    assert later[-1].target >= 6
+
+
 def test_bounds_come_first() -> None:
     """A target outside the bounds moves to the nearest bound at once, also without any data."""
     policy, pool = JointPolicy(TRAITS), FluidPool(velocity=100, lead_s=20, num_replicas=3, bounds=(4, 6))

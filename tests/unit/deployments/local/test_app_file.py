@@ -153,6 +153,13 @@ POLICY_KEYS = {"policy_function": POLICY}
         (POLICY_KEYS | {"policy_kwargs": {"start_s": {"Decodr": 1}}}, {}, "start_s: it must give seconds"),
         (POLICY_KEYS | {"policy_kwargs": {"start_s": {"Decoder": -1}}}, {}, "start_s: it must give seconds"),
         (POLICY_KEYS | {"policy_kwargs": {"start_s": 3}}, {}, "start_s: it must give seconds"),
+        (POLICY_KEYS | {"policy_kwargs": {"start_s": {"Decoder": True}}}, {}, "start_s: it must give seconds"),
+        (POLICY_KEYS | {"policy_kwargs": [1]}, {}, "policy_kwargs: it may hold start_s only"),
+        (POLICY_KEYS | {"policy_kwargs": "x"}, {}, "policy_kwargs: it may hold start_s only"),
+        (POLICY_KEYS, {"Decoder": {"upscale_delay_s": False}}, "upscale_delay_s: it must be 0 for Decoder"),
+        (POLICY_KEYS, {"Decoder": {"upscaling_factor": True}}, "upscaling_factor: it must be"),
+        (POLICY_KEYS, {"Decoder": {"min_replicas": 0}}, "min_replicas: it must be at least 1 for Decoder"),
+        (POLICY_KEYS, {"Decoder": {"max_replicas": 10**9}}, "max_replicas: it must be at most"),
         (POLICY_KEYS, {"Router": None}, "it needs an autoscaling_config of Router"),
         (POLICY_KEYS, {"Decoder": {"upscale_delay_s": 30}}, "upscale_delay_s: it must be 0 for Decoder"),
         (POLICY_KEYS, {"Decoder": {"target_ongoing_requests": 2}}, "target_ongoing_requests: leave it out for Decoder"),
@@ -170,6 +177,25 @@ def test_what_would_keep_the_policy_from_working_is_named(
         bounds = change.get(entry["name"], {})
         entry["autoscaling_config"] = entry["autoscaling_config"] | bounds if bounds is not None else {}
     with pytest.raises(ApplicationFileError, match=said):
+        ApplicationFile.parse(APP, content)
+
+
+def test_acting_without_a_policy_is_refused() -> None:
+    """A file whose Router is to carry out decisions that nobody makes is refused."""
+    content = yaml.safe_load(APP.read_text())
+    [application] = content["applications"]
+    del application["autoscaling_policy"]
+    application["deployments"][0]["user_config"]["scaling"] = "act"
+    with pytest.raises(ApplicationFileError, match="act needs the application's autoscaling_policy"):
+        ApplicationFile.parse(APP, content)
+
+
+@pytest.mark.parametrize("name", [["a"], {"a": 1}, 3])
+def test_a_name_that_is_no_text_is_named_beside_the_policy(name: object) -> None:
+    """An entry whose name is no text gets a sentence in a file with the policy too."""
+    content = yaml.safe_load(APP.read_text())
+    content["applications"][0]["deployments"][1]["name"] = name
+    with pytest.raises(ApplicationFileError, match=r"deployments\.name"):
         ApplicationFile.parse(APP, content)
 
 
