@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.scaling.simulation.speeds import DecoderSpeeds, EncoderSpeeds, PreprocessorSpeeds, RouterSpeeds, Speeds
+from cluster.scaling.simulation.speeds import Speeds
 from deployments.local.entries import DEPLOYMENTS
 
 if TYPE_CHECKING:
@@ -192,11 +192,13 @@ def measure_all(prober: Prober, say: Callable[[str], None]) -> Speeds:
     of = {name: {"start_s": starts[name]} if name in starts else {} for name in DEPLOYMENTS}
     cache = next((labels for labels, _ in prober.samples("vllm:cache_config_info")), {})
     kv_tokens = int(cache.get("block_size", 16)) * int(cache.get("num_gpu_blocks", 4096))
-    return Speeds(
-        router=RouterSpeeds(**router, **of["Router"]),
-        preprocessor=PreprocessorSpeeds(**preprocessor, **of["Preprocessor"]),
-        encoder=EncoderSpeeds(**encoder, **of["VisionEncoder"]),
-        decoder=DecoderSpeeds(**decoder, kv_tokens=kv_tokens, **of["Decoder"]),
+    return Speeds.model_validate(
+        {
+            "router": router | of["Router"],
+            "preprocessor": preprocessor | of["Preprocessor"],
+            "encoder": encoder | of["VisionEncoder"],
+            "decoder": decoder | of["Decoder"] | {"kv_tokens": kv_tokens},
+        }
     )
 
 
