@@ -1,0 +1,113 @@
+"""Simulates the loads of ``tests.helpers.closed_loop`` and compares the results with its runs on the real controller.
+
+python -m tests.helpers.simulated_loop runs        the folder that closed_loop wrote
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from bisect import bisect_right
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from cluster.checkpoint import Checkpoint
+from cluster.config import POOLS, ModelConfig, PrismConfig
+from cluster.scaling.readings import ScalingSettings
+from cluster.scaling.schedules.schedule import Arrival, Heading, ScheduledPicture
+from cluster.scaling.simulation.outcomes import quantile
+from cluster.scaling.simulation.replicas import PoolSize
+from cluster.scaling.simulation.simulate import joint_policy, simulate
+from cluster.scaling.simulation.speeds import Speeds
+from tests.helpers.closed_loop import MAX_REPLICAS, MAX_TOKENS, SIDE_PIXELS, WINDOW_S, Load
+from tests.helpers.paced import CHARS_PER_TOKEN, KV_TOKENS, Pace
+
+if TYPE_CHECKING:
+    from cluster.scaling.simulation.outcomes import SimulationResult
+
+START_S: Final = 6.5
+"""The seconds that a paced replica takes to start on two busy cores."""
+BODY_CHARS: Final = 200
+"""The characters of a request beside its texts."""
+
+
+def paced_speeds(pace: Pace) -> Speeds:
+    """The speeds of the paced stages, with the CPU time that their processes need besides."""
+    shared = {"max_ongoing_requests": 64, "start_s": START_S}
+    return Speeds.model_validate(
+        {
+            "router": {"request_s": 0.01, "token_s": 0.0003, "start_s": START_S},
+            "preprocessor": {"picture_s": 0.003, "pixel_s": pace.pixel_s, **shared},
+            "encoder": {"run_s": 0.003, "patch_s": pace.patch_s, "batch_patches": 768, **shared},
+            "decoder": {
+                "prefill_tokens_per_s": 1 / pace.token_s,
+                "step_s": pace.step_s + 0.0015,
+                "kv_tokens": KV_TOKENS,
+                "max_num_seqs": pace.max_running,
+                **shared,
+            },
+            "processor": Checkpoint(ModelConfig()).processor,
+        }
+    )
+
+
+def arrival(load: Load, number: int) -> Arrival:
+    """One arrival of a load as a schedule has it."""
+    at_s, in_spike = load.arrivals[number]
+    parts: list[dict[str, Any]] = load.body(number, in_spike=in_spike)["messages"][0]["content"]
+    num_chars = BODY_CHARS + sum(len(part["text"]) for part in parts if part["type"] == "text")
+    name = f"{load.seed} {number}"
+    has_picture = any(part["type"] == "image_url" for part in parts)
+    pictures = (ScheduledPicture(name=name, width=SIDE_PIXELS, height=SIDE_PIXELS),) if has_picture else ()
+    return Arrival(
+        at_s=at_s,
+        client="closed loop",
+        text_tokens=num_chars // CHARS_PER_TOKEN,
+        pictures=pictures,
+        output_tokens=MAX_TOKENS,
+    )
+
+
+def simulated(load: Load, duration_s: float) -> SimulationResult:
+    """Simulates a load with the policy of the live cluster."""
+    speeds = paced_speeds(Pace())
+    sizes = {pool: PoolSize(1, 1, 1 if pool == "router" else MAX_REPLICAS) for pool in POOLS}
+    settings = ScalingSettings(acts=True, ttft_slo_s=2.0, window_s=WINDOW_S)
+    heading = Heading(source="closed loop", seed=load.seed, duration_s=duration_s)
+    arrivals = [arrival(load, number) for number in range(len(load.arrivals))]
+    return simulate(heading, arrivals, speeds, sizes, policy=joint_policy(speeds, settings))
+
+
+def share_within_one(run: dict[str, Any], result: SimulationResult, pool: str) -> float:
+    """The share of the samples of a run at which the simulated target is at most one replica away."""
+    ticks = [(tick.at_s, tick.target) for tick in result.ticks if tick.pool == pool]
+    deployment = getattr(PrismConfig(), pool).deployment
+    close = [
+        abs(
+            ticks[max(0, bisect_right(ticks, (sample["at_s"], MAX_REPLICAS + 1)) - 1)][1] - sample["target"][deployment]
+        )
+        <= 1
+        for sample in run["samples"]
+    ]
+    return float(sum(close) / len(close))
+
+
+def main() -> None:
+    """Prints a line for each run. Runs with slow preprocessors are left out: a speed is fixed in the simulation."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path)
+    for path in sorted(parser.parse_args().runs.glob("joint-*.json")):
+        run = json.loads(path.read_text())
+        if run["kind"] == "slow preprocessors":
+            continue
+        result = simulated(Load.random(run["seed"]), run["samples"][-1]["at_s"])
+        times = []
+        for share in (0.5, 0.95):
+            real_s, said_s = quantile((ttft_s for _, ttft_s in run["ttfts"]), share), result.ttft_s(share)
+            times.append(f"p{share * 100:.0f} {real_s:.2f} s, simulated {said_s:.2f} s ({said_s / real_s - 1:+.0%})")
+        shares = [f"{pool} {share_within_one(run, result, pool):.1%}" for pool in POOLS[1:]]
+        print(f"{run['seed']} {run['kind']} x{run['factor']:.1f}:", *times, *shares, sep="  ")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
