@@ -1,6 +1,6 @@
 """Load tests: they speak to a running Prism over HTTP only, and time every answer.
 
-What is sent:
+The requests:
   schedule.py      reads a schedule of arrivals, and splits it among workers
   workload.py      makes arrivals without a file: their rate, mix and seed
   bodies.py        builds requests from the sizes of arrivals

@@ -37,7 +37,7 @@ NUM_REPEATS: Final = 5
 ANSWER_TOKENS: Final = 32
 NUM_ROUTED: Final = 40
 PATCHES_PER_TOKEN: Final = 4
-WORDS: Final = (
+WORDS: Final = [
     "river",
     "stone",
     "cloud",
@@ -50,7 +50,7 @@ WORDS: Final = (
     "table",
     "under",
     "apple",
-)
+]
 LEAST_S: Final = 1e-9
 
 

@@ -10,12 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cluster.config import POOLS
 from cluster.scaling.planning.load import busiest_part
 from cluster.scaling.planning.plan import plan as search
 from cluster.scaling.schedules.schedule import ScheduleError, read_schedule
 from cluster.scaling.simulation.outcomes import LatencyGoal
 from deployments.local.catalogue import SHIPPED_CATALOGUE, CatalogueError, read_catalogue
-from deployments.local.entries import MEASURED
+from deployments.local.entries import DEPLOYMENTS, MEASURED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -160,13 +161,12 @@ def verdict(found: PlanResult) -> str:
 
 def block(one: Candidate) -> str:
     """The part of an application file that has the sizes of a configuration."""
-    names = {"router": "Router", "preprocessor": "Preprocessor", "encoder": "VisionEncoder", "decoder": "Decoder"}
     lines = [
         f"# {one.layout.decoder_gpu} for decoders, {one.layout.encoder_gpu} for encoders; below args:, decoder: has",
         f"# tensor_parallel_size: {one.layout.tensor_parallel_size}",
         "deployments:",
     ]
-    for pool, name in names.items():
+    for pool, name in zip(POOLS, DEPLOYMENTS, strict=True):
         size = one.sizes[pool]
         bounds = {"min_replicas": size, "max_replicas": size, **MEASURED}
         inner = ", ".join(f"{key}: {value}" for key, value in bounds.items())

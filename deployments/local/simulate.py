@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path  # noqa: TC003 -- typer reads the annotations
 from typing import Annotated
 
@@ -49,12 +50,9 @@ def simulate(
     busy = ", ".join(f"{pool} {share:.0%}" for pool, share in result.busy_shares.items())
     typer.echo(f"busy: {busy}; binding: {result.binding_pool(goal)}; {result.attainment(goal):.1%} within the goal")
     for pool in sizes if policy is not None else ():
-        most = max(tick.target for tick in result.ticks if tick.pool == pool)
-        replica_s = sum(
-            tick.num_running + tick.num_starting + tick.num_draining for tick in result.ticks if tick.pool == pool
-        )
-        ticks = sum(tick.pool == pool for tick in result.ticks)
-        typer.echo(f"{pool}: at most {most} replicas, {replica_s / max(1, ticks):.2f} on average")
+        ticks = [tick for tick in result.ticks if tick.pool == pool]
+        mean = statistics.mean(tick.num_running + tick.num_starting + tick.num_draining for tick in ticks)
+        typer.echo(f"{pool}: at most {max(tick.target for tick in ticks)} replicas, {mean:.2f} on average")
 
 
 def read_speeds(path: Path) -> Speeds:

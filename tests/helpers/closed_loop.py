@@ -21,6 +21,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.local.app_file import ApplicationFile
+from deployments.local.entries import MEASURED
 from deployments.local.launch import DRAIN_S, running
 from deployments.ray_serve.session import deploy
 from loadtest.servers import APP, changed_app, free_port
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from deployments.local.launch import Cluster
 
 Kind = Literal["pictures", "long text", "slow preprocessors"]
-"""What the spike of a load is made of. The last kind has no spike: each picture takes the preprocessors five times as
-long for a while."""
+"""The kinds of loads. The first two have a spike of such requests. The last one has no spike: for a while,
+preprocessors need five times as long for each picture."""
 Policy = Literal["joint", "serve"]
 KINDS: Final = get_args(Kind)
 POOLS: Final = ("Router", "Preprocessor", "VisionEncoder", "Decoder")
@@ -106,7 +107,7 @@ class Sample:
 
 @dataclass
 class Run:
-    """What happened under one load."""
+    """The record of one load: its requests, their times, and the pools while it ran."""
 
     kind: Kind
     seed: int
@@ -164,14 +165,13 @@ def paced_file(policy: Policy, min_replicas: Mapping[str, int] | None = None) ->
     application["args"]["decoder"] |= {"device": "cpu"}
     application["args"]["pace"] = {}
     application["import_path"] = "tests.helpers.paced:build"
-    measured = {"upscale_delay_s": 0, "downscale_delay_s": 0, "metrics_interval_s": 1, "look_back_period_s": 10}
     for entry in application["deployments"]:
         is_router = entry["name"] == "Router"
         least = (min_replicas or {}).get(entry["name"], 1)
         entry["autoscaling_config"] = {
             "min_replicas": least,
             "max_replicas": 1 if is_router else MAX_REPLICAS,
-            **measured,
+            **MEASURED,
         }
         if policy == "serve":
             entry["autoscaling_config"] |= {"downscale_delay_s": WINDOW_S, "target_ongoing_requests": 2}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 START_S: Final = 6.5
 """The seconds that a paced replica takes to start on two busy cores."""
 BODY_CHARS: Final = 200
-"""The characters of a request beside its texts."""
+"""The characters of a request's body without its texts."""
 
 
 def paced_speeds(pace: Pace) -> Speeds:

@@ -119,8 +119,8 @@ def test_the_same_arguments_give_the_same_plan() -> None:
 def test_a_dense_27b_model_loses_with_equal_gpus() -> None:
     """On four GB200, at a rate that four GPUs with a tower each can serve, three decoders and one encoder cannot.
 
-    NVIDIA found 0.65 times the traffic with encoders beside the engines on the same GPUs, and says that encoders on
-    equal GPUs of their own do worse. Its 2.62 times for a 4B model is not reproduced: docs/measurements.md says why.
+    NVIDIA ran encoders and engines on the same GPUs and found 0.65 times the traffic. It says that encoders on equal
+    GPUs of their own do worse. Its 2.62 times for a 4B model is not reproduced: docs/measurements.md says why.
     """
     gpu = GpuKind(
         source="a test",
