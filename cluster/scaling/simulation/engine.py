@@ -112,7 +112,8 @@ class DecoderReplica(SimReplica):
 
     @property
     def fullness(self) -> float:
-        return max(self.kv_use, self.num_ongoing / self._speeds.max_ongoing_requests)
+        num_running = len(self._prefilling) + len(self._decoding)
+        return max(self.kv_use, num_running / self._speeds.max_num_seqs)
 
     def stats(self) -> dict[str, float]:
         """The report to the request routers."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cluster.scaling.simulation.simulated import SimulatedCluster
     from cluster.scaling.simulation.speeds import Speeds
 
-TICK_S: Final = 2.0
+TICK_S: Final = 1.0
 """The time between two decisions of the policy."""
 METRIC_AGE_S: Final = 1.0
 """The age of the counters that the policy sees. Serve samples every second and sends the samples every second."""
