@@ -7,11 +7,12 @@ How it decides, for one pool:
 
 - **Work.** The demand, in work per second, over the velocity of one busy replica is the load: the number of replicas
   that would be busy all the time. The pool wants the load and a reserve of ``RESERVE`` times its square root, because
-  a larger pool needs less reserve in proportion. It wants more if the waiting work would otherwise take longer than a
-  start and longer than ``wait_budget_s``, or if the room of its replicas, such as KV caches, is nearly full.
-- **Up, at once.** A pool that wants more gets it in one step. If the demand has just jumped, the pool waits for up to
-  ``RISING_S`` until the height of the jump is known. Work that waits counts only in the pool where it waits
-  longest, since the pools behind it wait for that one. Replicas that are starting count as if they worked, and while
+  a larger pool needs less reserve in proportion. It wants more if work waits: the work that will still wait when a new
+  replica has started is to be done within the time of a start, or within ``wait_budget_s`` if that is longer. It also
+  wants more if the room of its replicas, such as KV caches, is nearly full.
+- **Up, at once.** A pool that wants more gets it in one step. While its wish grows from one decision to the next, it
+  waits for up to ``RISING_S``, unless it is empty. Work that waits counts only in the pool where it waits longest,
+  since the pools behind it wait for that one. Replicas that are starting count as if they worked, and while
   they start only a larger demand raises the target again. If they do not start in time, there is no room for them, and
   the policy stops asking.
 - **Down, slowly.** The target follows the highest wish of a whole window, and only when it lies below the dead band.
@@ -63,7 +64,7 @@ MAX_AGE_S: Final = 10.0
 PATIENCE: Final = 2.0
 """Lead times after which a start that has not succeeded counts as one for which there is no room."""
 RISING_S: Final = 2.0
-"""How long a pool waits for the height of a jump. Without this it would grow in several steps."""
+"""How long a pool waits while its wish still grows. Without this it would grow in several steps."""
 MAX_LEAD_S: Final = 1200.0
 """The longest lead time that is learnt. A replica that takes longer has waited for room."""
 MAX_WISH: Final = 100_000
@@ -132,11 +133,12 @@ class Decision:
         target: The number of replicas.
         wanted: The replicas that the pool would like to have now; None for ``no data`` and ``unknown speed``.
         reason: ``demand``, ``backlog`` or ``room``: what the pool wants them for, if the target changes or is met.
-            ``rising``: the demand jumps, and soon the pool will get what it needs. ``starting``: more are on their way.
-            ``capacity``: they do not start, so there is no room. ``window``: fewer would do now, but not all through
-            the window. ``pause``: a costly replica has just gone, or the last change was less than ``min_pause_s`` ago.
-            ``enough``: the wish lies within the dead band. ``bounds``: the wish or the last target lies outside the
-            bounds. ``no data``, ``unknown speed``: nothing is known, so nothing changes but what the bounds demand.
+            ``rising``: the wish still grows, and soon the pool will get what it needs. ``starting``: more are on their
+            way. ``capacity``: they do not start, so there is no room. ``window``: fewer would do now, but not all
+            through the window. ``pause``: a costly replica has just gone, or the last change was less than
+            ``min_pause_s`` ago. ``enough``: the wish lies within the dead band. ``bounds``: the wish or the last target
+            lies outside the bounds. ``no data``, ``unknown speed``: nothing is known, so nothing changes but what the
+            bounds demand.
     """
 
     target: int
@@ -168,6 +170,7 @@ class _Pool:
     last_down_s: float = -math.inf
     last_change_s: float = -math.inf
     wants_more_since_s: float | None = None
+    last_wanted: int = 0
     known_since_s: float = math.inf
     last_known_s: float = -math.inf
 
@@ -324,9 +327,10 @@ class JointPolicy:
         if ahead > max(load, held):  # a smaller rise within seconds may be noise
             load = ahead
         wanted, reason = _whole(load + RESERVE * math.sqrt(load)), "demand"
-        # New replicas help after their start, so the waiting work is to be done within such a time.
-        clear_s = max(pool.traits.wait_budget_s, pool.lead_s)
-        for_backlog = _whole(load + len(reading.running) * backlog_s / clear_s)
+        # New replicas help after their start. The work that waits then is to be done within such a time again.
+        num_running = len(reading.running)
+        replica_s = num_running * backlog_s + (load - num_running) * pool.lead_s
+        for_backlog = _whole(load + replica_s / max(pool.traits.wait_budget_s, pool.lead_s))
         if counts.backlog and for_backlog > wanted:
             wanted, reason = for_backlog, "backlog"
         in_use = sum(min(1.0, reading.served[name].fullness) for name in reading.running)
@@ -336,8 +340,9 @@ class JointPolicy:
 
     def _up(self, pool: _Pool, held: int, within: int, wanted: int, reason: Reason, now_s: float) -> Decision:
         if pool.wants_more_since_s is None:
-            pool.wants_more_since_s = now_s
-        if reason == "demand" and pool.demand.is_jumping(pool.lead_s) and now_s - pool.wants_more_since_s < RISING_S:
+            pool.wants_more_since_s, pool.last_wanted = now_s, held
+        is_growing, pool.last_wanted = wanted > pool.last_wanted, wanted
+        if held and reason == "demand" and is_growing and now_s - pool.wants_more_since_s < RISING_S:
             return Decision(held, wanted, "rising")
         if (since_s := pool.starting_since_s) is not None:
             if now_s - since_s > PATIENCE * pool.lead_s:

@@ -140,12 +140,6 @@ class Demand:
         latest = max(fast, self._mean(now_s - fast_s / 2, now_s))
         return min(MAX_TREND * latest, fast + (fast - before) / fast_s * lead_s)
 
-    def is_jumping(self, lead_s: float) -> bool:
-        """Returns True if the demand of the last moment is well above that of the last seconds. If it has jumped, the
-        height of the jump is then not known yet."""
-        now_s, latest_s = self._now_s, LATEST_SHARE * fast_time_s(lead_s)
-        return self._mean(now_s - latest_s / 2, now_s) > MAX_TREND * self._mean(now_s - latest_s, now_s)
-
     @property
     def _now_s(self) -> float:
         return self._history[-1][0] if self._history else 0.0

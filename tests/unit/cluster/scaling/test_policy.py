@@ -135,8 +135,19 @@ def test_work_that_waits_is_counted_where_it_waits_longest() -> None:
     for pool in pools.values():
         pool.step(now_s + TICK_S, TICK_S, 0)
     decided = policy.decide({name: pool.reading(now_s + TICK_S) for name, pool in pools.items()}, now_s + TICK_S)
-    assert (decided[DECODER].reason, decided[DECODER].target) == ("backlog", 3)  # 0.2 + 118 s / 60 s
+    assert (decided[DECODER].reason, decided[DECODER].target) == ("backlog", 2)  # 0.2 + (118 s - 0.8 × 60 s) / 60 s
     assert decided[ENCODER].target == 1
+
+
+def test_work_that_is_done_before_a_start_asks_for_no_replica() -> None:
+    """Four replicas without demand finish 80 s of waiting work in the 20 s of a start. So 70 s ask for no replica.
+    200 s leave 120 s, which are to be done in 20 s."""
+    for waiting_s, target in (70, 4), (200, 7):
+        pools = {ENCODER: FluidPool(velocity=100, lead_s=20, num_replicas=4)}
+        policy, now_s = warm(pools, 0.1)
+        pools[ENCODER].waiting = 100 * waiting_s
+        pools[ENCODER].step(now_s + 0.1, 0.1, 0)
+        assert policy.decide({ENCODER: pools[ENCODER].reading(now_s + 0.1)}, now_s + 0.1)[ENCODER].target == target
 
 
 def test_while_replicas_start_waiting_work_asks_for_no_more() -> None:
@@ -153,6 +164,7 @@ def test_while_replicas_start_waiting_work_asks_for_no_more() -> None:
     for _ in range(5):
         now_s += TICK_S
         pool.step(now_s, TICK_S, 800)
+        policy.decide({ENCODER: pool.reading(now_s)}, now_s)
     assert policy.decide({ENCODER: pool.reading(now_s)}, now_s)[ENCODER].target > 3
 
 
