@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
 import httpx
 import yaml
@@ -49,6 +49,8 @@ LONG_TEXT_CHARS: Final = 15_000
 SIDE_PIXELS: Final = 84
 MAX_TOKENS: Final = 20
 SAMPLE_S: Final = 0.5
+TOLD_START_S: Final = 5.0
+"""The time of a start that the policy is told. It learns the real one."""
 SHRUNK: Final = 1
 
 
@@ -64,14 +66,15 @@ class Load:
     spike_s: float
 
     @classmethod
-    def random(cls, seed: int, lengths_s: tuple[float, float, float] = LENGTHS_S) -> Load:
-        """The load of a seed: about one request per second, and 2 to 12 times as many in the spike."""
+    def random(
+        cls, seed: int, lengths_s: tuple[float, float, float] = LENGTHS_S, *, factor: float | None = None
+    ) -> Self:
+        """The load of a seed: about one request per second, and ``factor`` or 2 to 12 times as many in the spike."""
         draw = random.Random(seed)
         kind = KINDS[seed % len(KINDS)]
         before_s, spike_s, after_s = lengths_s
-        factor = (
-            1.0 if kind == "slow preprocessors" else draw.uniform(4, 12) if kind == "pictures" else draw.uniform(2, 6)
-        )
+        drawn = 1.0 if kind == "slow preprocessors" else draw.uniform(*((4, 12) if kind == "pictures" else (2, 6)))
+        factor = factor or drawn
         ends_s = before_s + spike_s
         spans = ((0.0, before_s, 1.0), (before_s, ends_s, factor), (ends_s, ends_s + after_s, 1.0))
         base = 1.3 if kind == "slow preprocessors" else 1.0
@@ -181,7 +184,7 @@ def paced_file(policy: Policy, min_replicas: Mapping[str, int] | None = None) ->
     if policy == "serve":
         del application["autoscaling_policy"]
     else:
-        starts = dict.fromkeys(POOLS, 5.0)
+        starts = dict.fromkeys(POOLS, TOLD_START_S)
         application["autoscaling_policy"]["policy_kwargs"] = {"start_s": starts}
     file = ApplicationFile.read(APP)
     return replace(file, serve=ServeDeploySchema.model_validate(content))
@@ -260,8 +263,8 @@ async def _sample(client: httpx.AsyncClient, run: Run, started_s: float) -> None
 
 
 async def _ask(client: httpx.AsyncClient, body: dict[str, Any], run: Run, at_s: float, started_s: float) -> None:
-    """Sends one request and checks that its stream is whole."""
-    num_words, is_done = 0, False
+    """Sends one request and checks that its stream is whole: by its usage, or else by its chunks."""
+    num_tokens, is_done, usage = 0, False, None
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != httpx.codes.OK:
@@ -271,14 +274,17 @@ async def _ask(client: httpx.AsyncClient, body: dict[str, Any], run: Run, at_s: 
                 if line.startswith("data: [DONE]"):
                     is_done = True
                 elif line.startswith("data: "):
-                    if not num_words:
+                    if not num_tokens:
                         run.ttfts.append((at_s, time.perf_counter() - started_s - at_s))
-                    num_words += "choices" in json.loads(line.removeprefix("data: "))
+                    chunk = json.loads(line.removeprefix("data: "))
+                    num_tokens += "choices" in chunk
+                    usage = chunk.get("usage") or usage
     except httpx.HTTPError as error:
         run.failures.append(repr(error))
         return
-    if not is_done or num_words != body["max_tokens"]:
-        run.failures.append(f"a stream of {num_words} words, done: {is_done}")
+    num_tokens = usage["completion_tokens"] if usage else num_tokens
+    if not is_done or num_tokens != body["max_tokens"]:
+        run.failures.append(f"a stream of {num_tokens} tokens, done: {is_done}")
 
 
 def plot(runs: list[Run], path: Path) -> None:

@@ -1,50 +1,73 @@
 """Simulates the loads of ``tests.helpers.closed_loop`` and compares the results with its runs on the real controller.
 
+A simulated start takes as long as the starts of the run took on average, pool by pool.
+
 python -m tests.helpers.simulated_loop runs        the folder that closed_loop wrote
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from bisect import bisect_right
+from collections import deque
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.checkpoint import Checkpoint
 from cluster.config import POOLS, ModelConfig, PrismConfig
+from cluster.scaling.policy import JointPolicy
 from cluster.scaling.readings import ScalingSettings
 from cluster.scaling.schedules.schedule import Arrival, Heading, ScheduledPicture
 from cluster.scaling.simulation.outcomes import quantile
 from cluster.scaling.simulation.replicas import PoolSize
-from cluster.scaling.simulation.simulate import joint_policy, simulate
+from cluster.scaling.simulation.simulate import simulate
 from cluster.scaling.simulation.speeds import Speeds
-from tests.helpers.closed_loop import MAX_REPLICAS, MAX_TOKENS, SIDE_PIXELS, WINDOW_S, Load
+from tests.helpers.closed_loop import MAX_REPLICAS, MAX_TOKENS, SIDE_PIXELS, TOLD_START_S, WINDOW_S, Load
 from tests.helpers.paced import CHARS_PER_TOKEN, KV_TOKENS, Pace
 
 if TYPE_CHECKING:
     from cluster.scaling.simulation.outcomes import SimulationResult
 
 START_S: Final = 6.5
-"""The seconds that a paced replica takes to start on two busy cores."""
+"""The seconds that a paced replica takes to start on two busy cores, if the run has no start."""
 BODY_CHARS: Final = 200
 """The characters of a request's body without its texts."""
 
 
-def paced_speeds(pace: Pace) -> Speeds:
+def starts_s(run: dict[str, Any]) -> dict[str, float]:
+    """The mean seconds from the rise of a target to the replica that runs, by pool. A pool without a start has the mean
+    of the others."""
+    found: dict[str, list[float]] = {}
+    for pool in POOLS:
+        name = getattr(PrismConfig(), pool).deployment
+        asked_s: deque[float] = deque()
+        for before, sample in itertools.pairwise(run["samples"]):
+            asked_s.extend([sample["at_s"]] * (sample["target"][name] - before["target"][name]))
+            for _ in range(sample["running"][name] - before["running"][name]):
+                if asked_s:
+                    found.setdefault(pool, []).append(sample["at_s"] - asked_s.popleft())
+    known = [start_s for times in found.values() for start_s in times]
+    others_s = fmean(known) if known else START_S
+    return {pool: fmean(found[pool]) if pool in found else others_s for pool in POOLS}
+
+
+def paced_speeds(pace: Pace, starts_s: dict[str, float]) -> Speeds:
     """The speeds of the paced stages, with the CPU time that their processes need besides."""
-    shared = {"max_ongoing_requests": 64, "start_s": START_S}
+    shared = {pool: {"max_ongoing_requests": 64, "start_s": start_s} for pool, start_s in starts_s.items()}
     return Speeds.model_validate(
         {
-            "router": {"request_s": 0.01, "token_s": 0.0003, "start_s": START_S},
-            "preprocessor": {"picture_s": 0.003, "pixel_s": pace.pixel_s, **shared},
-            "encoder": {"run_s": 0.003, "patch_s": pace.patch_s, "batch_patches": 768, **shared},
+            "router": {"request_s": 0.01, "token_s": 0.0003, "start_s": starts_s["router"]},
+            "preprocessor": {"picture_s": 0.003, "pixel_s": pace.pixel_s, **shared["preprocessor"]},
+            "encoder": {"run_s": 0.003, "patch_s": pace.patch_s, "batch_patches": 768, **shared["encoder"]},
             "decoder": {
                 "prefill_tokens_per_s": 1 / pace.token_s,
                 "step_s": pace.step_s + 0.0015,
                 "kv_tokens": KV_TOKENS,
                 "max_num_seqs": pace.max_running,
-                **shared,
+                **shared["decoder"],
             },
             "processor": Checkpoint(ModelConfig()).processor,
         }
@@ -68,14 +91,17 @@ def arrival(load: Load, number: int) -> Arrival:
     )
 
 
-def simulated(load: Load, duration_s: float) -> SimulationResult:
-    """Simulates a load with the policy of the live cluster."""
-    speeds = paced_speeds(Pace())
+def simulated(load: Load, run: dict[str, Any]) -> SimulationResult:
+    """Simulates the load of a run with the policy of the live cluster."""
+    speeds = paced_speeds(Pace(), starts_s(run))
     sizes = {pool: PoolSize(1, 1, 1 if pool == "router" else MAX_REPLICAS) for pool in POOLS}
     settings = ScalingSettings(acts=True, ttft_slo_s=2.0, window_s=WINDOW_S)
-    heading = Heading(source="closed loop", seed=load.seed, duration_s=duration_s)
+    heading = Heading(source="closed loop", seed=load.seed, duration_s=run["samples"][-1]["at_s"])
     arrivals = [arrival(load, number) for number in range(len(load.arrivals))]
-    return simulate(heading, arrivals, speeds, sizes, policy=joint_policy(speeds, settings))
+    told_s = {getattr(PrismConfig(), pool).deployment: TOLD_START_S for pool in POOLS}
+    traits = settings.traits(told_s)
+    policy = JointPolicy({pool: traits[getattr(PrismConfig(), pool).deployment] for pool in POOLS})
+    return simulate(heading, arrivals, speeds, sizes, policy=policy)
 
 
 def share_within_one(run: dict[str, Any], result: SimulationResult, pool: str) -> float:
@@ -100,7 +126,7 @@ def main() -> None:
         run = json.loads(path.read_text())
         if run["kind"] == "slow preprocessors":
             continue
-        result = simulated(Load.random(run["seed"]), run["samples"][-1]["at_s"])
+        result = simulated(Load.random(run["seed"]), run)
         times = []
         for share in (0.5, 0.95):
             real_s, said_s = quantile((ttft_s for _, ttft_s in run["ttfts"]), share), result.ttft_s(share)
