@@ -145,11 +145,12 @@ class Demand:
         return self._history[-1][0] if self._history else 0.0
 
     def _mean(self, first_s: float, last_s: float) -> float:
-        """Work per second between two times. Time before the first reading does not count."""
-        if not self._history:
+        """Work per second between two times. Time before the first reading does not count, but a mean is over at least
+        ``MIN_FAST_S``: a few requests in the first second are no high demand."""
+        if not self._history or last_s <= first_s:
             return 0.0
-        first_s = max(first_s, self._history[0][0])
-        return max(0.0, self._at(last_s) - self._at(first_s)) / (last_s - first_s) if last_s > first_s else 0.0
+        length_s = max(last_s - max(first_s, self._history[0][0]), min(last_s - first_s, MIN_FAST_S))
+        return max(0.0, self._at(last_s) - self._at(first_s)) / length_s
 
     def _at(self, time_s: float) -> float:
         """The total at a time, between readings on a straight line."""

@@ -82,6 +82,14 @@ def test_velocity_is_right_at_a_low_load() -> None:
     assert velocity.per_busy_s == pytest.approx(400)
 
 
+def test_the_first_second_is_no_high_demand() -> None:
+    """Three requests in the first second count as 0.3 per second, because a mean is over ten seconds at least."""
+    demand = Demand()
+    demand.note({"a": Offered(0, 0)}, 0)
+    demand.note({"a": Offered(1, 3)}, 1)
+    assert demand.per_s(5) == pytest.approx(0.3)
+
+
 def test_a_jump_is_seen_within_seconds() -> None:
     """Three seconds after a jump, the demand ahead is as high as the jump."""
     demand, total = Demand(), 0.0
