@@ -7,6 +7,7 @@ simulated.py     the four pools of a simulated cluster
 request_path.py  the way of a request through them
 picture_path.py  the way of a picture through them
 ticks.py         the actions at regular times: reports to request routers, and decisions about sizes
+sizing.py        the interface between the simulator and a policy
 replicas.py      a pool: it starts and drains replicas and gives calls to them
 servers.py       one Router, one preprocessor, one vision encoder
 engine.py        one decoder

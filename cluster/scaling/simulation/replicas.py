@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from cluster.scaling.policy import PoolReading
 from cluster.scaling.simulation.servers import SimReplica
+from cluster.scaling.simulation.sizing import CallsReading, PoolSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cluster.messages import Replica
-    from cluster.scaling.rates import Offered, Served
     from cluster.scaling.simulation.events import EventClock
 
 One = TypeVar("One", bound=SimReplica)
@@ -150,13 +149,19 @@ class ReplicaPool(Generic[One]):
         if self._waiting:
             self._place()
 
-    def reading(self, counters: dict[Replica, tuple[Offered, Served]]) -> PoolReading:
-        """The pool as the policy sees it, with counters that were taken a moment ago."""
-        known = {name: both for name, both in counters.items() if name in self.running}
+    def snapshot(self) -> PoolSnapshot:
+        """The counters as they are now."""
+        counters = {name: one.counters() for name, one in self.running.items()}
+        num_ongoing = sum(one.num_ongoing for one in self.running.values())
+        return PoolSnapshot(self._clock.now_s, counters, self.num_queued, num_ongoing)
+
+    def reading(self, then: PoolSnapshot) -> CallsReading:
+        """The pool as a policy sees it: its replicas as they are now, and its counters as they were then."""
+        known = {name: both for name, both in then.counters.items() if name in self.running}
         num_calls = self._num_placed or 1
         per_call = sum(life.replica.offered for life in self._lives.values()) / num_calls
         least, most = self.size.min_replicas, self.size.max_replicas
-        return PoolReading(
+        return CallsReading(
             running=frozenset(self.running),
             target=self.target,
             min_replicas=self.size.num_replicas if least is None else least,
@@ -164,8 +169,10 @@ class ReplicaPool(Generic[One]):
             sources=frozenset(self.running),
             offered={name: offered for name, (offered, _) in known.items()},
             served={name: served for name, (_, served) in known.items()},
-            num_queued=self.num_queued,
-            queued_work=self.num_queued * per_call,
+            num_queued=then.num_queued,
+            queued_work=then.num_queued * per_call,
+            num_ongoing=then.num_ongoing,
+            counted_s=then.at_s,
         )
 
     def replica_s(self, until_s: float) -> float:

@@ -20,13 +20,14 @@ from cluster.scaling.readings import ScalingSettings
 from cluster.scaling.simulation.outcomes import SimulationResult
 from cluster.scaling.simulation.request_path import RequestPath
 from cluster.scaling.simulation.simulated import SimulatedCluster
-from cluster.scaling.simulation.ticks import Ticks
+from cluster.scaling.simulation.ticks import METRIC_AGE_S, Ticks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from cluster.scaling.schedules.schedule import Arrival, Heading
     from cluster.scaling.simulation.replicas import PoolSize
+    from cluster.scaling.simulation.sizing import SizingPolicy
     from cluster.scaling.simulation.speeds import Speeds
 
 GRACE_S: Final = 600.0
@@ -47,8 +48,9 @@ def simulate(
     speeds: Speeds,
     sizes: Mapping[str, PoolSize],
     *,
-    policy: JointPolicy | None = None,
+    policy: SizingPolicy | None = None,
     seed: int = 0,
+    metric_age_s: float = METRIC_AGE_S,
 ) -> SimulationResult:
     """Simulates a schedule.
 
@@ -59,9 +61,10 @@ def simulate(
         sizes: The sizes of the pools ``router``, ``preprocessor``, ``encoder`` and ``decoder``, with their bounds.
         policy: A new policy that decides about the sizes. None: the sizes are fixed.
         seed: The seed of all random choices.
+        metric_age_s: The age of the counters that the policy sees, in seconds.
     """
     cluster = SimulatedCluster(speeds, sizes, random.Random(seed))
-    requests, ticks = RequestPath(cluster, arrivals, speeds), Ticks(cluster, policy, speeds)
+    requests, ticks = RequestPath(cluster, arrivals, speeds), Ticks(cluster, policy, speeds, metric_age_s)
     requests.start()
     ticks.start()
     duration_s = heading.duration_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from cluster.scaling.simulation.outcomes import PoolTick
@@ -10,17 +11,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cluster.messages import Replica
-    from cluster.scaling.policy import Decision, JointPolicy
-    from cluster.scaling.rates import Offered, Served
+    from cluster.scaling.policy import Decision
     from cluster.scaling.simulation.engine import DecoderReplica
     from cluster.scaling.simulation.servers import RouterReplica
     from cluster.scaling.simulation.simulated import SimulatedCluster
+    from cluster.scaling.simulation.sizing import PoolSnapshot, SizingPolicy
     from cluster.scaling.simulation.speeds import Speeds
 
 TICK_S: Final = 1.0
 """The time between two decisions of the policy."""
 METRIC_AGE_S: Final = 1.0
-"""The age of the counters that the policy sees. Serve samples every second and sends the samples every second."""
+"""The age of the counters that the policy sees, by default. Serve samples every second and sends the samples every
+second."""
 
 
 class Ticks:
@@ -32,14 +34,23 @@ class Ticks:
         cluster: The cluster.
         policy: The policy, or None for fixed sizes.
         speeds: The speeds and limits of the replicas.
+        metric_age_s: The age of the counters that the policy sees, in seconds. Their time stamps say so.
     """
 
-    def __init__(self, cluster: SimulatedCluster, policy: JointPolicy | None, speeds: Speeds) -> None:
+    def __init__(
+        self,
+        cluster: SimulatedCluster,
+        policy: SizingPolicy | None,
+        speeds: Speeds,
+        metric_age_s: float = METRIC_AGE_S,
+    ) -> None:
         self._cluster: Final = cluster
         self._policy: Final = policy
         self._speeds: Final = speeds
         self._reports: dict[Replica, dict[str, float]] = {}
-        self._counters: dict[str, dict[Replica, tuple[Offered, Served]]] = {}
+        self._metric_age_s: Final = metric_age_s
+        self._snapshots: Final[deque[dict[str, PoolSnapshot]]] = deque()
+        """The counters of all pools at the times of the last snapshots, the oldest first."""
         self.noted: Final[list[PoolTick]] = []
 
     def start(self) -> None:
@@ -47,7 +58,7 @@ class Ticks:
         report_period_s = self._speeds.report_period_s
         self._repeat(report_period_s, report_period_s, self._report)
         self._repeat(TICK_S, TICK_S, self._decide)
-        self._repeat(TICK_S - METRIC_AGE_S, TICK_S, self._read_counters)
+        self._repeat(-self._metric_age_s % TICK_S, TICK_S, self._read_counters)
         self._note({})
 
     def _repeat(self, at_s: float, period_s: float, action: Callable[[], None]) -> None:
@@ -83,21 +94,35 @@ class Ticks:
                 caller.routes.report(name, stats, self._cluster.clock.now_s)
 
     def _read_counters(self) -> None:
-        for pool in self._cluster.pools:
-            self._counters[pool.name] = {name: one.counters() for name, one in pool.running.items()}
+        self._snapshots.append({pool.name: pool.snapshot() for pool in self._cluster.pools})
 
     def _decide(self) -> None:
-        """Asks the policy, with counters that were read ``METRIC_AGE_S`` ago, and resizes the pools."""
-        decided: dict[str, Decision] = {}
-        if self._policy is not None:
-            readings = {pool.name: pool.reading(self._counters[pool.name]) for pool in self._cluster.pools}
+        """Asks the policy, with counters that were read ``metric_age_s`` ago, and resizes the pools.
+
+        As long as no counters are so old, the policy is not asked.
+        """
+        decided: Mapping[str, Decision] = {}
+        if self._policy is not None and (then := self._counters()):
+            readings = {pool.name: pool.reading(then[pool.name]) for pool in self._cluster.pools}
             decided = self._policy.decide(readings, self._cluster.clock.now_s)
             for pool in self._cluster.pools:
                 pool.resize(decided[pool.name].target)
         self._note(decided)
+
+    def _counters(self) -> dict[str, PoolSnapshot] | None:
+        """The newest counters that are at least ``metric_age_s`` old."""
+        latest_s = self._cluster.clock.now_s - self._metric_age_s
+        while len(self._snapshots) > 1 and _read_s(self._snapshots[1]) <= latest_s:
+            self._snapshots.popleft()
+        first = self._snapshots[0] if self._snapshots else None
+        return first if first and _read_s(first) <= latest_s else None
 
     def _note(self, decided: Mapping[str, Decision]) -> None:
         for pool in self._cluster.pools:
             reason = decided[pool.name].reason if decided else None
             sizes = (len(pool.running), pool.num_starting, len(pool.draining), pool.target)
             self.noted.append(PoolTick(self._cluster.clock.now_s, pool.name, *sizes, reason))
+
+
+def _read_s(snapshot: Mapping[str, PoolSnapshot]) -> float:
+    return next(iter(snapshot.values())).at_s

@@ -104,7 +104,7 @@ def test_a_call_waits_for_the_first_replica_of_an_empty_pool() -> None:
     clock, begun_s = EventClock(), list[float]()
     servers = pool(clock, 0)
     servers.call(lambda free: free[0], lambda _: begun_s.append(clock.now_s))
-    assert servers.reading({}).num_queued == 1
+    assert servers.reading(servers.snapshot()).num_queued == 1
     servers.resize(1)
     clock.run()
     assert begun_s == [10.0]
@@ -114,12 +114,13 @@ def test_a_reading_has_the_counters_of_running_replicas_only() -> None:
     """Counters of a replica that is gone by now are left out, and bounds default to the fixed size."""
     clock = EventClock()
     servers = pool(clock, 2)
-    counters = {name: one.counters() for name, one in servers.running.items()}
+    then = servers.snapshot()
     servers.resize(1)
-    reading = servers.reading(counters)
+    reading = servers.reading(then)
     assert reading.running == reading.sources == reading.offered.keys() == reading.served.keys() == {"pool 1"}
     assert (reading.target, reading.min_replicas, reading.max_replicas) == (1, 0, 10)
     fixed: ReplicaPool[OneThread] = ReplicaPool(
         "fixed", clock, PoolSize(3), lambda name: OneThread(name, clock), start_s=1, max_ongoing=1
     )
-    assert (fixed.reading({}).min_replicas, fixed.reading({}).max_replicas) == (3, 3)
+    reading = fixed.reading(fixed.snapshot())
+    assert (reading.min_replicas, reading.max_replicas) == (3, 3)

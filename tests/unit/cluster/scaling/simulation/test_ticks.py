@@ -6,7 +6,9 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cluster.scaling.policy import Decision, JointPolicy
+import pytest
+
+from cluster.scaling.policy import Decision
 from cluster.scaling.simulation.engine import EngineSequence
 from cluster.scaling.simulation.prompts import PromptMaker
 from cluster.scaling.simulation.request_path import RequestPath
@@ -18,18 +20,17 @@ from tests.helpers.simulated import ROUND, arrival, every, sizes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cluster.scaling.policy import PoolReading
+    from cluster.scaling.simulation.sizing import CallsReading, SizingPolicy
 
 
-class Scripted(JointPolicy):
+class Scripted:
     """A policy that wants ``wanted`` encoders, and notes everything that it is told."""
 
     def __init__(self, wanted: int) -> None:
-        super().__init__({})
         self.wanted = wanted
-        self.told: list[tuple[float, Mapping[str, PoolReading]]] = []
+        self.told: list[tuple[float, Mapping[str, CallsReading]]] = []
 
-    def decide(self, readings: Mapping[str, PoolReading], now_s: float) -> dict[str, Decision]:
+    def decide(self, readings: Mapping[str, CallsReading], now_s: float) -> dict[str, Decision]:
         self.told.append((now_s, readings))
         return {
             name: Decision(self.wanted if name == "encoder" else reading.target, None, "demand")
@@ -37,12 +38,12 @@ class Scripted(JointPolicy):
         }
 
 
-def run(policy: JointPolicy, until_s: float) -> tuple[SimulatedCluster, Ticks]:
+def run(policy: SizingPolicy, until_s: float, metric_age_s: float = METRIC_AGE_S) -> tuple[SimulatedCluster, Ticks]:
     """Runs a cluster with two decoders on a picture every 0.8 s."""
     bounds = {name: replace(size, min_replicas=0, max_replicas=9) for name, size in sizes(decoder=2).items()}
     cluster = SimulatedCluster(ROUND, bounds, random.Random(0))
     RequestPath(cluster, every(0.8, 60, pictures=True), ROUND).start()
-    ticks = Ticks(cluster, policy, ROUND)
+    ticks = Ticks(cluster, policy, ROUND, metric_age_s)
     ticks.start()
     cluster.clock.run(until_s=until_s)
     return cluster, ticks
@@ -91,3 +92,30 @@ def test_request_routers_get_reports() -> None:
     short = prompt.prompt(arrival(0.0)).conversation
     assert router.routes.cost(short, busy.name, 11.5) > 40_000
     assert router.routes.cost(short, idle.name, 11.5) < 1000
+
+
+@pytest.mark.parametrize(("age_s", "first_s"), [(3.0, 4.0), (5.0, 6.0), (25.0, 26.0)])
+def test_the_age_of_the_counters_can_be_chosen(age_s: float, first_s: float) -> None:
+    """The policy is asked when the first counters are old enough, and sees all counters with their true times."""
+    policy = Scripted(1)
+    run(policy, 40.0, metric_age_s=age_s)
+    assert policy.told[0][0] == first_s
+    for now_s, told in policy.told:
+        router = told["router"]
+        assert {one.at_s for one in router.served.values()} == {now_s - age_s}
+        assert router.counted_s == now_s - age_s
+        arrived = sum(number * 0.8 <= now_s - age_s for number in range(60))
+        assert sum(one.work for one in router.offered.values()) == arrived
+
+
+def test_calls_are_counted_with_the_counters() -> None:
+    """A decoder that serves one call at a time has one ongoing call, and the others wait outside of it."""
+    speeds = ROUND.model_copy(update={"decoder": ROUND.decoder.model_copy(update={"max_ongoing_requests": 1})})
+    policy = Scripted(1)
+    cluster = SimulatedCluster(speeds, sizes(), random.Random(0))
+    RequestPath(cluster, [arrival(0.5, text_tokens=5000) for _ in range(4)], speeds).start()
+    Ticks(cluster, policy, speeds).start()
+    cluster.clock.run(until_s=2.0)
+    told = policy.told[0][1]
+    assert (told["decoder"].num_ongoing, told["decoder"].num_queued) == (1, 3)
+    assert (told["router"].num_ongoing, told["encoder"].num_ongoing) == (4, 0)
