@@ -5,6 +5,7 @@ rates.py      what counters say: how much work arrives, and how fast a replica d
 readings.py   turns the figures of replicas into what the policy reads
 work.py       counts the work of one replica
 schedules/    what arrives when: files of arrivals, from distributions or from a production service
-simulation/   simulates a cluster on a schedule, with fixed sizes or with the policy
+simulation/   simulates a cluster on a schedule, with fixed sizes or with a policy
+baselines/    other policies, which the simulation compares with the joint one
 planning/     searches for the cheapest cluster that meets a goal on a schedule
 """

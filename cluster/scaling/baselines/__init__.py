@@ -1,0 +1,8 @@
+"""Other policies for the sizes of pools, with which the joint policy is compared in the simulator.
+
+serve_default.py  Ray Serve's default policy: calls per replica
+knative.py        Knative's policy: calls per replica over a long and a short window
+played.py         sizes that are known beforehand
+clairvoyant.py    the cheapest sizes for work that is known beforehand
+recent_mean.py    the mean of a figure over the last seconds
+"""
