@@ -1,0 +1,169 @@
+"""Tables and a plot of the trials that ``tests.helpers.compare_policies`` has run.
+
+In: the results as dicts, as ``sizing_trials.run`` returns them. Out: Markdown, and one PNG.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+NUM_RESAMPLES: Final = 2000
+COLOURS: Final = {
+    "joint": "#7b3fb5",
+    "serve": "#d55e00",
+    "knative": "#0072b2",
+    "fixed": "#6e6e6e",
+    "clairvoyant": "#009e73",
+}
+"""The colour of each policy. Readers with any common colour blindness can tell them apart."""
+MARKS: Final = {"joint": "o", "serve": "s", "knative": "^", "fixed": "D", "clairvoyant": "*"}
+USUAL: Final = (300.0, 1.0)
+"""The start of a decoder and the age of the counters outside of the sweep."""
+
+
+def hours_of(result: Mapping[str, Any]) -> float:
+    """The GPU-hours of a result."""
+    return float(sum(result["gpu_hours"].values()))
+
+
+def table(results: Iterable[Mapping[str, Any]]) -> str:
+    """A row for each hour and policy: attainment, GPU-hours, and their ratio to those of the joint policy."""
+    by_hour: dict[str, dict[str, dict[int, Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    for one in results:
+        if (one["start_s"], one["metric_age_s"]) == USUAL:
+            by_hour[one["hour"]][one["policy"]][one["seed"]] = one
+    lines = [
+        "| hour | policy | seeds | within the goal | TTFT p95 | GPU-hours (decoders + encoders) | ratio to joint |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for hour, policies in sorted(by_hour.items()):
+        joint = policies.get("joint", {})
+        for policy, mine in policies.items():
+            shared = sorted(mine.keys() & joint.keys())
+            shares = [100 * one["attainment"] for one in mine.values()]
+            parts = [
+                " + ".join(f"{statistics.mean(one['gpu_hours'][pool] for one in mine.values()):.2f}" for pool in pools)
+                for pools in [("decoder", "encoder")]
+            ]
+            spent = [hours_of(one) for one in mine.values()]
+            ratio = interval([(hours_of(mine[seed]), hours_of(joint[seed])) for seed in shared]) if shared else "–"
+            late_s = statistics.mean(one["ttft_p95_s"] for one in mine.values())
+            lines.append(
+                f"| {hour} | {policy} | {len(mine)} | {statistics.mean(shares):.2f} % "
+                f"({min(shares):.1f} to {max(shares):.1f}) | {late_s:.2f} s | {statistics.mean(spent):.2f} "
+                f"({parts[0]}) | {ratio} |"
+            )
+    return "\n".join(lines)
+
+
+def interval(pairs: Sequence[tuple[float, float]]) -> str:
+    """The ratio of two sums with a 95 % interval: seeds are drawn again and again, with replacement."""
+    draw = random.Random(0)
+    ratios = []
+    for _ in range(NUM_RESAMPLES):
+        some = draw.choices(pairs, k=len(pairs))
+        ratios.append(sum(mine for mine, _ in some) / sum(theirs for _, theirs in some))
+    ratios.sort()
+    low, high = ratios[int(0.025 * len(ratios))], ratios[int(0.975 * len(ratios))]
+    mean = sum(mine for mine, _ in pairs) / sum(theirs for _, theirs in pairs)
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+
+
+def cells(results: Iterable[Mapping[str, Any]]) -> dict[tuple[float, float], dict[str, tuple[float, float]]]:
+    """Mean attainment and GPU-hours of each kind of policy, by start and age, outside of the usual ones."""
+    found: dict[tuple[float, float], dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for one in results:
+        if (key := (one["start_s"], one["metric_age_s"])) != USUAL:
+            found[key][one["policy"]].append(one)
+    return {
+        key: {
+            policy: (statistics.mean(one["attainment"] for one in some), statistics.mean(map(hours_of, some)))
+            for policy, some in policies.items()
+        }
+        for key, policies in sorted(found.items())
+    }
+
+
+def sweep_table(results: Iterable[Mapping[str, Any]]) -> str:
+    """A row for each start and age: attainment and GPU-hours of each policy."""
+    found = cells(results)
+    policies = sorted({policy for some in found.values() for policy in some}, key=lambda name: (name != "joint", name))
+    lines = ["| cold start | age | " + " | ".join(policies) + " |", "|---" * (2 + len(policies)) + "|"]
+    for (start_s, age_s), some in found.items():
+        row = [f"{100 * some[one][0]:.1f} %, {some[one][1]:.1f}" if one in some else "–" for one in policies]
+        lines.append(f"| {start_s:g} s | {age_s:g} s | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def draw(results: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Draws attainment over GPU-hours: each hour of the test with the settings that were tried, and the sweep."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    for panel, hour in zip(panels, ("peak", "trough"), strict=False):
+        _draw_hour(panel, [one for one in results if one["hour"] == hour], hour)
+    _draw_sweep(panels[2], cells(results))
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def _draw_hour(panel: Any, results: Sequence[Mapping[str, Any]], hour: str) -> None:
+    for kind, colour in COLOURS.items():
+        usual = [
+            one
+            for one in results
+            if one["policy"].split()[0] == kind and (one["start_s"], one["metric_age_s"]) == USUAL
+        ]
+        tuning = [one for one in usual if one["half"] == "tuning"]
+        test = [one for one in usual if one["half"] == "test"]
+        for some, size, alpha in ((tuning, 14, 0.35), (test, 34, 0.9)):
+            panel.scatter(
+                [hours_of(one) for one in some],
+                [100 * one["attainment"] for one in some],
+                s=size,
+                color=colour,
+                alpha=alpha,
+                marker=MARKS[kind],
+                linewidths=0,
+                label=kind if some is test else None,
+            )
+    panel.set(xlabel="GPU-hours", ylabel="requests within the goal (%)", title=f"{hour}: small and pale = tuning half")
+    panel.legend(loc="lower right", fontsize=8)
+    panel.grid(alpha=0.25)
+
+
+def _draw_sweep(panel: Any, found: Mapping[tuple[float, float], Mapping[str, tuple[float, float]]]) -> None:
+    """Draws the GPU-hours of the joint policy over Serve's, and the difference of their attainments."""
+    ages = sorted({age_s for _, age_s in found})
+    for age_s, style in zip(ages, ("-", "--", ":"), strict=False):
+        for kind in ("joint", "serve", "knative"):
+            points = [
+                (start_s, 100 * share)
+                for (start_s, age), some in found.items()
+                if age == age_s
+                for policy, (share, _) in some.items()
+                if policy.split()[0] == kind
+            ]
+            panel.plot(
+                [start_s for start_s, _ in points],
+                [share for _, share in points],
+                style,
+                color=COLOURS[kind],
+                marker=MARKS[kind],
+                markersize=4,
+                label=f"{kind}, counters {age_s:g} s old",
+            )
+    panel.set(xscale="log", xlabel="start of a decoder (s)", ylabel="requests within the goal (%)", title="peak: sweep")
+    if found:
+        panel.legend(fontsize=7)
+    panel.grid(alpha=0.25)
