@@ -84,7 +84,7 @@ def gpu_hours(results: Iterable[dict[str, Any]]) -> float:
     return sum(sum(one["gpu_hours"].values()) for one in results)
 
 
-def test_trials(seeds: Iterable[int], best: dict[str, str]) -> list[Trial]:
+def trials_of_test(seeds: Iterable[int], best: dict[str, str]) -> list[Trial]:
     """The trials on the test half, all policies of a seed one after the other."""
     return [
         Trial("test", hour, seed, policy) for seed in seeds for hour in HOURS for policy in ("joint", *best.values())
@@ -172,7 +172,7 @@ def main() -> None:
     best = chosen(runner.results())
     print(*best.values(), sep="\n")  # noqa: T201
     if "test" in options.stages:
-        runner.run(test_trials(range(options.seeds), best))
+        runner.run(trials_of_test(range(options.seeds), best))
     if "sweep" in options.stages:
         runner.run(sweep_trials(range(options.sweep_seeds), best))
     if "report" in options.stages:
