@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from cluster.scaling.baselines.played import PlayedPolicy
 from cluster.scaling.simulation.simulate import simulate
+from cluster.scaling.simulation.ticks import TICK_S
 from tests.helpers.simulated import ROUND, every, heading, sizes
 
 
@@ -18,6 +19,6 @@ def test_replicas_run_when_the_plan_has_them() -> None:
     encoders = {tick.at_s: tick for tick in result.ticks if tick.pool == "encoder"}
     assert [encoders[30.0 * step + 4].num_running for step in range(len(plan))] == plan
     assert {tick.target for tick in result.ticks if tick.pool == "decoder"} == {1}
-    replica_s = sum(tick.num_running + tick.num_starting + tick.num_draining for tick in encoders.values()) * 2
+    replica_s = sum(tick.num_running + tick.num_starting + tick.num_draining for tick in encoders.values()) * TICK_S
     planned_s = 30 * sum(plan) + 20 * 3  # three starts
     assert abs(replica_s - planned_s) <= 15
