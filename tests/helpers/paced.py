@@ -33,7 +33,8 @@ KV_TOKENS = 100_000
 
 
 class Pace(Frozen):
-    """How long the stages take."""
+    """How long the stages take, and what a decoder sends. A request may change values for itself, in its field
+    ``pace``."""
 
     pixel_s: float = 2.8e-5
     """Seconds of a preprocessor per stored pixel."""
@@ -42,7 +43,11 @@ class Pace(Frozen):
     token_s: float = 0.0002
     """Seconds of a decoder per prompt token."""
     step_s: float = 0.02
-    """Seconds between two tokens of an answer."""
+    """Seconds between two pieces of an answer."""
+    piece_tokens: int = 1
+    """The tokens of a piece. Real decoders join tokens while they carry many streams."""
+    event_chars: int = 0
+    """The least length of the event of one token. An event of vLLM has about 230 characters."""
     max_running: int = 64
     """The answers that one decoder makes at a time."""
 
@@ -146,6 +151,7 @@ class PacedEngine:
         self, call: Call, embeddings: Mapping[str, Embedding], spent: Spent
     ) -> AsyncIterator[FirstPiece | str]:
         """Streams ``max_tokens`` words, the first one when the prompt has been prefilled."""
+        pace = self._pace.model_copy(update=call.body.get("pace", {}))
         num_tokens = len(json.dumps(call.body)) // CHARS_PER_TOKEN + sum(len(one.rows) for one in embeddings.values())
         self._offered.arrived(num_tokens)
         self._num_requests += 1
@@ -157,16 +163,19 @@ class PacedEngine:
                 try:
                     async with self._prefill:
                         began_s = time.perf_counter()
-                        await asyncio.sleep(num_tokens * self._pace.token_s)
+                        await asyncio.sleep(num_tokens * pace.token_s)
                     self._num_waiting_tokens -= num_tokens
                     took_s = time.perf_counter() - began_s
                     self._num_done += num_tokens
                     self._busy_s += took_s
                     num_tokens = 0  # none waits any more
-                    yield FirstPiece(_event("0 "), {**spent, "decode_queue": began_s - came_s, "prefill": took_s})
-                    for number in range(1, int(call.body["max_tokens"])):
-                        await asyncio.sleep(self._pace.step_s)
-                        yield _event(f"{number} ")
+                    first = _event("0 ", pace.event_chars)
+                    yield FirstPiece(first, {**spent, "decode_queue": began_s - came_s, "prefill": took_s})
+                    last = int(call.body["max_tokens"])
+                    for begin in range(1, last, pace.piece_tokens):
+                        await asyncio.sleep(pace.step_s)
+                        numbers = range(begin, min(begin + pace.piece_tokens, last))
+                        yield "".join(_event(f"{number} ", pace.event_chars) for number in numbers)
                     yield "data: [DONE]\n\n"
                 finally:
                     self._num_running -= 1
@@ -175,8 +184,9 @@ class PacedEngine:
             self._num_requests -= 1
 
 
-def _event(text: str) -> str:
-    return f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': text}}]})}\n\n"
+def _event(text: str, num_chars: int = 0) -> str:
+    event = f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': text}}]})}"
+    return f"{event:<{num_chars}}\n\n"
 
 
 class Decoder(decoder.Decoder):
