@@ -16,7 +16,7 @@ PATCHES, TOKENS, PIXELS = 400, 100, SIDE**2
 """A picture of 280 × 280 pixels."""
 
 ROUND: Final = Speeds(
-    router=RouterSpeeds(request_s=0.01, token_s=0.0, start_s=10),
+    router=RouterSpeeds(request_s=0.01, token_s=0.0, picture_s=0.0, pixel_s=0.0, start_s=10),
     preprocessor=PreprocessorSpeeds(picture_s=0.1, pixel_s=0.0, start_s=10),
     encoder=EncoderSpeeds(run_s=0.0, patch_s=0.001, batch_patches=1000, start_s=20),
     decoder=DecoderSpeeds(prefill_tokens_per_s=1000, step_s=0.02, kv_tokens=100_000, start_s=60),

@@ -19,7 +19,8 @@ PIXELS_PER_TOKEN: Final = 28**2
 
 @dataclass(frozen=True, slots=True)
 class ScheduleLoad:
-    """The work of a schedule per second. Each picture, and each turn of a conversation, is counted once.
+    """The work of a schedule per second. Each picture, and each turn of a conversation, is counted once unless
+    something else is said.
 
     Args:
         requests: Requests per second.
@@ -27,6 +28,8 @@ class ScheduleLoad:
         output_tokens: Tokens of answers per second.
         patches: Patches per second.
         pixels: Pixels per second, of pictures as sent.
+        sent_pixels: The same, but a picture counts each time that it is sent, as with each turn of its conversation.
+        sent_pictures: Pictures per second, counted each time.
         pictures: Pictures per second.
         longest_tokens: The most tokens of one request with its answer.
         context_tokens: The tokens before a token of an answer, on average.
@@ -37,6 +40,8 @@ class ScheduleLoad:
     output_tokens: float
     patches: float
     pixels: float
+    sent_pixels: float
+    sent_pictures: float
     pictures: float
     longest_tokens: int
     context_tokens: float
@@ -56,6 +61,8 @@ class ScheduleLoad:
             output_tokens=num_output / heading.duration_s,
             patches=sum(picture.num_patches for picture in pictures) / heading.duration_s,
             pixels=sum(picture.num_pixels for picture in pictures) / heading.duration_s,
+            sent_pixels=sum(one.num_pixels for prompt in prompts for one in prompt.pictures) / heading.duration_s,
+            sent_pictures=sum(len(prompt.pictures) for prompt in prompts) / heading.duration_s,
             pictures=len(pictures) / heading.duration_s,
             longest_tokens=max((length + output for length, output in lengths), default=0),
             context_tokens=sum(output * (length + output / 2) for length, output in lengths) / max(1, num_output),

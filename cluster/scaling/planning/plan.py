@@ -226,11 +226,12 @@ def _least(speeds: Speeds, load: ScheduleLoad) -> dict[str, int]:
     router, preprocessor, decoder = speeds.router, speeds.preprocessor, speeds.decoder
     is_split = decoder.tower_patch_s is None
     tower_s = load.patches * (decoder.tower_patch_s or 0.0)
-    read_s = load.requests * router.request_s + load.output_tokens * router.token_s
+    pictures_s = load.sent_pictures * router.picture_s + load.sent_pixels * router.pixel_s
+    router_s = load.requests * router.request_s + pictures_s + load.output_tokens * router.token_s
     prepare_s = load.pictures * preprocessor.picture_s + load.pixels * preprocessor.pixel_s
     prefill_s = load.new_tokens / decoder.prefill_tokens_per_s
     return {
-        "router": math.ceil(read_s / MAX_CPU_LOAD) + 1,
+        "router": math.ceil(router_s / MAX_CPU_LOAD) + 1,
         "preprocessor": math.ceil(prepare_s / MAX_CPU_LOAD) + 1,
         "encoder": max(1, math.ceil(load.patches * speeds.encoder.patch_s)) if is_split else 0,
         "decoder": max(1, math.ceil(prefill_s + tower_s)),

@@ -90,7 +90,8 @@ class RequestPath:
             self.num_ended += 1
             self._cluster.routers.release(router)
             return
-        router.read(partial(request.note, "router"), partial(self._read, request, router))
+        pixels = [picture.num_pixels for picture in request.prompt.pictures]
+        router.read(pixels, partial(request.note, "router"), partial(self._read, request, router))
 
     def _read(self, request: _Request, router: RouterReplica) -> None:
         request.since_s = self._clock.now_s

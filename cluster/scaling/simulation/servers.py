@@ -17,7 +17,7 @@ from cluster.routing.ledger import Held
 from cluster.scaling.rates import Offered, Served
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cluster.messages import Replica
     from cluster.scaling.simulation.events import EventClock
@@ -123,10 +123,18 @@ class RouterReplica(OneThread):
     def fullness(self) -> float:
         return self.num_ongoing / self._speeds.max_in_flight
 
-    def read(self, started: Started, ended: Callable[[], None]) -> None:
-        """Reads a request."""
+    def read(self, pixels: Sequence[int], started: Started, ended: Callable[[], None]) -> None:
+        """Reads a request.
+
+        Args:
+            pixels: The pixels of each of its pictures.
+            started: Called when it starts.
+            ended: Called when the request can go to a decoder.
+        """
         self.offered += 1
-        self.work(1, self._speeds.request_s, started, ended)
+        speeds = self._speeds
+        pictures_s = len(pixels) * speeds.picture_s + sum(pixels) * speeds.pixel_s
+        self.work(1, speeds.request_s + pictures_s, started, ended)
 
     def stream(self, num_tokens: int) -> None:
         """Sends an answer. All of its CPU time is spent at its end, in one piece."""

@@ -14,12 +14,21 @@ from cluster.config import Frozen
 
 
 class RouterSpeeds(Frozen):
-    """One Router: an event loop on one CPU core."""
+    """One Router: an event loop on one CPU core.
+
+    The defaults are rounded from "What one Router carries" in docs/measurements.md.
+    """
 
     request_s: float = Field(default=0.002, ge=0)
-    """CPU seconds for one request, without its answer."""
+    """CPU seconds for one request, without its pictures and its answer."""
     token_s: float = Field(default=0.00005, ge=0)
-    """CPU seconds for one token of an answer."""
+    """CPU seconds for one token of an answer. The default is for decoders with many streams, which join two or three
+    tokens to a piece. A piece takes 0.13 ms, whatever its number of tokens."""
+    picture_s: float = Field(default=0.001, ge=0)
+    """CPU seconds for one picture, whatever its size, each time that it is sent."""
+    pixel_s: float = Field(default=1.5e-9, ge=0)
+    """CPU seconds for one pixel of a picture as the client sent it, each time. The default assumes 0.3 bytes per pixel,
+    and 4.6 ms per megabyte."""
     max_in_flight: int = Field(default=256, ge=1)
     """The most requests of one Router at the same time. It refuses others."""
     start_s: float = Field(default=10.0, ge=0)

@@ -9,7 +9,8 @@ from tests.helpers.simulated import PATCHES, PIXELS, ROUND, TOKENS, arrival, hea
 
 
 def test_work_is_counted_per_second_and_once() -> None:
-    """Three requests in ten seconds, of which two have the same picture. One is a later turn of the first."""
+    """Three requests in ten seconds, of which two have the same picture. One is a later turn of the first, and sends
+    the picture again. Only what is sent counts it each time."""
     arrivals = [
         arrival(0.0, "a", output_tokens=20, conversation="one"),
         arrival(1.0, "a", output_tokens=20),
@@ -18,6 +19,7 @@ def test_work_is_counted_per_second_and_once() -> None:
     load = ScheduleLoad.of(heading(10), arrivals, ROUND.processor)
     assert (load.requests, load.output_tokens, load.pictures) == (0.3, 6, 0.1)
     assert (load.patches, load.pixels) == (PATCHES / 10, PIXELS / 10)
+    assert (load.sent_pictures, load.sent_pixels) == (0.3, 3 * PIXELS / 10)
     assert load.new_tokens == (100 + 100 + 40 + TOKENS) / 10
     assert load.longest_tokens == (TOKENS + 100 + 20 + 40) + 20
     assert load.context_tokens == pytest.approx((210 + 210 + 270) / 3)

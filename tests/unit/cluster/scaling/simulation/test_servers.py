@@ -52,17 +52,18 @@ def test_a_thread_works_whenever_there_is_work() -> None:
 
 
 def test_counters_of_a_router_are_requests_and_cpu_seconds() -> None:
-    """A Router counts arrivals at once, and its CPU time for requests and answers when it is spent."""
+    """A Router counts arrivals at once, and its CPU time for requests, pictures and answers when it is spent."""
     clock = EventClock()
-    router = RouterReplica("router", clock, RouterSpeeds(request_s=0.5, token_s=0.01, max_in_flight=4), 1.0)
+    speeds = RouterSpeeds(request_s=0.5, token_s=0.01, picture_s=0.1, pixel_s=0.001, max_in_flight=4)
+    router = RouterReplica("router", clock, speeds, 1.0)
     router.num_ongoing = 3
-    router.read(nothing, nothing)
+    router.read([100, 150], nothing, nothing)
     offered, served = router.counters()
     assert (offered.work, served.work, served.busy_s, served.fullness) == (1, 0, 0, 0.75)
     router.stream(100)
     clock.run()
     assert router.counters()[1].work == 1
-    assert router.counters()[1].busy_s == 1.5
+    assert router.counters()[1].busy_s == pytest.approx(1.95)
 
 
 def test_counters_of_a_preprocessor_are_pixels_of_the_picture_as_sent() -> None:

@@ -53,6 +53,19 @@ def test_a_request_waits_for_all_of_its_pictures() -> None:
     assert result.requests[0].ttft_s == pytest.approx(0.911 + 0.32)
 
 
+def test_a_router_takes_time_for_each_picture_that_is_sent() -> None:
+    """10 ms for a picture and a microsecond for each of its 78,400 pixels delay the first token by 88.4 ms, also if the
+    picture was seen before."""
+    slow = ROUND.model_copy(update={"router": ROUND.router.model_copy(update={"picture_s": 0.01, "pixel_s": 1e-6})})
+    arrivals = [arrival(0.0, "a"), arrival(10.0, "a")]
+    times_s = [
+        [one.ttft_s for one in simulate(heading(), arrivals, speeds, sizes()).requests] for speeds in (ROUND, slow)
+    ]
+    for fast_s, slow_s in zip(*times_s, strict=True):
+        assert fast_s is not None
+        assert slow_s == pytest.approx(fast_s + 0.0884)
+
+
 def test_calls_beyond_the_limit_of_a_decoder_wait_outside() -> None:
     """With one call per decoder the second text is read at 20 ms and waits for the end of the first at 130 ms."""
     speeds = ROUND.model_copy(update={"decoder": ROUND.decoder.model_copy(update={"max_ongoing_requests": 1})})
