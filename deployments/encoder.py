@@ -17,7 +17,7 @@ from cluster.checkpoint import Checkpoint
 from cluster.config import EncoderUserConfig
 from cluster.embeddings.cache import EmbeddingCache
 from cluster.embeddings.single_flight import SingleFlight
-from cluster.errors import PoolUnavailable
+from cluster.errors import InvalidRequest, PoolUnavailable
 from cluster.metrics import PICTURES, RETRIES
 from cluster.scaling.work import OfferedWork
 from deployments.ray_serve.calls import BySize, answering, calling, cancelled_if_left
@@ -120,9 +120,9 @@ class VisionEncoder:
         started_s = time.perf_counter()
         num_patches = self._settings.num_patches(picture.num_pixels)
         with self._busy_with(num_patches):
-            with self._queue.coming():
+            # A picture that cannot be decoded is no work for the tower.
+            with self._queue.coming(), self._offered.expecting(num_patches, unless=InvalidRequest):
                 pixels = await self._preprocessed(picture)
-            self._offered.arrived(num_patches)  # not before: a picture that cannot be decoded is no work for the tower
             away_s = time.perf_counter() - started_s
             encoded = await self._queue.encode(pixels)
         PICTURES.labels("encode").inc()

@@ -10,7 +10,11 @@ Each pool counts in its own unit:
 
 from __future__ import annotations
 
-from typing import Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OFFERED: Final = "offered"
 NUM_CALLS: Final = "num_calls"
@@ -21,17 +25,43 @@ FULLNESS: Final = "fullness"
 """The names of the figures of one replica. ``OFFERED``, ``NUM_CALLS``, ``WORK`` and ``BUSY_S`` only grow."""
 
 
+LATEST_WEIGHT: Final = 0.1
+"""The weight of the last call in the share of calls that are not refused."""
+
+
 class OfferedWork:
     """The work that has arrived at one replica since its start."""
 
     def __init__(self) -> None:
         self._work = 0.0
+        self._accepted_share = 1.0
         self.num_calls = 0
 
     def arrived(self, work: float) -> None:
         """Counts the work of a call that has arrived."""
         self._work += work
         self.num_calls += 1
+
+    @contextmanager
+    def expecting(self, work: float, *, unless: type[Exception]) -> Iterator[None]:
+        """Counts the work of a call before it is known whether there will be any.
+
+        The block finds that out. At its beginning the work counts as far as the last calls let expect, and at its end
+        the rest counts. So many calls that are refused make hardly any demand, and good ones count at once.
+
+        Args:
+            work: The work of the call if it is not refused.
+            unless: The exception with which the block refuses the call.
+        """
+        expected = self._accepted_share * work
+        self.arrived(expected)
+        try:
+            yield
+        except unless:
+            self._accepted_share *= 1 - LATEST_WEIGHT
+            raise
+        self._accepted_share += (1 - self._accepted_share) * LATEST_WEIGHT
+        self._work += work - expected
 
     def stats(self, work: float, busy_s: float, *, waiting: float = 0.0, fullness: float = 0.0) -> dict[str, float]:
         """The figures that the policy reads, by their names.
