@@ -63,7 +63,7 @@ MAX_AGE_S: Final = 10.0
 """Counters older than this count as missing."""
 PATIENCE: Final = 2.0
 """Lead times after which a start that has not succeeded counts as one for which there is no room."""
-RISING_S: Final = 2.0
+RISING_S: Final = 1.0
 """How long a pool waits while its wish still grows. Without this it would grow in several steps."""
 MAX_LEAD_S: Final = 1200.0
 """The longest lead time that is learnt. A replica that takes longer has waited for room."""
