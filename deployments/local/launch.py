@@ -102,7 +102,7 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
         with uninterrupted(), ExitStack() as last:  # all steps run, the last one first, even if one of them fails
             if not failed:
                 last.callback(shutil.rmtree, folder, ignore_errors=True)
-            last.callback(shared_memory.unlink, held | shared_memory.held_by(descendants() - strangers))
+            last.callback(shared_memory.unlink, held | shared_memory.held_by(descendants(but=strangers)))
             last.callback(end_children, but=strangers)
             last.callback(_shut_down)
 

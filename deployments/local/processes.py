@@ -15,7 +15,7 @@ import psutil
 from cluster import shared_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -34,13 +34,13 @@ def minded(held: set[Path], strangers: set[Any]) -> Iterator[None]:
 
     Args:
         held: Gains the segments of shared memory that are found.
-        strangers: Processes that do not belong to the cluster.
+        strangers: Processes that do not belong to the cluster, nor do those that they start.
     """
     known = set(psutil.Process().children())  # Ray's own, which Ray waits for
     ended: set[psutil.Process] = set()
 
     def mind() -> None:
-        held.update(shared_memory.held_by(descendants() - strangers))
+        held.update(shared_memory.held_by(descendants(but=strangers)))
         for orphan in ended:
             with suppress(ChildProcessError):
                 os.waitpid(orphan.pid, os.WNOHANG)
@@ -133,17 +133,25 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def descendants() -> set[Any]:
-    """Every process that this one has started, directly or not, and that runs or waits to be reaped."""
-    return set(psutil.Process().children(recursive=True))
+def descendants(*, but: Collection[Any] = ()) -> set[Any]:
+    """Every process that this one has started, directly or not, and that runs or waits to be reaped.
+
+    Args:
+        but: Processes that are left out, with all that they have started.
+    """
+    left_out = set(but)
+    for process in but:
+        with suppress(psutil.NoSuchProcess):
+            left_out.update(process.children(recursive=True))
+    return set(psutil.Process().children(recursive=True)) - left_out
 
 
 def end_children(*, but: set[Any]) -> None:
-    """Ends all descendants but the given ones: SIGTERM first, then SIGKILL.
+    """Ends all descendants but the given ones and theirs: SIGTERM first, then SIGKILL.
 
     Python's resource trackers come last. They end by themselves once they have removed what dead processes left.
     """
-    left = descendants() - but
+    left = descendants(but=but)
     trackers = {child for child in left if _is_tracker(child)}
     for child in left - trackers:
         _send(child, signal.SIGTERM)

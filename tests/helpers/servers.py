@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -34,9 +35,32 @@ def prism_cluster(changes: dict[str, dict[str, Any]] | None = None) -> Iterator[
         yield cluster
 
 
+@dataclass(frozen=True)
+class BareServer:
+    """A bare vLLM server that has begun to start."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_until_healthy(self) -> None:
+        """Returns once ``/health`` answers 200. If the server ends first, it fails with the end of the log."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.log.read_text()[-4000:]}")
+            try:
+                if httpx.get(f"{self.url}/health").status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.25)
+        raise TimeoutError(f"not healthy within {START_TIMEOUT_S} s:\n{self.log.read_text()[-4000:]}")
+
+
 @contextmanager
-def bare_vllm(log: Path) -> Iterator[str]:
-    """Runs vLLM's own server with the same checkpoint and yields its URL. It gets raw pictures."""
+def bare_vllm(log: Path) -> Iterator[BareServer]:
+    """Starts vLLM's own server with the same checkpoint, and does not wait for it. It gets raw pictures."""
     config = ApplicationFile.read(APP).config
     port = free_port()
     line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host=127.0.0.1", f"--port={port}"]
@@ -48,9 +72,7 @@ def bare_vllm(log: Path) -> Iterator[str]:
     with log.open("wb") as sink:
         server = subprocess.Popen(line, stdout=sink, stderr=sink, env=environment, start_new_session=True)
         try:
-            url = f"http://127.0.0.1:{port}"
-            wait_until_healthy(url, server, log)
-            yield url
+            yield BareServer(f"http://127.0.0.1:{port}", server, log)
         finally:
             server.send_signal(signal.SIGINT)
             try:
@@ -58,18 +80,3 @@ def bare_vllm(log: Path) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
-
-
-def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Returns once ``/health`` answers 200. If the server ends first, it fails with the end of the log."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise RuntimeError(f"the server ended with {server.returncode}:\n{log.read_text()[-4000:]}")
-        try:
-            if httpx.get(f"{url}/health").status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.25)
-    raise TimeoutError(f"not healthy within {START_TIMEOUT_S} s:\n{log.read_text()[-4000:]}")

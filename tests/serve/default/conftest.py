@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from deployments.local.launch import Cluster
+    from tests.helpers.servers import BareServer
 
 
 @pytest.fixture(scope="package")
-def cluster(bare_url: str) -> Iterator[Cluster]:
-    """A running Prism cluster with the embedded default. Its end ends every process that began after it, so the bare
-    server, which other tests need later, begins before."""
-    del bare_url
+def cluster(starting_bare: BareServer) -> Iterator[Cluster]:
+    """A running Prism cluster with the embedded default. The bare server starts at the same time. It begins before, so
+    it does not belong to the cluster and stays for later tests."""
+    del starting_bare
     with prism_cluster() as running:
         yield running
 
