@@ -27,8 +27,10 @@ started is no reason to start one. Simulated (an hour of ServeGen, decoders that
 the GPUs, with 10 s and with 60 s → 40.85, 28.19."""
 JUMP: Final = 2.0
 """Growth by this factor within the fast time is taken for a jump."""
-LATEST_SHARE: Final = 0.3
-"""The height of a jump is the mean over this share of the fast time."""
+LATEST_SHARES: Final = (0.15, 0.3)
+"""The height of a jump is the highest of the means over these shares of the fast time, and of the fast mean. The
+shorter one knows the height sooner. Measured (simulated, 120 loads of ``tests.helpers.closed_loop``, 2026-11-30): with
+the longer one alone → with both: raised within 5 s 105 → 111, TTFT p95 13.4 s → 12.8 s."""
 CLEAR_GROWTH: Final = 1.35
 """Growth by this factor within the fast time is taken for a trend."""
 MAX_TREND: Final = 1.25
@@ -136,7 +138,7 @@ class Demand:
         if not self._history or now_s - self._history[0][0] < 2 * fast_s or not 0 < before <= fast / CLEAR_GROWTH:
             return 0.0
         if fast >= JUMP * before:
-            return max(fast, self._mean(now_s - LATEST_SHARE * fast_s, now_s))
+            return max(fast, *(self._mean(now_s - share * fast_s, now_s) for share in LATEST_SHARES))
         latest = max(fast, self._mean(now_s - fast_s / 2, now_s))
         return min(MAX_TREND * latest, fast + (fast - before) / fast_s * lead_s)
 
