@@ -3,9 +3,10 @@
   python -m tests.helpers.compare_policies path/to/servegen --out runs --jobs 2 --seeds 50
   python -m tests.helpers.compare_policies path/to/servegen --out runs report
 
-Each baseline is tuned on half of the clients: of the settings in ``GRIDS``, it gets the cheapest with which at least as
-many requests meet the goal as with the joint policy there. The other half of the clients is the test. Each simulation
-is a file, and one that exists is not run again. The processes run only while the machine has nothing else to do.
+Each baseline is tuned on half of the clients: of the settings in ``GRIDS``, it gets the cheapest with which as many
+requests meet the goal as with the joint policy there, but for ``TOLERANCE``. The other half of the clients is the test.
+Each simulation is a file, and one that exists is not run again. The processes run only while the machine has nothing
+else to do.
 """
 
 from __future__ import annotations
@@ -19,23 +20,47 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from tests.helpers.sizing_report import draw, sweep_table, table
+from tests.helpers.sizing_report import attainment, draw, hours_of, sweep_table, table
 from tests.helpers.sizing_trials import Hour, Trial, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 HOURS: Final[tuple[Hour, ...]] = get_args(Hour)
+SERVE: Final = [
+    "serve 22 1.1 600",
+    *(f"serve {decoder} {encoder} 600" for decoder in (16, 20, 24) for encoder in (3, 6)),
+    *(f"serve {decoder} {encoder} 600" for decoder in (10, 13) for encoder in (2, 3)),
+    *("serve 20 6 300", "serve 20 6 120"),
+    *("serve 16 2 1800", "serve 16 3 1800", "serve 20 3 1800", "serve 24 3 1800"),
+]
+"""Target calls of a decoder and of an encoder, and the delay for going down. With fixed sizes at which 91 to 98 % of
+the requests meet the goal, a decoder has 13 to 44 calls and an encoder 1.0 to 1.9."""
 GRIDS: Final = {
-    "serve": ["serve 28 1.6 600", "serve 22 1.1 600", "serve 36 1.6 600", "serve 28 1.1 600", "serve 28 1.6 120"],
-    "knative": ["knative 28 1.6 60", "knative 22 1.1 60", "knative 36 1.6 60", "knative 28 1.6 180"],
-    "fixed": ["fixed 3 5", "fixed 4 5", "fixed 4 6"],
-    "clairvoyant": ["clairvoyant 0.6 4", "clairvoyant 0.3 4", "clairvoyant 0.9 4"],
+    "serve": SERVE,
+    "serve with its own delay": [one for one in SERVE if one.endswith(" 600")],
+    "knative": [
+        *(
+            f"knative {decoder} {encoder} {stable} 0"
+            for decoder in (16, 22)
+            for encoder in (3, 6)
+            for stable in (180, 60)
+        ),
+        *(f"knative {decoder} 3 {stable} 600" for decoder in (10, 16) for stable in (180, 60)),
+        *("knative 16 3 180 1800", "knative 22 3 180 1800"),
+    ],
+    "fixed": [
+        f"fixed {decoders} {encoders}" for decoders, encoders in ((3, 4), (2, 3), (3, 3), (2, 4), (2, 5), (2, 6))
+    ],
+    "clairvoyant": [
+        *(f"clairvoyant {reserve} {reserve} 4" for reserve in (0.3, 0.6, 0.9, 1.2)),
+        *(f"clairvoyant {decoder} {encoder} 4" for decoder in (0.6, 0.75) for encoder in (1.5, 2.0)),
+    ],
 }
-"""The settings that are tried: target calls of decoders and encoders and the delay for going down; target calls of both
-and the stable window; replicas of both, for both hours; the reserve and the price of a shortage. The targets lie around
-the calls of fixed sizes with which 91 to 98 % of the requests meet the goal: 13 to 44 for a decoder and 1.0 to 1.9 for
-an encoder."""
+"""The settings that are tried. ``knative``: target calls of both, the stable window and the delay for going down.
+``fixed``: the replicas of both, in both hours. ``clairvoyant``: the reserves of both and the price of a shortage."""
+TOLERANCE: Final = 0.0025
+"""A baseline's attainment on the tuning half may be so much lower than the joint policy's, in its favour."""
 TUNING_SEEDS: Final = range(1)
 COLD_STARTS_S: Final = (4.0, 18.0, 85.0, 278.0, 600.0)
 """A wake from sleep, a snapshot, a warm start and a cold start of a model of 61 GiB on an H100, as llm-d has measured
@@ -46,7 +71,7 @@ SWEPT: Final = ("serve", "knative")
 
 def tuning_trials() -> list[Trial]:
     """All trials on the tuning half."""
-    policies = ["joint", *(one for grid in GRIDS.values() for one in grid)]
+    policies = dict.fromkeys(["joint", *(one for grid in GRIDS.values() for one in grid)])
     return [Trial("tuning", hour, seed, policy) for seed in TUNING_SEEDS for policy in policies for hour in HOURS]
 
 
@@ -60,12 +85,12 @@ def chosen(results: Iterable[dict[str, Any]]) -> dict[str, str]:
     for result in results:
         if result["half"] == "tuning":
             found[result["policy"]].append(result)
-    scores = {policy: (attainment(some), gpu_hours(some)) for policy, some in found.items()}
+    scores = {policy: (attainment(some), sum(map(hours_of, some))) for policy, some in found.items()}
     wanted = scores["joint"][0]
     best = {}
     for name, grid in GRIDS.items():
         tried = [policy for policy in grid if policy in scores]
-        enough = [policy for policy in tried if scores[policy][0] >= wanted]
+        enough = [policy for policy in tried if scores[policy][0] >= wanted - TOLERANCE]
         if enough:
             best[name] = min(enough, key=lambda policy: scores[policy][1])
         elif tried:
@@ -73,22 +98,10 @@ def chosen(results: Iterable[dict[str, Any]]) -> dict[str, str]:
     return best
 
 
-def attainment(results: Sequence[dict[str, Any]]) -> float:
-    """The share of all requests of these results that met the goal."""
-    num_met = sum(one["attainment"] * one["num_requests"] for one in results)
-    return float(num_met / sum(one["num_requests"] for one in results))
-
-
-def gpu_hours(results: Iterable[dict[str, Any]]) -> float:
-    """The GPU-hours of all results."""
-    return sum(sum(one["gpu_hours"].values()) for one in results)
-
-
 def trials_of_test(seeds: Iterable[int], best: dict[str, str]) -> list[Trial]:
     """The trials on the test half, all policies of a seed one after the other."""
-    return [
-        Trial("test", hour, seed, policy) for seed in seeds for hour in HOURS for policy in ("joint", *best.values())
-    ]
+    policies = dict.fromkeys(("joint", *best.values()))
+    return [Trial("test", hour, seed, policy) for seed in seeds for hour in HOURS for policy in policies]
 
 
 def sweep_trials(seeds: Iterable[int], best: dict[str, str]) -> list[Trial]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,34 +33,56 @@ def hours_of(result: Mapping[str, Any]) -> float:
     return float(sum(result["gpu_hours"].values()))
 
 
+def attainment(results: Sequence[Mapping[str, Any]]) -> float:
+    """The share of all requests of these results that met the goal."""
+    num_met = sum(one["attainment"] * one["num_requests"] for one in results)
+    return float(num_met / sum(one["num_requests"] for one in results))
+
+
 def table(results: Iterable[Mapping[str, Any]]) -> str:
-    """A row for each hour and policy: attainment, GPU-hours, and their ratio to those of the joint policy."""
-    by_hour: dict[str, dict[str, dict[int, Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    """A row for each policy and hour: attainment, GPU-hours, and their ratio to those of the joint policy."""
+    by_policy: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = defaultdict(dict)
     for one in results:
         if (one["start_s"], one["metric_age_s"]) == USUAL:
-            by_hour[one["hour"]][one["policy"]][one["seed"]] = one
+            by_policy[one["policy"]][one["hour"], one["seed"]] = one
     lines = [
-        "| hour | policy | seeds | within the goal | TTFT p95 | GPU-hours (decoders + encoders) | ratio to joint |",
-        "|---|---|---|---|---|---|---|",
+        "| hour | policy | seeds | within the goal | GPU-hours: decoders, encoders | ratio to the joint policy's |",
+        "|---|---|---|---|---|---|",
     ]
-    for hour, policies in sorted(by_hour.items()):
-        joint = policies.get("joint", {})
-        for policy, mine in policies.items():
-            shared = sorted(mine.keys() & joint.keys())
-            shares = [100 * one["attainment"] for one in mine.values()]
-            parts = [
-                " + ".join(f"{statistics.mean(one['gpu_hours'][pool] for one in mine.values()):.2f}" for pool in pools)
-                for pools in [("decoder", "encoder")]
-            ]
-            spent = [hours_of(one) for one in mine.values()]
-            ratio = interval([(hours_of(mine[seed]), hours_of(joint[seed])) for seed in shared]) if shared else "–"
-            late_s = statistics.mean(one["ttft_p95_s"] for one in mine.values())
-            lines.append(
-                f"| {hour} | {policy} | {len(mine)} | {statistics.mean(shares):.2f} % "
-                f"({min(shares):.1f} to {max(shares):.1f}) | {late_s:.2f} s | {statistics.mean(spent):.2f} "
-                f"({parts[0]}) | {ratio} |"
-            )
+    for hours in (("peak",), ("trough",), ("peak", "trough")):
+        joint = _by_seed(by_policy["joint"], hours)
+        for policy, mine in sorted(by_policy.items(), key=lambda item: (item[0] != "joint", item[0])):
+            lines.append(_row(hours, policy, _by_seed(mine, hours), joint))
     return "\n".join(lines)
+
+
+BySeed: TypeAlias = "dict[int, list[Mapping[str, Any]]]"
+
+
+def _by_seed(results: Mapping[tuple[str, int], Mapping[str, Any]], hours: Sequence[str]) -> BySeed:
+    """The results of these hours by their seeds. Seeds of which one is missing are left out."""
+    seeds = sorted({seed for _, seed in results})
+    return {
+        seed: [results[hour, seed] for hour in hours] for seed in seeds if {(h, seed) for h in hours} <= results.keys()
+    }
+
+
+def _row(hours: Sequence[str], policy: str, mine: BySeed, joint: BySeed) -> str:
+    shares = [100 * attainment(some) for some in mine.values()]
+    if not shares:
+        return f"| {' and '.join(hours)} | {policy} | 0 | – | – | – |"
+    spent = [sum(map(hours_of, some)) for some in mine.values()]
+    pools = [
+        statistics.mean(sum(one["gpu_hours"][pool] for one in some) for some in mine.values())
+        for pool in ("decoder", "encoder")
+    ]
+    shared = sorted(mine.keys() & joint.keys())
+    ratio = interval([(sum(map(hours_of, mine[seed])), sum(map(hours_of, joint[seed]))) for seed in shared])
+    return (
+        f"| {' and '.join(hours)} | {policy} | {len(mine)} | {statistics.mean(shares):.2f} % "
+        f"({min(shares):.1f} to {max(shares):.1f}) | {statistics.mean(spent):.2f}: {pools[0]:.2f}, {pools[1]:.2f} "
+        f"| {ratio} |"
+    )
 
 
 def interval(pairs: Sequence[tuple[float, float]]) -> str:

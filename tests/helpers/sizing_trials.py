@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 Half = Literal["tuning", "test"]
 Hour = Literal["peak", "trough"]
 
-COPIES: Final = 5
-"""How often each client appears. The decoders of the test half are then about three at the peak."""
+COPIES: Final = 3
+"""How often each client appears. At the peak a pool then needs three replicas or more. More copies would be closer to a
+large service, but a simulation takes CPU time in proportion."""
 WARM_UP_S: Final = 900.0
 """The time before the hour. It is simulated and not counted, so that policies know the load when the hour begins."""
 HOUR_S: Final = 3600.0
@@ -56,7 +57,7 @@ CONTEXT_TOKENS: Final = 1658.0
 GOAL: Final = LatencyGoal(ttft_s=1.0, itl_s=0.05)
 NUM_GPUS: Final = {"decoder": 4, "encoder": 1}
 MAX_REPLICAS: Final = {"decoder": 16, "encoder": 32}
-CPU_SIZES: Final = {"router": PoolSize(6), "preprocessor": PoolSize(12)}
+CPU_SIZES: Final = {"router": PoolSize(3), "preprocessor": PoolSize(6)}
 """Pools without GPUs have more replicas than they need, with every policy."""
 PLAN_STEP_S: Final = 10.0
 DRAIN_S: Final = 5.0
@@ -160,17 +161,17 @@ def policy_of(
                 }
             )
         case "knative":
-            stable_s = float(words[2])
+            stable_s, down_s = map(float, words[2:])
             found = KnativePolicy(
                 {
-                    pool: KnativeScaling(float(target), stable_s, stable_s / 10)
+                    pool: KnativeScaling(float(target), stable_s, stable_s / 10, down_delay_s=down_s)
                     for pool, target in zip(NUM_GPUS, words, strict=False)
                 }
             )
         case "fixed":
             first = {pool: int(size) for pool, size in zip(NUM_GPUS, words, strict=True)}
         case "clairvoyant":
-            reserve, price = map(float, words)
+            *reserves, price = map(float, words)
             load = loads(arrivals, speed, duration_s, PLAN_STEP_S)
             plans = {
                 pool: cheapest(
@@ -178,7 +179,7 @@ def policy_of(
                     PLAN_STEP_S,
                     SizeCosts(start_s, DRAIN_S, price),
                 )
-                for pool, start_s in starts_s.items()
+                for (pool, start_s), reserve in zip(starts_s.items(), reserves, strict=True)
             }
             found, first = PlayedPolicy(plans, PLAN_STEP_S, starts_s), {pool: plan[0] for pool, plan in plans.items()}
         case _:

@@ -29,7 +29,7 @@ def test_a_baseline_gets_the_cheapest_settings_that_serve_as_many_requests() -> 
     first, second, third, *_ = GRIDS["serve"]
     tuning = [result("joint", 0.95, 9.0), result(first, 0.94, 5.0), result(second, 0.96, 8.0), result(third, 0.97, 7.0)]
     test = [result(second, 0.99, 1.0, half="test")]
-    assert chosen([*tuning, *test]) == {"serve": third}
+    assert chosen([*tuning, *test])["serve"] == third
 
 
 def test_a_baseline_that_never_serves_as_many_gets_its_best_settings() -> None:
