@@ -20,7 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from tests.helpers.sizing_report import attainment, draw, hours_of, sweep_table, table
+from tests.helpers.sizing_report import USUAL, attainment, draw, hours_of, sweep_table, table
 from tests.helpers.sizing_trials import Hour, Trial, run
 
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ def chosen(results: Iterable[dict[str, Any]]) -> dict[str, str]:
     """The settings of each baseline, by its name.
 
     Args:
-        results: The results of the tuning half.
+        results: All results. Those of the tuning half with the usual start and age count.
     """
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
-        if result["half"] == "tuning":
+        if result["half"] == "tuning" and (result["start_s"], result["metric_age_s"]) == USUAL:
             found[result["policy"]].append(result)
     scores = {policy: (attainment(some), sum(map(hours_of, some))) for policy, some in found.items()}
     wanted = scores["joint"][0]
@@ -105,14 +105,15 @@ def trials_of_test(seeds: Iterable[int], best: dict[str, str]) -> list[Trial]:
 
 
 def sweep_trials(seeds: Iterable[int], best: dict[str, str]) -> list[Trial]:
-    """The trials with other starts and ages, at the peak."""
+    """The trials with other starts and ages. Settings are those that were tuned for the usual start and age."""
     policies = ("joint", *(best[name] for name in SWEPT))
     return [
-        Trial("test", "peak", seed, policy, start_s, age_s)
+        Trial("test", hour, seed, policy, start_s, age_s)
         for seed in seeds
         for start_s in COLD_STARTS_S
         for age_s in AGES_S
         for policy in policies
+        for hour in HOURS
     ]
 
 

@@ -24,6 +24,8 @@ COLOURS: Final = {
 }
 """The colour of each policy. Readers with any common colour blindness can tell them apart."""
 MARKS: Final = {"joint": "o", "serve": "s", "knative": "^", "fixed": "D", "clairvoyant": "*"}
+GPU_HOURS: Final = (6, 8, 10, 15, 20, 30, 50, 90)
+"""The marks of the axis of GPU-hours."""
 USUAL: Final = (300.0, 1.0)
 """The start of a decoder and the age of the counters outside of the sweep."""
 
@@ -99,18 +101,20 @@ def interval(pairs: Sequence[tuple[float, float]]) -> str:
 
 
 def cells(results: Iterable[Mapping[str, Any]]) -> dict[tuple[float, float], dict[str, tuple[float, float]]]:
-    """Mean attainment and GPU-hours of each kind of policy, by start and age, outside of the usual ones."""
-    found: dict[tuple[float, float], dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    """Attainment and GPU-hours of both hours for each policy, by start and age, outside of the usual ones.
+
+    Seeds of which an hour is missing are left out. GPU-hours are the mean over the seeds.
+    """
+    found: dict[tuple[float, float, str], dict[tuple[str, int], Mapping[str, Any]]] = defaultdict(dict)
     for one in results:
-        if (key := (one["start_s"], one["metric_age_s"])) != USUAL:
-            found[key][one["policy"]].append(one)
-    return {
-        key: {
-            policy: (statistics.mean(one["attainment"] for one in some), statistics.mean(map(hours_of, some)))
-            for policy, some in policies.items()
-        }
-        for key, policies in sorted(found.items())
-    }
+        if (one["start_s"], one["metric_age_s"]) != USUAL:
+            found[one["start_s"], one["metric_age_s"], one["policy"]][one["hour"], one["seed"]] = one
+    table: dict[tuple[float, float], dict[str, tuple[float, float]]] = defaultdict(dict)
+    for (start_s, age_s, policy), some in sorted(found.items()):
+        whole = [one for hours in _by_seed(some, ("peak", "trough")).values() for one in hours]
+        if whole:
+            table[start_s, age_s][policy] = (attainment(whole), 2 * sum(map(hours_of, whole)) / len(whole))
+    return dict(table)
 
 
 def sweep_table(results: Iterable[Mapping[str, Any]]) -> str:
@@ -131,10 +135,11 @@ def draw(results: Sequence[Mapping[str, Any]], file: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    figure, panels = pyplot.subplots(1, 3, figsize=(15, 5.2), layout="constrained")
     for panel, hour in zip(panels, ("peak", "trough"), strict=False):
         _draw_hour(panel, [one for one in results if one["hour"] == hour], hour)
-    _draw_sweep(panels[2], cells(results))
+    _draw_sweep(panels[2], cells([one for one in results if one["half"] == "test"]))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(COLOURS))
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
 
@@ -157,15 +162,22 @@ def _draw_hour(panel: Any, results: Sequence[Mapping[str, Any]], hour: str) -> N
                 alpha=alpha,
                 marker=MARKS[kind],
                 linewidths=0,
+                zorder=4 if kind == "joint" else 3,
                 label=kind if some is test else None,
             )
-    panel.set(xlabel="GPU-hours", ylabel="requests within the goal (%)", title=f"{hour}: small and pale = tuning half")
-    panel.legend(loc="lower right", fontsize=8)
+    panel.set(
+        xscale="log",
+        xlabel="GPU-hours",
+        ylabel="requests within the goal (%)",
+        title=f"{hour}; small and pale: tuning half, all settings",
+    )
+    panel.set_xticks(GPU_HOURS, [str(one) for one in GPU_HOURS])
+    panel.minorticks_off()
     panel.grid(alpha=0.25)
 
 
 def _draw_sweep(panel: Any, found: Mapping[tuple[float, float], Mapping[str, tuple[float, float]]]) -> None:
-    """Draws the GPU-hours of the joint policy over Serve's, and the difference of their attainments."""
+    """Draws attainment over the start of a decoder, with a line style for each age of the counters."""
     ages = sorted({age_s for _, age_s in found})
     for age_s, style in zip(ages, ("-", "--", ":"), strict=False):
         for kind in ("joint", "serve", "knative"):
@@ -176,6 +188,8 @@ def _draw_sweep(panel: Any, found: Mapping[tuple[float, float], Mapping[str, tup
                 for policy, (share, _) in some.items()
                 if policy.split()[0] == kind
             ]
+            if not points:
+                continue
             panel.plot(
                 [start_s for start_s, _ in points],
                 [share for _, share in points],
@@ -185,7 +199,12 @@ def _draw_sweep(panel: Any, found: Mapping[tuple[float, float], Mapping[str, tup
                 markersize=4,
                 label=f"{kind}, counters {age_s:g} s old",
             )
-    panel.set(xscale="log", xlabel="start of a decoder (s)", ylabel="requests within the goal (%)", title="peak: sweep")
-    if found:
-        panel.legend(fontsize=7)
+    panel.set(
+        xscale="log", xlabel="start of a decoder (s)", ylabel="requests within the goal (%)", title="both hours; sweep"
+    )
+    starts = sorted({start_s for start_s, _ in found})
+    if starts:
+        panel.legend(fontsize=8)
+        panel.set_xticks(starts, [f"{one:g}" for one in starts])
+        panel.minorticks_off()
     panel.grid(alpha=0.25)

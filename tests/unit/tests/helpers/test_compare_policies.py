@@ -18,17 +18,28 @@ if TYPE_CHECKING:
     from tests.helpers.sizing_trials import Trial
 
 
-def result(policy: str, attainment: float, gpu_hours: float, half: str = "tuning") -> dict[str, Any]:
+def result(
+    policy: str, attainment: float, gpu_hours: float, half: str = "tuning", age_s: float = 1.0
+) -> dict[str, Any]:
     """Returns the parts of a result that the choice reads."""
     shares = {"decoder": gpu_hours / 2, "encoder": gpu_hours / 2}
-    return {"half": half, "policy": policy, "attainment": attainment, "num_requests": 100, "gpu_hours": shares}
+    return {
+        "half": half,
+        "policy": policy,
+        "start_s": 300.0,
+        "metric_age_s": age_s,
+        "attainment": attainment,
+        "num_requests": 100,
+        "gpu_hours": shares,
+    }
 
 
 def test_a_baseline_gets_the_cheapest_settings_that_serve_as_many_requests() -> None:
-    """Cheaper settings with less attainment are not chosen, and results of the test half are not looked at."""
+    """Cheaper settings with less attainment are not chosen, and results of the test half or
+    with old counters are not looked at."""
     first, second, third, *_ = GRIDS["serve"]
     tuning = [result("joint", 0.95, 9.0), result(first, 0.94, 5.0), result(second, 0.96, 8.0), result(third, 0.97, 7.0)]
-    test = [result(second, 0.99, 1.0, half="test")]
+    test = [result(second, 0.99, 1.0, half="test"), result("joint", 0.5, 1.0, age_s=25.0)]
     assert chosen([*tuning, *test])["serve"] == third
 
 
@@ -76,4 +87,4 @@ def test_every_policy_has_the_same_arrivals() -> None:
     assert {(one.seed, one.policy) for one in trials_of_test(range(2), best) if one.hour == "trough"} == {
         (seed, policy) for seed in range(2) for policy in ("joint", *best.values())
     }
-    assert len(sweep_trials(range(1), best)) == 5 * 3 * 3
+    assert len(sweep_trials(range(1), best)) == 5 * 3 * 3 * 2
