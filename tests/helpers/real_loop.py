@@ -17,11 +17,15 @@ from typing import Any, Final
 
 import yaml
 
+from deployments.local.app_file import ApplicationFile
+from deployments.local.launch import running
+from loadtest.servers import APP, changed_app, free_port
 from tests.helpers.closed_loop import POOLS, WINDOW_S, Load, plot, run_load
-from tests.helpers.servers import prism_cluster
 
 WORDS: Final = 900
 """The words of a long text. One decoder reads such a text in about a fifth of a second here."""
+START_S: Final = 30.0
+"""The time that a decoder takes to start here. A pool waits three such times before it shrinks."""
 FACTOR: Final = 8.0
 SEED: Final = 1
 
@@ -46,7 +50,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     load = replace(RealLoad.random(SEED, factor=FACTOR), kind="long text")
     tuned = {"scaling": "act", "scale_down_window_s": WINDOW_S, "ttft_slo_s": 2.0}
-    with prism_cluster({"Router": {"user_config": tuned}}) as cluster:
+    content = changed_app({"Router": {"user_config": tuned}})
+    content["applications"][0]["autoscaling_policy"]["policy_kwargs"] = {"start_s": {"Decoder": START_S}}
+    with running(ApplicationFile.parse(APP, content), port=free_port()) as cluster:
         run = asyncio.run(run_load(cluster.url, load, "joint"))
     (out / "real.json").write_text(json.dumps(asdict(run)))
     plot([run], out / "real.png")
