@@ -10,11 +10,11 @@ How it decides, for one pool:
   a larger pool needs less reserve in proportion. It wants more if work waits: the work that will still wait when a new
   replica has started is to be done within the time of a start, or within ``wait_budget_s`` if that is longer. It also
   wants more if the room of its replicas, such as KV caches, is nearly full.
-- **Up, at once.** A pool that wants more gets it in one step. While its wish grows from one decision to the next, it
-  waits for up to ``RISING_S``, unless it is empty. Work that waits counts only in the pool where it waits longest,
-  since the pools behind it wait for that one. Replicas that are starting count as if they worked, and while
-  they start only a larger demand raises the target again. If they do not start in time, there is no room for them, and
-  the policy stops asking.
+- **Up, at once.** A pool that wants more gets it in one step. While the replicas that it wants for its demand increase
+  from one decision to the next, it waits for up to ``RISING_S``, unless it is empty. Work that waits counts only in the
+  pool where it waits longest, since the pools behind it wait for that one. Replicas that are starting count as if they
+  worked, and while they start only a larger demand raises the target again. If they do not start in time, there is no
+  room for them, and the policy stops asking.
 - **Down, slowly.** The target follows the highest wish of a whole window, and only when it lies below the dead band.
   No start is cancelled before it has taken a whole window. Pools whose replicas are costly to stop give up one at a
   time.
@@ -64,7 +64,8 @@ MAX_AGE_S: Final = 10.0
 PATIENCE: Final = 2.0
 """Lead times after which a start that has not succeeded counts as one for which there is no room."""
 RISING_S: Final = 1.0
-"""How long a pool waits while its wish still grows. Without this it would grow in several steps."""
+"""A pool waits up to this long while the replicas that it wants for its demand still increase. Without the wait it
+would grow in several steps."""
 MAX_LEAD_S: Final = 1200.0
 """The longest lead time that is learnt. A replica that takes longer has waited for room."""
 MAX_WISH: Final = 100_000
@@ -327,7 +328,8 @@ class JointPolicy:
         if ahead > max(load, held):  # a smaller rise within seconds may be noise
             load = ahead
         wanted, reason = _whole(load + RESERVE * math.sqrt(load)), "demand"
-        # New replicas help after their start. The work that waits then is to be done within such a time again.
+        # A new replica helps only after its start. The work that still waits at that moment is to be done within
+        # another lead time, or within the wait budget if that is longer.
         num_running = len(reading.running)
         replica_s = num_running * backlog_s + (load - num_running) * pool.lead_s
         for_backlog = _whole(load + replica_s / max(pool.traits.wait_budget_s, pool.lead_s))

@@ -28,9 +28,9 @@ the GPUs, with 10 s and with 60 s → 40.85, 28.19."""
 JUMP: Final = 2.0
 """Growth by this factor within the fast time is taken for a jump."""
 LATEST_SHARES: Final = (0.15, 0.3)
-"""The height of a jump is the highest of the means over these shares of the fast time, and of the fast mean. The
-shorter one knows the height sooner. Measured (simulated, 120 loads of ``tests.helpers.closed_loop``, 2026-11-30): with
-the longer one alone → with both: raised within 5 s 105 → 111, TTFT p95 13.4 s → 12.8 s."""
+"""The height of a jump is the largest of three means: the fast mean, and the means over these two shares of the fast
+time. The shorter share shows the height sooner. Measured (simulated, 120 loads of ``tests.helpers.closed_loop``,
+2026-11-30): with the longer one alone → with both: raised within 5 s 105 → 111, TTFT p95 13.4 s → 12.8 s."""
 CLEAR_GROWTH: Final = 1.35
 """Growth by this factor within the fast time is taken for a trend."""
 MAX_TREND: Final = 1.25
@@ -147,8 +147,12 @@ class Demand:
         return self._history[-1][0] if self._history else 0.0
 
     def _mean(self, first_s: float, last_s: float) -> float:
-        """Work per second between two times. Time before the first reading does not count, but a mean is over at least
-        ``MIN_FAST_S``: a few requests in the first second are no high demand."""
+        """Work per second between two times.
+
+        Time before the first reading does not count. If that leaves less than ``MIN_FAST_S``, the work is divided by
+        ``MIN_FAST_S``, or by the whole span if that is shorter. Otherwise a few requests in the first second would look
+        like a high demand.
+        """
         if not self._history or last_s <= first_s:
             return 0.0
         length_s = max(last_s - max(first_s, self._history[0][0]), min(last_s - first_s, MIN_FAST_S))

@@ -44,10 +44,11 @@ class OfferedWork:
 
     @contextmanager
     def expecting(self, work: float, *, unless: type[Exception]) -> Iterator[None]:
-        """Counts the work of a call before it is known whether there will be any.
+        """Counts the work of a call that may still be refused inside the block.
 
-        The block finds that out. At its beginning the work counts as far as the last calls let expect, and at its end
-        the rest counts. So many calls that are refused make hardly any demand, and good ones count at once.
+        When the block begins, the work counts times the share of recent calls that were accepted. When the block ends,
+        the rest counts. If the block refuses the call, only the first part stays. A series of refused calls therefore
+        adds little demand, and accepted calls count at once.
 
         Args:
             work: The work of the call if it is not refused.

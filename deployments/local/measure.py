@@ -38,8 +38,8 @@ ANSWER_TOKENS: Final = 32
 NUM_READINGS: Final = 4
 NUM_ROUTED: Final = 80
 NUM_AT_A_TIME: Final = 8
-"""The requests at a time that a Router is measured with. A process that handles several events each time it wakes up
-needs less CPU for each."""
+"""The number of requests in flight while a Router is measured. A process that handles several events each time it wakes
+up needs less CPU for each."""
 PATCHES_PER_TOKEN: Final = 4
 WORDS: Final = [
     "river",

@@ -34,7 +34,7 @@ def minded(held: set[Path], strangers: set[Any]) -> Iterator[None]:
 
     Args:
         held: Gains the segments of shared memory that are found.
-        strangers: Processes that do not belong to the cluster, nor do those that they start.
+        strangers: Processes that do not belong to the cluster. Those that they start do not either.
     """
     known = set(psutil.Process().children())  # Ray's own, which Ray waits for
     ended: set[psutil.Process] = set()
@@ -137,7 +137,8 @@ def descendants(*, but: Collection[Any] = ()) -> set[Any]:
     """Every process that this one has started, directly or not, and that runs or waits to be reaped.
 
     Args:
-        but: Processes that are left out, with all that they have started.
+        but: Processes that are left out, together with their descendants at this moment. Children of a process that
+            has died are not recognised.
     """
     left_out = set(but)
     for process in but:
@@ -147,7 +148,7 @@ def descendants(*, but: Collection[Any] = ()) -> set[Any]:
 
 
 def end_children(*, but: set[Any]) -> None:
-    """Ends all descendants but the given ones and theirs: SIGTERM first, then SIGKILL.
+    """Ends all descendants of this process except ``but`` and their descendants: SIGTERM first, then SIGKILL.
 
     Python's resource trackers come last. They end by themselves once they have removed what dead processes left.
     """

@@ -45,8 +45,8 @@ LENGTHS_S: Final = (20.0, 25.0, 30.0)
 SETTLE_S: Final = 180.0
 """How long all pools may take to come back down after a load."""
 RAISED_S: Final = 5.0
-"""A spike raises the pool that is short within this time. Slow preprocessors are raised while they are slow, because
-their speed is learnt from their work."""
+"""The target of the pool that is short must rise within this time after a spike begins. Slow preprocessors may take as
+long as they are slow, because their speed is learnt from their work."""
 SLOWNESS: Final = 5.0
 LONG_TEXT_CHARS: Final = 15_000
 SIDE_PIXELS: Final = 84
@@ -267,7 +267,8 @@ async def _sample(client: httpx.AsyncClient, run: Run, started_s: float) -> None
 
 
 async def _ask(client: httpx.AsyncClient, body: dict[str, Any], run: Run, at_s: float, started_s: float) -> None:
-    """Sends one request and checks that its stream is whole: by its usage, or else by its chunks."""
+    """Sends one request and checks that its stream is whole. It counts tokens by the usage, and otherwise by the
+    chunks."""
     num_tokens, is_done, usage = 0, False, None
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:

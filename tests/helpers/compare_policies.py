@@ -3,10 +3,10 @@
   python -m tests.helpers.compare_policies path/to/servegen --out runs --jobs 2 --seeds 50
   python -m tests.helpers.compare_policies path/to/servegen --out runs report
 
-Each baseline is tuned on half of the clients: of the settings in ``GRIDS``, it gets the cheapest with which as many
-requests meet the goal as with the joint policy there, but for ``TOLERANCE``. The other half of the clients is the test.
-Each simulation is a file, and one that exists is not run again. The processes run only while the machine has nothing
-else to do.
+Each baseline is tuned on half of the clients. A setting in ``GRIDS`` qualifies if its attainment is at most
+``TOLERANCE`` below the joint policy's. Each baseline gets its cheapest setting that qualifies. If none qualifies, it
+gets the one with the highest attainment. The other half of the clients is the test. Each simulation is a file, and one
+that exists is not run again. The processes run only while the machine has nothing else to do.
 """
 
 from __future__ import annotations

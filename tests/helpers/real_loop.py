@@ -43,7 +43,7 @@ class RealLoad(Load):
 
 
 def main() -> None:
-    """The proof."""
+    """Runs the load, saves its record and a plot, and prints a summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     out: Path = parser.parse_args().out

@@ -1,6 +1,6 @@
 """Measures what Routers can carry: CPU seconds per request, per piece of a stream and per megabyte of pictures.
 
-python -m tests.helpers.router_capacity --out runs        one and two Routers in alternation, a JSON file and tables
+python -m tests.helpers.router_capacity --out runs        one and two Routers in alternation: a JSON file, and lines
 
 The decoders sleep. The Routers, HAProxy, Serve's calls and the routing are real.
 """
@@ -61,8 +61,11 @@ LOADS: Final = {"idle": (Step("idle", 0),), "stream": STREAMS, "joined": JOINED,
 
 @dataclass(frozen=True)
 class Cpu:
-    """CPU seconds of each process by its group and id. Of each thread, the seconds in which it ran, and in which it
-    waited for a core."""
+    """CPU seconds of processes and threads.
+
+    ``processes`` has them by the group and the id of the process. ``threads`` has, for each thread, the seconds in
+    which it ran and those in which it waited for a core.
+    """
 
     processes: dict[tuple[str, int], float]
     threads: dict[tuple[str, int, int], tuple[float, float]]
@@ -102,7 +105,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Point:
-    """What one step gave. Rates are per second, and CPU is in cores."""
+    """The figures of one step. Rates are per second, and CPU is in cores."""
 
     num_routers: int
     step: Step
@@ -155,7 +158,7 @@ class Point:
 
 
 def capacity_file(num_routers: int) -> ApplicationFile:
-    """The embedded default with paced pools of fixed sizes that take no time, and limits that never bind."""
+    """The embedded default with paced pools of fixed sizes that take no time, and limits that are never reached."""
     small = {"resources": {"num_cpus": 0.01}}
     content = changed_app(dict.fromkeys(("router", "preprocessor", "encoder", "decoder"), small))
     [application] = content["applications"]
@@ -226,10 +229,12 @@ def measure_routers(num_routers: int, steps: list[Step]) -> list[Point]:
 
 
 def summary(points: Sequence[Point]) -> Iterator[str]:
-    """Yields a line about the cost and the highest rate of each load, over all clusters with one number of Routers.
+    """Yields one line for each number of Routers and each load, with its cost and its highest rate, and a line for idle
+    Routers.
 
     A cost is the CPU time of all Routers, without what they need when idle, per piece or per request. There is one for
-    each step, because it falls when the load rises. Pictures have one cost for all sizes: the slope of a line.
+    each step, because it falls when the load rises. Pictures have two costs, one per request and one per megabyte, from
+    a line through all sizes.
     """
     for num_routers in dict.fromkeys(point.num_routers for point in points):
         ours = [point for point in points if point.num_routers == num_routers]
@@ -260,7 +265,7 @@ def _costs(points: Sequence[Point], idle: float) -> str:
 
 
 def main() -> None:
-    """The whole measurement."""
+    """Measures all clusters, and prints and saves the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--routers", type=int, nargs="+", default=[1, 2, 1, 2], help="numbers of Routers, in order")
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))

@@ -1,8 +1,8 @@
 """Simulates one hour of ServeGen with one policy: the trials that ``tests.helpers.compare_policies`` compares.
 
-The clients are dealt into two halves, by their requests of the whole day. Policies are tuned on one half and compared
-on the other. Each client appears ``COPIES`` times, each time with its own random numbers. Half of the clients need
-little more than one decoder, so there would be nothing to decide. Copies keep the times of the day, while a faster
+The clients are sorted by their requests of the whole day and assigned to two halves. Policies are tuned on one half and
+compared on the other. Each client appears ``COPIES`` times, each time with its own random numbers. Half of the clients
+need little more than one decoder, so there would be nothing to decide. Copies keep the times of the day, while a faster
 clock would also make the load change faster than replicas can start.
 """
 
@@ -44,14 +44,14 @@ Half = Literal["tuning", "test"]
 Hour = Literal["peak", "trough"]
 
 COPIES: Final = 3
-"""How often each client appears. At the peak a pool then needs three replicas or more. More copies would be closer to a
-large service, but a simulation takes CPU time in proportion."""
+"""How often each client appears. With one copy, one decoder is nearly enough, so a policy has nothing to decide. More
+copies would be closer to a large service, but a simulation takes CPU time in proportion."""
 WARM_UP_S: Final = 900.0
 """The time before the hour. It is simulated and not counted, so that policies know the load when the hour begins."""
 HOUR_S: Final = 3600.0
 STARTS_S: Final[dict[Hour, float]] = {"peak": 36_000.0, "trough": 82_200.0}
-"""The time of the day at which each hour begins: 10:00, and 22:50. The latter is the last hour of the data; less
-comes only in the first hour, which has no time before it."""
+"""The time of the day at which each hour begins: 10:00, and 22:50. The latter is the last hour of the data.
+Only the first hour has fewer requests, but there is no data before it for a warm-up."""
 CONTEXT_TOKENS: Final = 1658.0
 """The tokens before a token of an answer, as in the other simulations of ServeGen."""
 GOAL: Final = LatencyGoal(ttft_s=1.0, itl_s=0.05)
@@ -92,7 +92,7 @@ class Trial:
 
 
 def half_of(folder: Path, half: Half) -> list[TraceClient]:
-    """Half of the clients. They are dealt in the order of their requests of the day: one, two, two, two, …"""
+    """Half of the clients. Clients are sorted by their requests of the day and assigned in the order 1, 2, 2, 1."""
     clients = read_clients(folder)
     in_order_of_size = sorted(clients, key=lambda one: -sum(window.rate_per_s for window in one.windows))
     is_tuning = half == "tuning"
@@ -121,7 +121,7 @@ def speeds(start_s: float) -> Speeds:
 
 
 def first_sizes(arrivals: Sequence[Arrival], speed: Speeds) -> dict[str, int]:
-    """The sizes at the beginning, for every policy that changes them: the mean load of the time before the hour and a
+    """The sizes with which the joint policy, Serve's and Knative's begin. They are the mean load of the warm-up and a
     reserve of its square root, as an operator would choose them."""
     warm_up = [one for one in arrivals if one.at_s < WARM_UP_S]
     return {

@@ -38,8 +38,8 @@ class SizeCosts:
 def loads(arrivals: Sequence[Arrival], speeds: Speeds, duration_s: float, step_s: float) -> dict[str, list[float]]:
     """The load of the decoders and the encoders in each step: the replicas that would be busy all the time.
 
-    A decoder is busy while it prefills new tokens, and an encoder while it encodes. The work counts at its arrival,
-    and pictures count each time.
+    A decoder is busy while it prefills new tokens, and an encoder while it encodes. The work counts at its arrival.
+    A picture that is sent twice counts twice, as if nothing were kept.
     """
     num_steps = math.ceil(duration_s / step_s)
     found = {"decoder": [0.0] * num_steps, "encoder": [0.0] * num_steps}

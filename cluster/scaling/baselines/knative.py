@@ -1,9 +1,9 @@
 """Knative's policy (KPA), for each pool on its own: calls per replica over a stable window and a panic window.
 
-A pool wants its calls over ``target`` replicas, as a mean over the stable window. If the mean over the panic window
-asks for ``panic_threshold`` times the running replicas or more, the pool panics. It then takes the larger of both
-wishes and never shrinks. The panic ends when a stable window has passed without such a wish. A pool that has several
-replicas at the beginning starts in panic, so that it keeps them until a stable window is known.
+A pool wants its mean number of calls in the stable window divided by ``target``, rounded up. If the mean over the panic
+window asks for ``panic_threshold`` times the running replicas or more, the pool panics. It then takes the larger of
+both wishes and never shrinks. The panic ends when a stable window has passed without such a wish. A pool that has
+several replicas at the beginning starts in panic, so that it keeps them until a stable window is known.
 
 Source: Knative Serving, ``pkg/autoscaler/scaling/autoscaler.go``; its default windows are 60 and 6 s, its threshold 2,
     and its scale-down rate 2. Knative aims at 70 % of its target; here the target is the number that is aimed at. Its
@@ -35,7 +35,7 @@ class KnativeScaling:
         stable_s: The seconds of the stable window.
         panic_s: The seconds of the panic window.
         panic_threshold: The pool panics if the panic window asks for so many times the running replicas.
-        max_down_rate: The pool shrinks at most to its running replicas over this number.
+        max_down_rate: In one decision a pool shrinks at most to its running replicas divided by this number.
         down_delay_s: The pool shrinks to the highest wish of so many seconds.
     """
 

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
 
 class PlayedPolicy:
-    """Gives each pool the sizes of a plan. A plan says how many replicas run in each step, so they start before it.
+    """Gives each pool the sizes of a plan. A plan says how many replicas run in each step, so each replica starts
+    before that step.
 
     Args:
         plans: The replicas that should run in each step, by the name of the pool. Pools without a plan keep their
-            sizes. After its end the last size stays.
+            sizes. After the end of a plan its last size stays.
         step_s: The seconds of one step.
         starts_s: The seconds that a replica takes to start, by the name of the pool.
-        early_s: Replicas start so much earlier than they must, because decisions are made at regular times.
+        early_s: Replicas start this much earlier than the plan requires, because decisions are made at regular times.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """Ray Serve's default policy, ``replica_queue_length_autoscaling_policy``, for each pool on its own.
 
-A pool wants its calls over ``target_ongoing_requests`` replicas. Its calls are those that its replicas work on and
-those that wait for a replica with room, as a mean over ``look_back_period_s``. Calls are nested, so a call that waits
-for an encoder is also a call of its decoder. A wish counts only after it has been on the same side of the target for
-a whole delay. Then the last wish of the delay is taken.
+A pool wants its number of calls divided by ``target_ongoing_requests``, rounded up. Its calls are those that its
+replicas work on and those that wait for a replica with room, as a mean over ``look_back_period_s``. Calls are nested,
+so a call that waits for an encoder is also a call of its decoder. A wish counts only after it has been on the same side
+of the target for a whole delay. Then the last wish of the delay is taken.
 
 Source: Ray 2.60, ``ray/serve/autoscaling_policy.py`` and ``ray/serve/_private/autoscaling_state.py``. Both scaling
     factors are 1, as by default. ``test_serve_default.py`` compares this module with Ray's own functions.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cluster.scaling.simulation.sizing import CallsReading
 
 EPSILON_S: Final = 1e-6
-"""A delay is over so much earlier, as in Ray, because differences of times are not exact."""
+"""A delay ends this much earlier, as in Ray, because differences of times are not exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class ServeDefaultPolicy:
         pool.calls.note(reading.counted_s, reading.num_ongoing + reading.num_queued)
         num_calls, num_running = pool.calls.over(pool.settings.look_back_period_s), len(reading.running)
         if not num_running:
-            # From zero, delays do not count: one replica starts, or all that are wanted already.
+            # Delays do not apply to a pool without replicas. Its target becomes 1, or stays if it is higher.
             wanted = max(1, reading.target) if num_calls > 0 else reading.target
             return Decision(_bounded(wanted, reading), wanted, "demand")
         wanted = math.ceil(num_running * (num_calls / (pool.settings.target_ongoing_requests * num_running)))

@@ -1,6 +1,6 @@
 """The interface between the simulator and a policy that decides how many replicas there are.
 
-``JointPolicy`` and the policies of ``cluster.scaling.baselines`` fit it.
+``JointPolicy`` and the policies of ``cluster.scaling.baselines`` implement it.
 """
 
 from __future__ import annotations

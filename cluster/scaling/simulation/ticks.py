@@ -34,7 +34,8 @@ class Ticks:
         cluster: The cluster.
         policy: The policy, or None for fixed sizes.
         speeds: The speeds and limits of the replicas.
-        metric_age_s: The age of the counters that the policy sees, in seconds. Their time stamps say so.
+        metric_age_s: The age of the counters that the policy sees, in seconds. Their ``at_s`` is the time at which they
+            were read.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Ticks:
     def _decide(self) -> None:
         """Asks the policy, with counters that were read ``metric_age_s`` ago, and resizes the pools.
 
-        As long as no counters are so old, the policy is not asked.
+        The policy is not asked until the first counters are that old.
         """
         decided: Mapping[str, Decision] = {}
         if self._policy is not None and (then := self._counters()):
