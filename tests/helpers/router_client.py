@@ -53,7 +53,7 @@ class Step:
 
 @dataclass
 class Seen:
-    """What the client saw in the window of one step."""
+    """The figures of the window of one step, as the client counts them."""
 
     num_requests: int = 0
     num_tokens: int = 0
@@ -68,7 +68,7 @@ class Seen:
 
 @dataclass
 class Record(Seen):
-    """What the client sees, with each time."""
+    """The same figures while the window lasts, and every single time."""
 
     ttfts_s: list[float] = field(default_factory=list)
     gaps_s: list[float] = field(default_factory=list)

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.checkpoint import Checkpoint
 from cluster.config import POOLS, ModelConfig, PrismConfig
-from cluster.scaling.policy import JointPolicy
 from cluster.scaling.readings import ScalingSettings
 from cluster.scaling.schedules.schedule import Arrival, Heading, ScheduledPicture
 from cluster.scaling.simulation.outcomes import quantile
 from cluster.scaling.simulation.replicas import PoolSize
-from cluster.scaling.simulation.simulate import simulate
+from cluster.scaling.simulation.simulate import joint_policy, simulate
 from cluster.scaling.simulation.speeds import Speeds
 from tests.helpers.closed_loop import MAX_REPLICAS, MAX_TOKENS, SIDE_PIXELS, TOLD_START_S, WINDOW_S, Load
 from tests.helpers.paced import CHARS_PER_TOKEN, KV_TOKENS, Pace
@@ -98,9 +97,7 @@ def simulated(load: Load, run: dict[str, Any]) -> SimulationResult:
     settings = ScalingSettings(acts=True, ttft_slo_s=2.0, window_s=WINDOW_S)
     heading = Heading(source="closed loop", seed=load.seed, duration_s=run["samples"][-1]["at_s"])
     arrivals = [arrival(load, number) for number in range(len(load.arrivals))]
-    told_s = {getattr(PrismConfig(), pool).deployment: TOLD_START_S for pool in POOLS}
-    traits = settings.traits(told_s)
-    policy = JointPolicy({pool: traits[getattr(PrismConfig(), pool).deployment] for pool in POOLS})
+    policy = joint_policy(paced_speeds(Pace(), dict.fromkeys(POOLS, TOLD_START_S)), settings)
     return simulate(heading, arrivals, speeds, sizes, policy=policy)
 
 

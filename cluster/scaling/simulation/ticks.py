@@ -59,7 +59,8 @@ class Ticks:
         report_period_s = self._speeds.report_period_s
         self._repeat(report_period_s, report_period_s, self._report)
         self._repeat(TICK_S, TICK_S, self._decide)
-        self._repeat(-self._metric_age_s % TICK_S, TICK_S, self._read_counters)
+        if self._policy is not None:
+            self._repeat(-self._metric_age_s % TICK_S, TICK_S, self._read_counters)
         self._note({})
 
     def _repeat(self, at_s: float, period_s: float, action: Callable[[], None]) -> None:
