@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from cluster.scaling.baselines.per_pool import PerPoolPolicy, bounded
 from cluster.scaling.baselines.recent_mean import RecentMean
 from cluster.scaling.policy import Decision
 
@@ -61,7 +62,7 @@ class _KnativePool:
         self.calls = RecentMean(max(self.settings.stable_s, self.settings.panic_s))
 
 
-class KnativePolicy:
+class KnativePolicy(PerPoolPolicy[_KnativePool]):
     """Knative's policy. Pools without settings keep their sizes.
 
     Args:
@@ -69,16 +70,7 @@ class KnativePolicy:
     """
 
     def __init__(self, settings: Mapping[str, KnativeScaling]) -> None:
-        self._pools: Final = {name: _KnativePool(one) for name, one in settings.items()}
-
-    def decide(self, readings: Mapping[str, CallsReading], now_s: float) -> dict[str, Decision]:
-        """Decides for every pool that has a reading."""
-        return {
-            name: self._decide(self._pools[name], reading, now_s)
-            if name in self._pools
-            else Decision(reading.target, None, "enough")
-            for name, reading in readings.items()
-        }
+        super().__init__({name: _KnativePool(one) for name, one in settings.items()})
 
     def _decide(self, pool: _KnativePool, reading: CallsReading, now_s: float) -> Decision:
         settings, num_ready = pool.settings, max(1, len(reading.running))
@@ -98,5 +90,5 @@ class KnativePolicy:
             pool.wishes.popleft()
         pool.wishes.append((now_s, wanted))
         wanted = max(one for _, one in pool.wishes)
-        target = max(reading.min_replicas, min(reading.max_replicas, wanted))
+        target = bounded(wanted, reading)
         return Decision(target, wanted, "demand" if target == wanted else "bounds")

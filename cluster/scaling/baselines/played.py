@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from cluster.scaling.baselines.per_pool import PerPoolPolicy
 from cluster.scaling.policy import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cluster.scaling.policy import PoolReading
+    from cluster.scaling.simulation.sizing import CallsReading
 
 
-class PlayedPolicy:
+class PlayedPolicy(PerPoolPolicy[tuple["Sequence[int]", float]]):
     """Gives each pool the sizes of a plan. A plan says how many replicas run in each step, so each replica starts
     before that step.
 
@@ -27,19 +28,14 @@ class PlayedPolicy:
     def __init__(
         self, plans: Mapping[str, Sequence[int]], step_s: float, starts_s: Mapping[str, float], early_s: float = 2.0
     ) -> None:
-        self._plans: Final = plans
+        super().__init__({name: (plan, starts_s[name]) for name, plan in plans.items()})
         self._step_s: Final = step_s
-        self._starts_s: Final = starts_s
         self._early_s: Final = early_s
 
-    def decide(self, readings: Mapping[str, PoolReading], now_s: float) -> dict[str, Decision]:
-        """Gives every pool the most replicas that it should have from now until a start that begins now has ended."""
-        return {name: self._decide(name, reading, now_s) for name, reading in readings.items()}
-
-    def _decide(self, name: str, reading: PoolReading, now_s: float) -> Decision:
-        if (plan := self._plans.get(name)) is None:
-            return Decision(reading.target, None, "enough")
+    def _decide(self, pool: tuple[Sequence[int], float], _: CallsReading, now_s: float) -> Decision:
+        """Gives the most replicas that the pool should have from now until a start that begins now has ended."""
+        plan, start_s = pool
         first = min(len(plan) - 1, int(now_s // self._step_s))
-        last = int((now_s + self._starts_s[name] + self._early_s) // self._step_s)
+        last = int((now_s + start_s + self._early_s) // self._step_s)
         target = max(plan[first : last + 1])
         return Decision(target, target, "demand")

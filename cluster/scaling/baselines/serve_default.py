@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from cluster.scaling.baselines.per_pool import PerPoolPolicy, bounded
 from cluster.scaling.baselines.recent_mean import RecentMean
 from cluster.scaling.policy import Decision
 
@@ -57,7 +58,7 @@ class _ServePool:
         self.calls = RecentMean(self.settings.look_back_period_s)
 
 
-class ServeDefaultPolicy:
+class ServeDefaultPolicy(PerPoolPolicy[_ServePool]):
     """Serve's default policy. Pools without settings keep their sizes.
 
     Args:
@@ -65,16 +66,7 @@ class ServeDefaultPolicy:
     """
 
     def __init__(self, settings: Mapping[str, ServeAutoscaling]) -> None:
-        self._pools: Final = {name: _ServePool(one) for name, one in settings.items()}
-
-    def decide(self, readings: Mapping[str, CallsReading], now_s: float) -> dict[str, Decision]:
-        """Decides for every pool that has a reading."""
-        return {
-            name: self._decide(self._pools[name], reading, now_s)
-            if name in self._pools
-            else Decision(reading.target, None, "enough")
-            for name, reading in readings.items()
-        }
+        super().__init__({name: _ServePool(one) for name, one in settings.items()})
 
     def _decide(self, pool: _ServePool, reading: CallsReading, now_s: float) -> Decision:
         pool.calls.note(reading.counted_s, reading.num_ongoing + reading.num_queued)
@@ -82,21 +74,17 @@ class ServeDefaultPolicy:
         if not num_running:
             # Delays do not apply to a pool without replicas. Its target becomes 1, or stays if it is higher.
             wanted = max(1, reading.target) if num_calls > 0 else reading.target
-            return Decision(_bounded(wanted, reading), wanted, "demand")
+            return Decision(bounded(wanted, reading), wanted, "demand")
         wanted = math.ceil(num_running * (num_calls / (pool.settings.target_ongoing_requests * num_running)))
         side = (wanted > reading.target) - (wanted < reading.target)
         if side != pool.side:
             pool.side, pool.since_s = side, now_s
         if not side:
-            return Decision(_bounded(reading.target, reading), wanted, "enough")
+            return Decision(bounded(reading.target, reading), wanted, "enough")
         if side < 0 and reading.target > 1:
             wanted = max(1, wanted)  # zero is reached from one only
         delay_s = pool.settings.upscale_delay_s if side > 0 else pool.settings.downscale_delay_s
         if now_s - pool.since_s + EPSILON_S < delay_s:
-            return Decision(_bounded(reading.target, reading), wanted, "rising" if side > 0 else "window")
+            return Decision(bounded(reading.target, reading), wanted, "rising" if side > 0 else "window")
         pool.side = 0
-        return Decision(_bounded(wanted, reading), wanted, "demand")
-
-
-def _bounded(num_replicas: int, reading: CallsReading) -> int:
-    return max(reading.min_replicas, min(reading.max_replicas, num_replicas))
+        return Decision(bounded(wanted, reading), wanted, "demand")
