@@ -9,15 +9,12 @@ clock would also make the load change faster than replicas can start.
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from cluster.scaling import policy as joint
-from cluster.scaling import rates
 from cluster.scaling.baselines.clairvoyant import SizeCosts, cheapest, loads, needs
 from cluster.scaling.baselines.knative import KnativePolicy, KnativeScaling
 from cluster.scaling.baselines.played import PlayedPolicy
@@ -26,7 +23,7 @@ from cluster.scaling.planning.roofline import Layout, speeds_of
 from cluster.scaling.readings import ScalingSettings
 from cluster.scaling.schedules.schedule import Arrival, Heading, in_order
 from cluster.scaling.schedules.servegen import read_clients
-from cluster.scaling.simulation.outcomes import LatencyGoal, SimulationResult, quantile
+from cluster.scaling.simulation.outcomes import LatencyGoal, SimulationResult
 from cluster.scaling.simulation.replicas import PoolSize
 from cluster.scaling.simulation.simulate import joint_policy, simulate
 from cluster.scaling.simulation.ticks import METRIC_AGE_S, TICK_S
@@ -150,7 +147,6 @@ def policy_of(
     found: SizingPolicy | None = None
     match kind:
         case "joint":
-            _set_constants(words)
             found = joint_policy(speed, ScalingSettings(acts=True, ttft_slo_s=GOAL.ttft_s))
         case "serve":
             delay_s = float(words[2])
@@ -188,29 +184,10 @@ def policy_of(
     return found, {**CPU_SIZES, **bounds}
 
 
-DEFAULTS: Final = {
-    name: (module, getattr(module, name))
-    for module in (joint, rates)
-    for name in vars(module)
-    if name.isupper() and isinstance(getattr(module, name), float)
-}
-"""The constants of the joint policy, with their modules and values."""
-
-
-def _set_constants(words: Sequence[str]) -> None:
-    """Sets constants of the joint policy, such as ``RESERVE=0.5``, and all others to their own values."""
-    for name, (module, value) in DEFAULTS.items():
-        setattr(module, name, value)
-    for word in words:
-        name, _, value = word.partition("=")
-        for module in (joint, rates):
-            if hasattr(module, name):
-                setattr(module, name, float(value))
-
-
 def figures(result: SimulationResult) -> dict[str, Any]:
     """The figures of a simulation without the time before the hour."""
     counted = [one for one in result.requests if one.at_s >= WARM_UP_S]
+    hour = replace(result, requests=counted)
     ticks = [one for one in result.ticks if WARM_UP_S <= one.at_s < WARM_UP_S + HOUR_S]
     missed = [one for one in counted if not GOAL.is_met_by(one)]
     waits_s: Counter[str] = Counter()
@@ -228,9 +205,9 @@ def figures(result: SimulationResult) -> dict[str, Any]:
     return {
         "num_requests": len(counted),
         "attainment": 1 - len(missed) / len(counted),
-        "ttft_p50_s": quantile((math.inf if one.ttft_s is None else one.ttft_s for one in counted), 0.5),
-        "ttft_p95_s": quantile((math.inf if one.ttft_s is None else one.ttft_s for one in counted), 0.95),
-        "itl_p95_s": quantile((math.inf if one.itl_s is None else one.itl_s for one in counted), 0.95),
+        "ttft_p50_s": hour.ttft_s(0.5),
+        "ttft_p95_s": hour.ttft_s(0.95),
+        "itl_p95_s": hour.itl_s(0.95),
         "gpu_hours": gpu_hours,
         "running": running,
         "raises": starts,
