@@ -163,15 +163,22 @@ class Run:
         }
 
 
-def paced_file(policy: Policy, min_replicas: Mapping[str, int] | None = None) -> ApplicationFile:
-    """The embedded default with paced pools of one to ``MAX_REPLICAS`` replicas, or of a given number at least."""
+def paced_content(pace: Mapping[str, float]) -> dict[str, Any]:
+    """The content of the embedded default with paced pools, which hardly reserve CPUs."""
     small = {"resources": {"num_cpus": 0.01}}
     content = changed_app(dict.fromkeys(("router", "preprocessor", "encoder", "decoder"), small))
     [application] = content["applications"]
     application["args"]["encoder"] |= {"device": "cpu", "num_threads": 1}
     application["args"]["decoder"] |= {"device": "cpu"}
-    application["args"]["pace"] = {}
+    application["args"]["pace"] = dict(pace)
     application["import_path"] = "tests.helpers.paced:build"
+    return content
+
+
+def paced_file(policy: Policy, min_replicas: Mapping[str, int] | None = None) -> ApplicationFile:
+    """The embedded default with paced pools of one to ``MAX_REPLICAS`` replicas, or of a given number at least."""
+    content = paced_content({})
+    [application] = content["applications"]
     for entry in application["deployments"]:
         is_router = entry["name"] == "Router"
         least = (min_replicas or {}).get(entry["name"], 1)

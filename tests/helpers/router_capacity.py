@@ -25,7 +25,8 @@ from ray.serve.schema import ServeDeploySchema
 from deployments.local.app_file import ApplicationFile
 from deployments.local.entries import MEASURED
 from deployments.local.launch import running
-from loadtest.servers import APP, ROOT, changed_app, free_port
+from loadtest.servers import APP, ROOT, free_port
+from tests.helpers.closed_loop import paced_content
 from tests.helpers.router_client import Seen, Step
 
 if TYPE_CHECKING:
@@ -159,13 +160,8 @@ class Point:
 
 def capacity_file(num_routers: int) -> ApplicationFile:
     """The embedded default with paced pools of fixed sizes that take no time, and limits that are never reached."""
-    small = {"resources": {"num_cpus": 0.01}}
-    content = changed_app(dict.fromkeys(("router", "preprocessor", "encoder", "decoder"), small))
+    content = paced_content({"pixel_s": 0.0, "patch_s": 0.0, "token_s": 0.0, "max_running": 2048})
     [application] = content["applications"]
-    application["args"]["encoder"] |= {"device": "cpu", "num_threads": 1}
-    application["args"]["decoder"] |= {"device": "cpu"}
-    application["args"]["pace"] = {"pixel_s": 0.0, "patch_s": 0.0, "token_s": 0.0, "max_running": 2048}
-    application["import_path"] = "tests.helpers.paced:build"
     sizes = {"Router": num_routers, "Decoder": NUM_DECODERS}
     for entry in application["deployments"]:
         count = sizes.get(entry["name"], 1)
