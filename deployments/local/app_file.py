@@ -33,6 +33,11 @@ APPLIED_TO_HTTP: Final = frozenset({"host", "port"})
 """The keys of Serve's schema that ``prism serve`` applies. Of the HTTP options it takes none: it listens on loopback
 at the port of ``--port``. ``proxy_location`` makes no difference on one node."""
 
+DRAINING: Final = {"graceful_shutdown_timeout_s": 20.0, "graceful_shutdown_wait_loop_s": 0.25}
+"""How long a replica that is to end may work on its requests, and how often it looks whether they are done. Both also
+bound what Ctrl-C waits for, because Serve ends one pool after the other. Measured (EPYC, two shared cores, 2026-11-30,
+idle paced pools): Ctrl-C ends a cluster in 13.2 s with Serve's default look every 2 s → 8.3 s."""
+
 
 class NoUserConfig(Frozen):
     """The schema of ``user_config:`` of a deployment whose settings cannot be changed while it runs."""
@@ -128,14 +133,11 @@ class ApplicationFile:
             found[deployment["name"]] = fixed if isinstance(fixed, int) else bounds.get("min_replicas", 1)
         return found
 
-    def for_one_machine(self, *, drain_s: float) -> ServeDeploySchema:
+    def for_one_machine(self) -> ServeDeploySchema:
         """Returns the file as ``prism serve`` gives it to Serve, for a cluster of this machine alone.
 
-        Args:
-            drain_s: How long a replica that is removed may still work on its requests, unless the file says it.
-
-        Returns:
-            The file, without its choice of nodes by labels, because there is only one node.
+        It makes no choice of nodes by labels, because there is only one node. Replicas drain as ``DRAINING`` says,
+        unless the file says something else.
         """
         content = self.serve.model_dump(exclude_unset=True)
         [application] = content["applications"]
@@ -144,9 +146,7 @@ class ApplicationFile:
             for key in ("pool_label", "pool_label_required"):
                 resources.pop(key, None)
         said = {deployment["name"]: deployment for deployment in application.get("deployments", [])}
-        application["deployments"] = [
-            {"graceful_shutdown_timeout_s": drain_s, **said.get(name, {"name": name})} for name in DEPLOYMENTS
-        ]
+        application["deployments"] = [{**DRAINING, **said.get(name, {"name": name})} for name in DEPLOYMENTS]
         return ServeDeploySchema.model_validate(content)
 
 

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from deployments.local.app_file import ApplicationFile
 
 LOOPBACK = "127.0.0.1"
-DRAIN_S = 20.0
-"""Seconds that Ctrl-C leaves to requests in flight, and then to an engine. Serve kills a replica that takes longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,7 @@ def _check_port(port: int) -> None:
 def _deploy(file: ApplicationFile, logs: Path) -> None:
     _check_room(file)
     try:
-        deploy(file.for_one_machine(drain_s=DRAIN_S))
+        deploy(file.for_one_machine())
     except RuntimeError as error:
         raise RuntimeError(f"{error}\nThe logs are in {logs}") from error
 

@@ -7,10 +7,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import ray
-from ray import serve
 from ray.serve.schema import ApplicationStatus
 
-from deployments.ray_serve.status import serve_status
+from deployments.ray_serve.status import controller_client, read_application_states
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,15 +48,14 @@ def deploy(config: ServeDeploySchema) -> None:
     Raises:
         RuntimeError: An application could not be built or started; the message has Serve's reason.
     """
-    client = serve.context._get_global_client()
-    assert client is not None, "Serve runs"
-    client.deploy_apps(config)
+    controller_client().deploy_apps(config)
     waiting = [application.name for application in config.applications]
     while waiting:
-        found = serve_status().applications
+        found = read_application_states()
         for name in [name for name in waiting if name in found]:
-            if found[name].status == ApplicationStatus.DEPLOY_FAILED:
-                raise RuntimeError(f"The application {name} was not deployed: {found[name].message}")
-            if found[name].status == ApplicationStatus.RUNNING:
+            status, message = found[name]
+            if status == ApplicationStatus.DEPLOY_FAILED:
+                raise RuntimeError(f"The application {name} was not deployed: {message}")
+            if status == ApplicationStatus.RUNNING:
                 waiting.remove(name)
         time.sleep(DEPLOY_POLL_S)

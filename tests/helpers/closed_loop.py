@@ -22,7 +22,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments.local.app_file import ApplicationFile
 from deployments.local.entries import MEASURED
-from deployments.local.launch import DRAIN_S, running
+from deployments.local.launch import running
 from deployments.ray_serve.session import deploy
 from loadtest.servers import APP, changed_app, free_port
 from tests.helpers.ask import chat, image, random_png, text
@@ -216,7 +216,7 @@ async def slow_down(policy: Policy, slowness: float) -> None:
         if entry["name"] == "Preprocessor":
             entry["user_config"] = {"slowness": slowness}
     changed = replace(file, serve=ServeDeploySchema.model_validate(content))
-    await asyncio.to_thread(deploy, changed.for_one_machine(drain_s=DRAIN_S))
+    await asyncio.to_thread(deploy, changed.for_one_machine())
 
 
 async def run_load(url: str, load: Load, policy: Policy) -> Run:

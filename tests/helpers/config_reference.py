@@ -90,7 +90,7 @@ SERVE_KEYS: Final = (
     (
         "`graceful_shutdown_wait_loop_s`",
         "a number, ≥ 0",
-        "2",
+        "2; 0.25 with `prism serve`",
         "How often such a replica looks whether it is done.",
     ),
     (

@@ -16,7 +16,7 @@ from ray import serve
 from ray.actor import ActorClass
 from ray.experimental import internal_kv
 from ray.serve import handle, request_router
-from ray.serve._private import replica, router
+from ray.serve._private import client, replica, router
 from ray.serve._private.handle_options import DynamicHandleOptionsBase
 from ray.serve._private.request_router import replica_wrapper
 
@@ -52,8 +52,10 @@ PRIVATE_SYMBOLS: Final = {
 
 LESS_PUBLIC_SYMBOLS: Final = {
     "curr_replicas": getsource(request_router.RequestRouter),
+    "get_serve_details": getsource(client),
     "internal_request_id": getsource(router),
     "is_initialized": getsource(handle),
+    "list_serve_statuses": getsource(client),
     "running_replicas_populated": getsource(handle),
     "select_available_replicas": getsource(request_router.RequestRouter),
 }

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deployments.local.launch import DRAIN_S
 from deployments.ray_serve.session import deploy
 from loadtest.servers import sized
 from tests.helpers.ask import SAMPLES, chat, image, random_png, text
@@ -56,7 +55,7 @@ async def replicas(client: httpx.AsyncClient) -> dict[str, set[str]]:
 
 async def apply(changes: Changes) -> None:
     """Deploys the embedded default with changes to the running cluster and waits until Serve is done."""
-    await asyncio.to_thread(deploy, with_changes(changes).for_one_machine(drain_s=DRAIN_S))
+    await asyncio.to_thread(deploy, with_changes(changes).for_one_machine())
 
 
 @asynccontextmanager

@@ -99,7 +99,7 @@ def test_the_32b_decoders_take_four_gpus_of_one_node() -> None:
 def test_what_one_machine_is_asked_for() -> None:
     """On a single machine the 32B file asks for no labelled nodes, and its replicas need ten GPUs in all."""
     file = ApplicationFile.read(ROOT / "deployments" / "qwen2_5_vl_32b.yaml")
-    [application] = file.for_one_machine(drain_s=1).applications
+    [application] = file.for_one_machine().applications
     config = PrismConfig.model_validate(application.args)
     assert config.pool_labels == []
     assert not any("label_selector" in pool_options(pool, [])["ray_actor_options"] for pool in config.pools)

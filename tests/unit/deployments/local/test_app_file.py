@@ -115,14 +115,15 @@ def test_a_route_that_serve_would_refuse_is_named(tmp_path: Path) -> None:
 
 
 def test_what_one_machine_gets(tmp_path: Path) -> None:
-    """On one machine no pool asks for labelled nodes, and every deployment drains in the given time unless the file
-    says another one. All else is as in the file."""
+    """On one machine no pool asks for labelled nodes, and every deployment drains as ``DRAINING`` says unless the file
+    says something else. All else is as in the file."""
     decoder = {"name": "Decoder", "num_replicas": 3, "graceful_shutdown_timeout_s": 7.0}
     file = ApplicationFile.read(written(tmp_path, {}, {"deployments": [decoder]}))
-    [application] = file.for_one_machine(drain_s=5).model_dump(exclude_unset=True)["applications"]
+    [application] = file.for_one_machine().model_dump(exclude_unset=True)["applications"]
     assert "label" not in str(application["args"])
     drained = {each["name"]: each["graceful_shutdown_timeout_s"] for each in application["deployments"]}
-    assert drained == {"Router": 5, "Preprocessor": 5, "VisionEncoder": 5, "Decoder": 7}
+    assert drained == {"Router": 20, "Preprocessor": 20, "VisionEncoder": 20, "Decoder": 7}
+    assert {each["graceful_shutdown_wait_loop_s"] for each in application["deployments"]} == {0.25}
     assert application["deployments"][-1]["num_replicas"] == 3
     assert application["args"]["model"] == file.serve.applications[0].args["model"]
 
