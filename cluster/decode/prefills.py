@@ -53,8 +53,10 @@ class PrefillLog:
 
         Answers that are not streamed report at their end, so spans come in any order.
         """
-        apart = [span for span in self._busy if span[1] < first_s or span[0] > last_s]
-        touched = [span for span in self._busy if span not in apart]
+        apart: list[tuple[float, float]] = []
+        touched: list[tuple[float, float]] = []
+        for span in self._busy:
+            (apart if span[1] < first_s or span[0] > last_s else touched).append(span)
         merged = (min([first_s, *(span[0] for span in touched)]), max([last_s, *(span[1] for span in touched)]))
         self._busy = sorted([*apart, merged])[-MAX_SPANS:]
         return (merged[1] - merged[0]) - sum(last - first for first, last in touched)
