@@ -7,12 +7,10 @@ computes is replaced, because importing it would keep two cores busy for half a 
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` as it stands.
 
-import asyncio
-import json
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from types import SimpleNamespace
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 from unittest.mock import MagicMock, patch
 
@@ -20,36 +18,14 @@ import numpy as np
 from ray.serve import Application
 
 from cluster.checkpoint import Checkpoint, ProcessorSettings
-from cluster.config import Frozen, PrismConfig
+from cluster.config import PrismConfig
 from cluster.embeddings.cache import EmbeddingCache
-from cluster.messages import Call, Embedding, FirstPiece, Picture, Pixels, Spent
-from cluster.scaling.work import OfferedWork
+from cluster.messages import Call, Embedding, FirstPiece, Picture, Pixels
 from deployments import app, decoder, encoder, preprocessor
 from deployments.ray_serve.calls import BySize, answering
 from deployments.ray_serve.replica import freeze_heap, log_refusals_briefly
-
-CHARS_PER_TOKEN = 4
-KV_TOKENS = 100_000
-
-
-class Pace(Frozen):
-    """How long the stages take, and what a decoder sends. A request may change values for itself, in its field
-    ``pace``."""
-
-    pixel_s: float = 2.8e-5
-    """Seconds of a preprocessor per stored pixel."""
-    patch_s: float = 0.005
-    """Seconds of an encoder per patch."""
-    token_s: float = 0.0002
-    """Seconds of a decoder per prompt token."""
-    step_s: float = 0.02
-    """Seconds between two pieces of an answer."""
-    piece_tokens: int = 1
-    """The tokens of a piece. Real decoders join tokens while they carry many streams."""
-    event_chars: int = 0
-    """The least length of the event of one token. An event of vLLM has about 230 characters."""
-    max_running: int = 64
-    """The answers that one decoder makes at a time."""
+from tests.helpers.pace import Pace
+from tests.helpers.paced_engine import PacedEngine
 
 
 class PacedConfig(PrismConfig):
@@ -109,86 +85,6 @@ class VisionEncoder(encoder.VisionEncoder):
             super().__init__(config, preprocessors)
 
 
-class PacedEngine:
-    """Stands for vLLM's engine: it prefills one prompt at a time, and decodes up to ``max_running`` answers at once."""
-
-    def __init__(self, pace: Pace, row_bytes: int) -> None:
-        self.embedding_shape = SimpleNamespace(row_bytes=row_bytes)
-        self.kv_tokens = KV_TOKENS
-        self._pace = pace
-        self._prefill = asyncio.Lock()
-        self._running = asyncio.Semaphore(pace.max_running)
-        self._offered = OfferedWork()
-        self._num_done, self._busy_s = 0, 0.0
-        self._num_waiting_tokens, self._num_requests, self._num_running = 0, 0, 0
-
-    def find_embedding(self, digest: str) -> None:
-        """Keeps no embeddings."""
-
-    def stats(self) -> dict[str, float]:
-        """The load that a real engine reports to the request routers."""
-        waiting = self._num_requests - self._num_running
-        return {
-            "waiting": waiting,
-            "running": self._num_running,
-            "queued_tokens": self._num_waiting_tokens,
-            "kv_use": 0.0,
-        }
-
-    def work(self) -> dict[str, float]:
-        """The work that a real engine reports to the scaling policy."""
-        fullness = self._num_running / self._pace.max_running
-        waiting = self._num_waiting_tokens
-        return self._offered.stats(self._num_done, self._busy_s, waiting=waiting, fullness=fullness)
-
-    async def check_health(self) -> None:
-        """Always healthy."""
-
-    def stop(self) -> None:
-        """Has nothing to stop."""
-
-    async def generate(
-        self, call: Call, embeddings: Mapping[str, Embedding], spent: Spent
-    ) -> AsyncIterator[FirstPiece | str]:
-        """Streams ``max_tokens`` words, the first one when the prompt has been prefilled."""
-        pace = self._pace.model_copy(update=call.body.get("pace", {}))
-        num_tokens = len(json.dumps(call.body)) // CHARS_PER_TOKEN + sum(len(one.rows) for one in embeddings.values())
-        self._offered.arrived(num_tokens)
-        self._num_requests += 1
-        self._num_waiting_tokens += num_tokens
-        came_s = time.perf_counter()
-        try:
-            async with self._running:
-                self._num_running += 1
-                try:
-                    async with self._prefill:
-                        began_s = time.perf_counter()
-                        await asyncio.sleep(num_tokens * pace.token_s)
-                    self._num_waiting_tokens -= num_tokens
-                    took_s = time.perf_counter() - began_s
-                    self._num_done += num_tokens
-                    self._busy_s += took_s
-                    num_tokens = 0  # none waits any more
-                    first = _event("0 ", pace.event_chars)
-                    yield FirstPiece(first, {**spent, "decode_queue": began_s - came_s, "prefill": took_s})
-                    last = int(call.body["max_tokens"])
-                    for begin in range(1, last, pace.piece_tokens):
-                        await asyncio.sleep(pace.step_s)
-                        numbers = range(begin, min(begin + pace.piece_tokens, last))
-                        yield "".join(_event(f"{number} ", pace.event_chars) for number in numbers)
-                    yield "data: [DONE]\n\n"
-                finally:
-                    self._num_running -= 1
-        finally:
-            self._num_waiting_tokens -= num_tokens
-            self._num_requests -= 1
-
-
-def _event(text: str, num_chars: int = 0) -> str:
-    event = f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': text}}]})}"
-    return f"{event:<{num_chars}}\n\n"
-
-
 class Decoder(decoder.Decoder):
     """A decoder with a ``PacedEngine``."""
 
@@ -209,8 +105,9 @@ class Decoder(decoder.Decoder):
         """Pulls the embeddings, and streams the engine's words."""
         with answering("decoder"):
             embeddings, spent = await self._pull(pictures)
-            async for piece in self._engine.generate(call, embeddings, spent):
-                yield piece
+            async with aclosing(self._engine.generate(call, embeddings, spent)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
 
 def build(config: PacedConfig) -> Application:
