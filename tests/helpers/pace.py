@@ -8,8 +8,8 @@ from cluster.config import Frozen
 class Pace(Frozen):
     """How long the stages take, and what a decoder sends.
 
-    A request may change the values of its decoder for itself, in its field ``pace``. ``step_tokens`` and
-    ``max_running`` belong to the whole engine, and no request can change them.
+    A request may change the values of its decoder for itself, in its field ``pace``. The last three belong to the whole
+    engine, and no request can change them.
     """
 
     pixel_s: float = 2.8e-5
@@ -28,3 +28,5 @@ class Pace(Frozen):
     """The most tokens of one step. A longer prompt takes several steps."""
     max_running: int = 64
     """The most answers that one decoder makes at a time."""
+    kv_tokens: int = 100_000
+    """The tokens that fit into the KV cache of one decoder."""

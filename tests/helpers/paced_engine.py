@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tests.helpers.pace import Pace
 
 CHARS_PER_TOKEN: Final = 4
-KV_TOKENS: Final = 100_000
 DONE: Final = "data: [DONE]\n\n"
 
 
@@ -100,7 +99,7 @@ class PacedEngine:
 
     def __init__(self, pace: Pace, row_bytes: int) -> None:
         self.embedding_shape: Final = SimpleNamespace(row_bytes=row_bytes)
-        self.kv_tokens: Final = KV_TOKENS
+        self.kv_tokens: Final = pace.kv_tokens
         self._pace: Final = pace
         self._prefills: Final = PrefillLog()
         # Dictionaries are used as sets that keep the order of arrival.
@@ -118,7 +117,7 @@ class PacedEngine:
             "waiting": len(self._waiting),
             "running": len(self._running),
             "queued_tokens": self._num_queued_tokens,
-            "kv_use": round(self._num_kv_tokens / KV_TOKENS, 2),
+            "kv_use": round(self._num_kv_tokens / self.kv_tokens, 2),
         }
 
     def work(self) -> dict[str, float]:
@@ -214,7 +213,7 @@ class PacedEngine:
         started = []
         for one in self._waiting:
             # A request that is larger than the KV cache runs alone.
-            has_room = not self._running or self._num_kv_tokens + one.kv_tokens <= KV_TOKENS
+            has_room = not self._running or self._num_kv_tokens + one.kv_tokens <= self.kv_tokens
             if not has_room or len(self._running) >= self._pace.max_running:
                 break
             self._running[one] = None

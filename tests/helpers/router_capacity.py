@@ -51,9 +51,9 @@ STREAMS: Final = tuple(Step("stream", n, num_tokens=250, stream=True) for n in (
 JOINED: Final = tuple(
     Step("joined", n, num_tokens=401, stream=True, piece_s=0.05, piece_tokens=4) for n in (64, 128, 256, 384)
 )
-SHORT: Final = tuple(Step("short", n) for n in (1, 4, 8, 16, 32, 64))
+SHORT: Final = tuple(Step("short", n, piece_s=0.0) for n in (1, 4, 8, 16, 32, 64))
 PICTURES: Final = tuple(
-    Step(kind, 4, picture=kind, picture_bytes=num_bytes)
+    Step(kind, 4, piece_s=0.0, picture=kind, picture_bytes=num_bytes)
     for kind in ("seen", "new", "refused")
     for num_bytes in (MIB // 8, MIB // 2, 2 * MIB, 8 * MIB)
 )
@@ -160,7 +160,9 @@ class Point:
 
 def capacity_file(num_routers: int) -> ApplicationFile:
     """The embedded default with paced pools of fixed sizes that take no time, and limits that are never reached."""
-    content = paced_content({"pixel_s": 0.0, "patch_s": 0.0, "token_s": 0.0, "max_running": 2048})
+    content = paced_content(
+        {"pixel_s": 0.0, "patch_s": 0.0, "token_s": 0.0, "max_running": 2048, "kv_tokens": 1_000_000}
+    )
     [application] = content["applications"]
     sizes = {"Router": num_routers, "Decoder": NUM_DECODERS}
     for entry in application["deployments"]:

@@ -27,7 +27,7 @@ from cluster.scaling.simulation.simulate import joint_policy, simulate
 from cluster.scaling.simulation.speeds import Speeds
 from tests.helpers.closed_loop import MAX_REPLICAS, MAX_TOKENS, SIDE_PIXELS, TOLD_START_S, WINDOW_S, Load
 from tests.helpers.pace import Pace
-from tests.helpers.paced_engine import CHARS_PER_TOKEN, KV_TOKENS
+from tests.helpers.paced_engine import CHARS_PER_TOKEN
 
 if TYPE_CHECKING:
     from cluster.scaling.simulation.outcomes import SimulationResult
@@ -72,7 +72,7 @@ def paced_speeds(pace: Pace, starts_s: dict[str, float]) -> Speeds:
                 "prefill_tokens_per_s": 1 / pace.token_s,
                 "step_s": pace.step_s,
                 "step_tokens": pace.step_tokens,
-                "kv_tokens": KV_TOKENS,
+                "kv_tokens": pace.kv_tokens,
                 "max_num_seqs": pace.max_running,
                 **shared["decoder"],
             },

@@ -12,7 +12,7 @@ from cluster.messages import Call, FirstPiece
 from cluster.scaling.work import BUSY_S, FULLNESS, OFFERED, WAITING, WORK
 from tests.helpers.ask import chat, text
 from tests.helpers.pace import Pace
-from tests.helpers.paced_engine import DONE, KV_TOKENS, PacedEngine
+from tests.helpers.paced_engine import DONE, PacedEngine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -94,7 +94,7 @@ async def test_an_answer_that_is_left_frees_its_slot() -> None:
 
 async def test_a_prompt_waits_for_room_in_the_kv_cache() -> None:
     """Two requests of 60,000 tokens do not fit into 100,000, so the second starts when the first one has ended."""
-    engine, num_chars = PacedEngine(PACE.model_copy(update={"token_s": 0}), 4), KV_TOKENS * 4 * 6 // 10
+    engine, num_chars = PacedEngine(PACE.model_copy(update={"token_s": 0}), 4), PACE.kv_tokens * 4 * 6 // 10
     first, second = (asyncio.create_task(times(stream(engine, num_chars))) for _ in range(2))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
