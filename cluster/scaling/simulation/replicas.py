@@ -55,6 +55,7 @@ class ReplicaPool(Generic[One]):
         make: Makes a replica with a name.
         start_s: Seconds from the decision to start a replica until it serves.
         max_ongoing: The most calls of one replica at the same time. Further calls wait here, in their order.
+        first_starts_s: The same as ``start_s`` for the first replicas that are started, one after the other.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class ReplicaPool(Generic[One]):
         *,
         start_s: float,
         max_ongoing: float,
+        first_starts_s: Sequence[float] = (),
     ) -> None:
         self.name: Final = name
         self.size: Final = size
@@ -75,6 +77,7 @@ class ReplicaPool(Generic[One]):
         self._clock: Final = clock
         self._make: Final = make
         self._start_s: Final = start_s
+        self._first_starts_s: Final = deque(first_starts_s)
         self._max_ongoing: Final = max_ongoing
         self._starting: Final[dict[Replica, One]] = {}
         self._lives: Final[dict[Replica, _Life]] = {}
@@ -102,7 +105,8 @@ class ReplicaPool(Generic[One]):
         """Starts or removes replicas. Those that are starting go first, then the newest."""
         self.target = target
         for _ in range(target - len(self.running) - len(self._starting)):
-            self._clock.after(self._start_s, partial(self._started, self._add(self._starting)))
+            start_s = self._first_starts_s.popleft() if self._first_starts_s else self._start_s
+            self._clock.after(start_s, partial(self._started, self._add(self._starting)))
         while len(self.running) + len(self._starting) > target:
             if self._starting:
                 self._lives[self._starting.popitem()[0]].gone_s = self._clock.now_s

@@ -51,6 +51,7 @@ def simulate(
     policy: SizingPolicy | None = None,
     seed: int = 0,
     metric_age_s: float = METRIC_AGE_S,
+    starts_s: Mapping[str, Sequence[float]] | None = None,
 ) -> SimulationResult:
     """Simulates a schedule.
 
@@ -62,8 +63,9 @@ def simulate(
         policy: A new policy that decides about the sizes. None: the sizes are fixed.
         seed: The seed of all random choices.
         metric_age_s: The age of the counters that the policy sees, in seconds.
+        starts_s: The seconds of the first starts of each pool, where they differ from the speeds.
     """
-    cluster = SimulatedCluster(speeds, sizes, random.Random(seed))
+    cluster = SimulatedCluster(speeds, sizes, random.Random(seed), starts_s)
     requests, ticks = RequestPath(cluster, arrivals, speeds), Ticks(cluster, policy, speeds, metric_age_s)
     requests.start()
     ticks.start()

@@ -16,7 +16,7 @@ from cluster.scaling.simulation.servers import EncoderReplica, PreprocessorRepli
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from cluster.messages import Replica
     from cluster.scaling.simulation.speeds import Speeds
@@ -29,15 +29,32 @@ class SimulatedCluster:
         speeds: The speeds of the replicas.
         sizes: The sizes of the pools, by name.
         draw: The source of chance.
+        starts_s: The seconds of the first starts of each pool, by name. Further starts, and pools that are not in it,
+            take the time that the speeds give.
     """
 
-    def __init__(self, speeds: Speeds, sizes: Mapping[str, PoolSize], draw: random.Random) -> None:
+    def __init__(
+        self,
+        speeds: Speeds,
+        sizes: Mapping[str, PoolSize],
+        draw: random.Random,
+        starts_s: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         clock: Final = EventClock()
         self.clock: Final = clock
 
         def pool(name: str, make: Callable[[Replica], One]) -> ReplicaPool[One]:
             most = speeds.max_ongoing_requests(name)
-            return ReplicaPool(name, clock, sizes[name], make, start_s=speeds.start_s(name), max_ongoing=most)
+            first_starts_s = (starts_s or {}).get(name, ())
+            return ReplicaPool(
+                name,
+                clock,
+                sizes[name],
+                make,
+                start_s=speeds.start_s(name),
+                max_ongoing=most,
+                first_starts_s=first_starts_s,
+            )
 
         self.routers: Final = pool(
             "router", lambda name: RouterReplica(name, clock, speeds.router, speeds.report_period_s)

@@ -48,6 +48,26 @@ def test_waits_are_those_of_an_m_m_c_queue(load: float, num_servers: int) -> Non
     assert sum(waits_s) / len(waits_s) == pytest.approx(erlang_wait_s(load, num_servers), rel=0.08)
 
 
+def test_the_first_starts_may_take_times_of_their_own() -> None:
+    """With 3 s and 12 s for the first two starts, the third one takes the 10 s of the pool."""
+    clock = EventClock()
+    servers = ReplicaPool(
+        "pool",
+        clock,
+        PoolSize(1, 0, 10),
+        lambda name: OneThread(name, clock),
+        start_s=10,
+        max_ongoing=1,
+        first_starts_s=(3, 12),
+    )
+    servers.resize(4)
+    counts = []
+    for until_s in (2.9, 3.1, 10.1, 12.1):
+        clock.run(until_s=until_s)
+        counts.append(len(servers.running))
+    assert counts == [1, 2, 3, 4]
+
+
 def test_calls_wait_for_a_replica_with_room_in_their_order() -> None:
     """Only as many calls run as the replicas accept. The others follow in the order of arrival."""
     clock, begun = EventClock(), list[tuple[int, OneThread]]()
