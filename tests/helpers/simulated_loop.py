@@ -1,6 +1,8 @@
 """Simulates the loads of ``tests.helpers.closed_loop`` and compares the results with its runs on the real controller.
 
-A simulated start takes as long as the starts of the run took on average, pool by pool.
+The starts of a pool take as long as those of the run, one after the other. Further starts take their mean. The real
+runs follow each other in one cluster, and its policy keeps what it has learnt. So one policy is used for all
+simulations, in the same order.
 
 python -m tests.helpers.simulated_loop runs        the folder that closed_loop wrote
 """
@@ -25,31 +27,49 @@ from cluster.scaling.simulation.outcomes import quantile
 from cluster.scaling.simulation.replicas import PoolSize
 from cluster.scaling.simulation.simulate import joint_policy, simulate
 from cluster.scaling.simulation.speeds import Speeds
-from tests.helpers.closed_loop import MAX_REPLICAS, MAX_TOKENS, SIDE_PIXELS, TOLD_START_S, WINDOW_S, Load
+from tests.helpers.closed_loop import (
+    MAX_REPLICAS,
+    MAX_TOKENS,
+    SIDE_PIXELS,
+    SLOWNESS,
+    TOLD_START_S,
+    WINDOW_S,
+    Load,
+)
 from tests.helpers.pace import Pace
 from tests.helpers.paced_engine import CHARS_PER_TOKEN
 
 if TYPE_CHECKING:
+    from cluster.scaling.policy import JointPolicy
     from cluster.scaling.simulation.outcomes import SimulationResult
 
 START_S: Final = 6.5
 """The seconds that a paced replica takes to start on two busy cores, if the run has no start."""
+METRIC_AGE_S: Final = 1.5
+"""The age of the counters when the policy decides. Measured (two busy cores, a load of long texts, 2026-11-30): 1.5 s,
+the mean of preprocessors, encoders and decoders."""
 DIGEST: Final = "0" * 64
 """Stands for a picture. All digests have the same length."""
 
 
-def starts_s(run: dict[str, Any]) -> dict[str, float]:
-    """The mean seconds from the rise of a target to the replica that runs, by pool. A pool without a start has the mean
-    of the others."""
+def starts_s(run: dict[str, Any]) -> dict[str, list[float]]:
+    """The seconds of each start of a run, by pool: from the rise of the target to the replica that runs."""
     found: dict[str, list[float]] = {}
     for pool in POOLS:
         name = getattr(PrismConfig(), pool).deployment
         asked_s: deque[float] = deque()
         for before, sample in itertools.pairwise(run["samples"]):
             asked_s.extend([sample["at_s"]] * (sample["target"][name] - before["target"][name]))
+            while len(asked_s) > max(0, sample["target"][name] - before["running"][name]):
+                asked_s.pop()  # the target fell before it had started
             for _ in range(sample["running"][name] - before["running"][name]):
                 if asked_s:
                     found.setdefault(pool, []).append(sample["at_s"] - asked_s.popleft())
+    return found
+
+
+def mean_starts_s(found: dict[str, list[float]]) -> dict[str, float]:
+    """The mean of the starts, by pool. A pool without a start has the mean of the others."""
     known = [start_s for times in found.values() for start_s in times]
     others_s = fmean(known) if known else START_S
     return {pool: fmean(found[pool]) if pool in found else others_s for pool in POOLS}
@@ -99,15 +119,49 @@ def arrival(load: Load, number: int) -> Arrival:
     )
 
 
-def simulated(load: Load, run: dict[str, Any]) -> SimulationResult:
-    """Simulates the load of a run with the policy of the live cluster."""
-    speeds = paced_speeds(Pace(), starts_s(run))
-    sizes = {pool: PoolSize(1, 1, 1 if pool == "router" else MAX_REPLICAS) for pool in POOLS}
+def first_policy() -> JointPolicy:
+    """The policy of a new cluster."""
     settings = ScalingSettings(acts=True, ttft_slo_s=2.0, window_s=WINDOW_S)
-    heading = Heading(source="closed loop", seed=load.seed, duration_s=run["samples"][-1]["at_s"])
+    return joint_policy(paced_speeds(Pace(), dict.fromkeys(POOLS, TOLD_START_S)), settings)
+
+
+def simulated(load: Load, run: dict[str, Any], policy: JointPolicy) -> SimulationResult:
+    """Simulates the load of a run.
+
+    Args:
+        load: The load.
+        run: The run on the real controller.
+        policy: The policy of the cluster, with everything that it has learnt in the runs before.
+    """
     arrivals = [arrival(load, number) for number in range(len(load.arrivals))]
-    policy = joint_policy(paced_speeds(Pace(), dict.fromkeys(POOLS, TOLD_START_S)), settings)
-    return simulate(heading, arrivals, speeds, sizes, policy=policy)
+    return _played(arrivals, run["samples"][-1]["at_s"], Pace(), starts_s(run), policy)
+
+
+def simulate_slow(load: Load, run: dict[str, Any], policy: JointPolicy) -> None:
+    """Simulates a load with slow preprocessors, so that the policy learns their speed as in the real run.
+
+    A speed is fixed in a simulation. The times before, while and after the preprocessors are slow are therefore three
+    simulations, and each of them begins with one replica in each pool. Their results are not used.
+    """
+    arrivals = [arrival(load, number) for number in range(len(load.arrivals))]
+    slow_s = load.before_s, load.before_s + load.spike_s
+    for first_s, last_s, slowness in (
+        (0.0, slow_s[0], 1.0),
+        (*slow_s, SLOWNESS),
+        (slow_s[1], run["samples"][-1]["at_s"], 1.0),
+    ):
+        part = [one.model_copy(update={"at_s": one.at_s - first_s}) for one in arrivals if first_s <= one.at_s < last_s]
+        pace = Pace(pixel_s=Pace().pixel_s * slowness)
+        _played(part, last_s - first_s, pace, starts_s(run), policy)
+
+
+def _played(
+    arrivals: list[Arrival], duration_s: float, pace: Pace, starts_s: dict[str, list[float]], policy: JointPolicy
+) -> SimulationResult:
+    speeds = paced_speeds(pace, mean_starts_s(starts_s))
+    sizes = {pool: PoolSize(1, 1, 1 if pool == "router" else MAX_REPLICAS) for pool in POOLS}
+    heading = Heading(source="closed loop", seed=0, duration_s=duration_s)
+    return simulate(heading, arrivals, speeds, sizes, policy=policy, metric_age_s=METRIC_AGE_S, starts_s=starts_s)
 
 
 def share_within_one(run: dict[str, Any], result: SimulationResult, pool: str) -> float:
@@ -125,14 +179,17 @@ def share_within_one(run: dict[str, Any], result: SimulationResult, pool: str) -
 
 
 def main() -> None:
-    """Prints a line for each run. Runs with slow preprocessors are left out: a speed is fixed in the simulation."""
+    """Prints a line for each run, but not for runs with slow preprocessors."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
-    for path in sorted(parser.parse_args().runs.glob("joint-*.json")):
-        run = json.loads(path.read_text())
+    runs = [json.loads(path.read_text()) for path in parser.parse_args().runs.glob("joint-*.json")]
+    policy = first_policy()
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        load = Load.random(run["seed"])
         if run["kind"] == "slow preprocessors":
+            simulate_slow(load, run, policy)
             continue
-        result = simulated(Load.random(run["seed"]), run)
+        result = simulated(load, run, policy)
         times = []
         for share in (0.5, 0.95):
             real_s, said_s = quantile((ttft_s for _, ttft_s in run["ttfts"]), share), result.ttft_s(share)
