@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 CHARS_PER_TOKEN: Final = 4
 DONE: Final = "data: [DONE]\n\n"
+MAX_UNTAKEN: Final = 2
+"""An answer with so many pieces that its reader has not taken gets no further one. vLLM would join them, and a
+measurement of pieces needs them apart. Without a limit, an engine that catches up leaves its readers no time."""
 
 
 @dataclass(eq=False, slots=True)
@@ -224,13 +227,13 @@ class PacedEngine:
         return started
 
     def _end(self, step: _Step) -> None:
-        """Gives each request of a step its next piece, unless its client is gone."""
+        """Gives each request of a step its next piece, unless its client is gone or far behind."""
         for one in step.prefilled:
             if one in self._running:
                 one.first_token_s = step.ends_s
                 self._prefills.done(one.num_prompt_tokens, 0, one.scheduled_s, one.first_token_s)
         for one in (*step.decoding, *step.prefilled):
-            if one in self._running:
+            if one in self._running and one.pieces.qsize() < MAX_UNTAKEN:
                 one.advance()
                 if one.is_done:
                     self._remove(one)

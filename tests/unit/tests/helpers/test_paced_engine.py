@@ -92,6 +92,17 @@ async def test_an_answer_that_is_left_frees_its_slot() -> None:
     assert engine.stats() == {"waiting": 0, "running": 0, "queued_tokens": 0, "kv_use": 0.0}
 
 
+async def test_an_answer_waits_for_its_reader() -> None:
+    """An answer whose reader stops for 20 steps is not whole after them, and loses no token."""
+    engine = PacedEngine(PACE, 4)
+    slow = stream(engine, max_tokens=10)
+    assert isinstance(await anext(slow), FirstPiece)
+    await times(stream(engine, max_tokens=20))
+    assert engine.stats()["running"] == 1
+    assert len([piece async for piece in slow]) == 10  # nine tokens, and the end
+    assert engine.stats()["running"] == 0
+
+
 async def test_a_prompt_waits_for_room_in_the_kv_cache() -> None:
     """Two requests of 60,000 tokens do not fit into 100,000, so the second starts when the first one has ended."""
     engine, num_chars = PacedEngine(PACE.model_copy(update={"token_s": 0}), 4), PACE.kv_tokens * 4 * 6 // 10
