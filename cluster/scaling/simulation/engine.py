@@ -73,12 +73,13 @@ class _Steps:
     """The sequences whose prompts are done at their end."""
     num_tokens: int = 0
     """The tokens of prompts that they compute."""
-    prefill_s: float = 0.0
-    """The seconds that these tokens take."""
 
 
 class DecoderReplica(SimReplica):
     """A decoder. Its work is counted in tokens of prompts that are computed.
+
+    The work is counted as ``PrefillLog`` counts it for a real engine: a prompt waits until its first token is there,
+    and is done then. The engine is busy in all steps that compute tokens of prompts.
 
     ``pictures`` has the pictures whose embeddings it keeps. ``pulls`` has the pictures that it waits for, each
     with the actions to run when it is there. ``routes`` is its own view of the encoders.
@@ -103,7 +104,8 @@ class DecoderReplica(SimReplica):
 
     @property
     def waiting(self) -> float:
-        return sum(one.num_new_tokens for one in self._queue)
+        ends_now = self._steps.done if self._steps else []
+        return sum(one.num_new_tokens for one in (*self._queue, *self._prefilling, *ends_now))
 
     @property
     def kv_use(self) -> float:
@@ -118,7 +120,7 @@ class DecoderReplica(SimReplica):
     def stats(self) -> dict[str, float]:
         """The report to the request routers."""
         return {
-            "queued_tokens": self.waiting + sum(one.num_left for one in self._prefilling),
+            "queued_tokens": self.waiting,
             "waiting": len(self._queue),
             "running": len(self._prefilling) + len(self._decoding),
             "kv_use": self.kv_use,
@@ -191,10 +193,9 @@ class DecoderReplica(SimReplica):
             num_taken = min(room_tokens - step.num_tokens, sequence.num_left)
             sequence.num_left -= num_taken
             step.num_tokens += num_taken
-            step.prefill_s += num_taken * sequence.token_s
+            step.step_s += num_taken * sequence.token_s
             if not sequence.num_left:
                 step.done.append(self._prefilling.popleft())
-        step.step_s += step.prefill_s
 
     def _schedule(self, steps: _Steps) -> None:
         self._steps = steps
@@ -204,8 +205,8 @@ class DecoderReplica(SimReplica):
         if steps is not self._steps:  # it was cut short
             return
         self._num_steps += steps.num_steps
-        self.done += steps.num_tokens
-        self.busy_s += steps.prefill_s
+        self.done += sum(one.num_new_tokens for one in steps.done)
+        self.busy_s += steps.step_s if steps.num_tokens else 0.0
         ended = []
         while self._decoding and self._decoding[0][0] <= self._num_steps:
             ended.append(heapq.heappop(self._decoding)[2])

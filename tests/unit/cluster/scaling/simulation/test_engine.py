@@ -61,7 +61,7 @@ def test_one_request_takes_its_prefill_and_one_step_per_token() -> None:
     run.clock.run()
     assert (run.firsts_s, run.ends_s) == ([0.12], [0.18])
     assert run.decoder.done == 100
-    assert run.decoder.busy_s == pytest.approx(0.1)
+    assert run.decoder.busy_s == pytest.approx(0.12)
 
 
 def test_a_long_prompt_takes_several_steps() -> None:
@@ -70,6 +70,19 @@ def test_a_long_prompt_takes_several_steps() -> None:
     run.send(arrival(0.0, text_tokens=1200))
     run.clock.run()
     assert run.firsts_s == run.ends_s == [1.26]
+
+
+def test_work_is_counted_as_by_a_real_engine() -> None:
+    """A prompt waits until its first token is there, and is done then. Steps with prompt tokens are busy in full:
+    120 ms for the first prompt, and 1,260 ms for the second one, whose three steps begin at 5 s."""
+    run = Run()
+    run.send(arrival(0.0, output_tokens=3))
+    run.send(arrival(5.0, text_tokens=1200))
+    run.clock.run(until_s=6.0)
+    assert (run.decoder.waiting, run.decoder.stats()["queued_tokens"], run.decoder.done) == (1200, 1200, 100)
+    run.clock.run()
+    assert (run.decoder.waiting, run.decoder.done) == (0, 1300)
+    assert run.decoder.busy_s == pytest.approx(0.12 + 1.26)
 
 
 def test_a_prompt_that_arrives_between_two_steps_starts_with_the_next_one() -> None:
@@ -100,7 +113,7 @@ def test_a_request_waits_until_the_kv_cache_has_room_for_all_of_it() -> None:
     run = Run()
     for _ in range(2):
         run.send(arrival(0.0, text_tokens=1000, output_tokens=100))
-    run.clock.run(until_s=1.0)
+    run.clock.run(until_s=1.1)
     assert run.decoder.kv_use == 0.55
     assert run.decoder.waiting == 1000
     run.clock.run()
@@ -169,5 +182,5 @@ def test_every_request_ends_once_and_after_its_prefill() -> None:
     assert len(run.waits_s) == len(run.firsts_s) == len(run.ends_s) == 500
     assert min(run.waits_s) >= 0
     assert run.decoder.done == run.decoder.offered == sum(one.text_tokens for one in arrivals)
-    assert run.decoder.busy_s == pytest.approx(run.decoder.done / 1000)
+    assert run.decoder.done / 1000 < run.decoder.busy_s < max(run.ends_s)
     assert run.decoder.stats() == {"queued_tokens": 0, "waiting": 0, "running": 0, "kv_use": 0}

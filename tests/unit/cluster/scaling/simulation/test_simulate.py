@@ -166,7 +166,7 @@ def spike(seed: int = 0) -> tuple[SimulationResult, float]:
     slow_tower = FAST.model_copy(
         update={
             "encoder": FAST.encoder.model_copy(update={"patch_s": 0.0002}),
-            "decoder": FAST.decoder.model_copy(update={"prefill_tokens_per_s": 40_000}),
+            "decoder": FAST.decoder.model_copy(update={"prefill_tokens_per_s": 40_000, "step_s": 0.005}),
         }
     )
     bounds = {name: replace(size, min_replicas=1, max_replicas=20) for name, size in sizes().items()}
