@@ -20,6 +20,10 @@ BINARY: Final = "RAY_SERVE_HAPROXY_BINARY_PATH"
 LEAN: Final = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # Prism's own /metrics counts requests by status
+    # A Router that ends may close a connection whose request it has not read. HAProxy sends such a request once more,
+    # to another Router. It can do so only if it had the whole request, of 16 KiB at most, when it sent it first.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "1",
     # Prism never blocks an event loop, so Serve's part of a replica and Prism's can share one.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
@@ -49,8 +53,9 @@ def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(round(max_stream_s)),
         "RAY_task_events_report_interval_ms": "0",  # only Ray's dashboard shows them, and it does not run here
-        # A Router that is to go serves on until HAProxy knows. No other load balancer has to notice.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        # A Router that is to go serves on until HAProxy knows. No other load balancer has to notice. Ray waits 30 s.
+        # Measured (EPYC, two shared cores, load average 9, 2026-11-30): HAProxy knew after 0.6 and 1.5 s.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     }
 
 
