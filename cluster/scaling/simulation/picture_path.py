@@ -56,6 +56,7 @@ class PicturePath:
         encoders: The pool of encoders.
         preprocessors: The pool of preprocessors.
         draw: The source of chance.
+        path_s: Seconds on the way of a picture from an encoder in which no pool works for it.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class PicturePath:
         encoders: ReplicaPool[EncoderReplica],
         preprocessors: ReplicaPool[PreprocessorReplica],
         draw: random.Random,
+        path_s: float = 0.0,
     ) -> None:
         self._clock: Final = clock
         self._encoders: Final = encoders
         self._preprocessors: Final = preprocessors
         self._draw: Final = draw
+        self._path_s: Final = path_s
         self._makings: Final[dict[Digest, _Making]] = {}
         self._num_calls = 0
         self.num_made = 0
@@ -179,7 +182,10 @@ class PicturePath:
     def _answer(self, pull: _Pull, encoder: EncoderReplica, waits_s: dict[str, float]) -> None:
         self._encoders.release(encoder)
         pull.decoder.routes.ended(pull.call)
-        self._arrived(pull, waits_s)
+        if self._path_s:
+            self._clock.after(self._path_s, partial(self._arrived, pull, waits_s))
+        else:
+            self._arrived(pull, waits_s)
 
     def _arrived(self, pull: _Pull, waits_s: dict[str, float]) -> None:
         pull.decoder.pictures.use(pull.picture.digest, pull.picture.num_tokens)

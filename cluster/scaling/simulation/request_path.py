@@ -60,6 +60,7 @@ class RequestPath:
         self._prompts: Final = PromptMaker(speeds.processor)
         self._kv_tokens: Final = speeds.decoder.kv_tokens
         self._max_in_flight: Final = speeds.router.max_in_flight
+        self._path_s: Final = speeds.request_path_s
         self.num_ended = 0
 
     def start(self) -> None:
@@ -94,6 +95,12 @@ class RequestPath:
         router.read(pixels, partial(request.note, "router"), partial(self._read, request, router))
 
     def _read(self, request: _Request, router: RouterReplica) -> None:
+        if self._path_s:
+            self._clock.after(self._path_s, partial(self._call, request, router))
+        else:
+            self._call(request, router)
+
+    def _call(self, request: _Request, router: RouterReplica) -> None:
         request.since_s = self._clock.now_s
         self._cluster.decoders.call(
             partial(self._choose_decoder, request, router), partial(self._at_decoder, request, router)

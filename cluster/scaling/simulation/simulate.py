@@ -4,9 +4,9 @@ In: a schedule, the speeds of replicas, the sizes of the pools, and maybe a poli
 pools over time, and GPU-hours. The same arguments give the same result.
 
 The request takes the path of ``docs/path.md``. Routing is ``cluster.routing``, batches are
-``cluster.encode.batching``, and sizes are decided by ``cluster.scaling.policy``. The network, the transport of
-embeddings, deadlines, failures and retries are not simulated. Claims between encoders are known at once, so a picture
-is never encoded twice at the same time.
+``cluster.encode.batching``, and sizes are decided by ``cluster.scaling.policy``. The network and the transport of
+embeddings take constant times. Deadlines, failures and retries are not simulated. Claims between encoders are known at
+once, so a picture is never encoded twice at the same time.
 """
 
 from __future__ import annotations

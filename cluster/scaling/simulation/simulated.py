@@ -72,4 +72,4 @@ class SimulatedCluster:
             self.encoders,
             self.decoders,
         )
-        self.pictures: Final = PicturePath(clock, self.encoders, self.preprocessors, draw)
+        self.pictures: Final = PicturePath(clock, self.encoders, self.preprocessors, draw, speeds.picture_path_s)

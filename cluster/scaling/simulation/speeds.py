@@ -101,6 +101,11 @@ class Speeds(Frozen):
     """The vision encoders."""
     decoder: DecoderSpeeds
     """The decoders."""
+    request_path_s: float = Field(default=0.0, ge=0)
+    """Seconds before the first token of a request in which no pool works for it: the proxies, calls between processes,
+    and the rendering of the prompt."""
+    picture_path_s: float = Field(default=0.0, ge=0)
+    """The same for a picture that a decoder gets from an encoder: calls between processes, and the embedding's way."""
     processor: ProcessorSettings = ProcessorSettings()
     """The settings of the checkpoint's processor: how many patches and tokens a picture has."""
     report_period_s: float = Field(default=1.0, gt=0)

@@ -13,11 +13,20 @@ import pytest
 from PIL import Image
 
 from cluster.scaling.simulation.speeds import Speeds
-from deployments.local.measure import ANSWER_TOKENS, Prober, line_through, measure_pictures, measure_router
+from deployments.local.measure import (
+    ANSWER_TOKENS,
+    Prober,
+    line_through,
+    measure_path,
+    measure_pictures,
+    measure_router,
+)
 
 PIXEL_S, PICTURE_S = 2e-8, 0.003
 PATCH_S, RUN_S = 0.0005, 0.002
 REQUEST_S, TOKEN_S, READING_S = 0.004, 0.0002, 0.4
+PATH_S, PICTURE_PATH_S = 0.03, 0.008
+STEP_S, PREFILL_TOKENS_PER_S = 0.01, 1000.0
 
 
 class MadeUpCluster:
@@ -45,7 +54,7 @@ class MadeUpCluster:
         if body.get("stream"):
             self.router_cpu_s += TOKEN_S * (ANSWER_TOKENS - 1)
             return httpx.Response(200, text='data: {"content": "a"}\n\n' * ANSWER_TOKENS + "data: [DONE]\n\n")
-        num_tokens, timing = 9, {"parse": 0.1}
+        num_tokens, timing = 9, {"transfer": 1000 * PATH_S, "stream": 77.0}
         for part in body["messages"][0]["content"]:
             if part["type"] == "image_url":
                 data = base64.b64decode(part["image_url"]["url"].partition(",")[2])
@@ -56,6 +65,8 @@ class MadeUpCluster:
                 num_tokens += num_patches // 4
                 timing["preprocess"] = 1000 * (PICTURE_S + width * height * PIXEL_S)
                 timing["encode"] = 1000 * (RUN_S + num_patches * PATCH_S)
+                timing["transfer"] += 1000 * PICTURE_PATH_S
+        timing["prefill"] = 1000 * (STEP_S + num_tokens / PREFILL_TOKENS_PER_S)
         header = ", ".join(f"{stage};dur={duration_ms:g}" for stage, duration_ms in timing.items())
         return httpx.Response(200, json={"usage": {"prompt_tokens": num_tokens}}, headers={"server-timing": header})
 
@@ -84,6 +95,21 @@ def test_the_cost_of_a_router_is_found(prober: Prober) -> None:
     """Requests and tokens are told apart by the CPU seconds of short and of long answers. Neither other pools nor the
     readings themselves count."""
     assert measure_router(prober) == pytest.approx({"request_s": REQUEST_S, "token_s": TOKEN_S}, rel=1e-3)
+
+
+def test_the_time_between_the_pools_is_what_their_work_leaves(prober: Prober) -> None:
+    """A lone request takes the time of the pools' work and the time between them. The time of the stream is no part."""
+    speeds = Speeds.model_validate(
+        {
+            "router": {"request_s": REQUEST_S, "picture_s": 0, "pixel_s": 0},
+            "preprocessor": {"picture_s": PICTURE_S, "pixel_s": PIXEL_S},
+            "encoder": {"run_s": RUN_S, "patch_s": PATCH_S},
+            "decoder": {"prefill_tokens_per_s": PREFILL_TOKENS_PER_S, "step_s": STEP_S, "kv_tokens": 1},
+        }
+    )
+    found = measure_path(prober, speeds)
+    assert found["request_path_s"] == pytest.approx(PATH_S - REQUEST_S, rel=1e-3)
+    assert found["picture_path_s"] == pytest.approx(PICTURE_PATH_S, rel=1e-3)
 
 
 def test_prompts_share_no_beginning(prober: Prober) -> None:

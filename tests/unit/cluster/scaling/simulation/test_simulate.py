@@ -38,6 +38,19 @@ def test_one_request_takes_the_time_of_each_stage() -> None:
     assert sum(outcome.waits_s.values()) == pytest.approx(0)
 
 
+def test_the_time_between_pools_delays_requests_and_new_pictures() -> None:
+    """50 ms of every request, and 30 ms more of a picture that the decoder lacks, delay the first token. They keep no
+    pool busy."""
+    slow = ROUND.model_copy(update={"request_path_s": 0.05, "picture_path_s": 0.03})
+    arrivals = [arrival(0.0, "a"), arrival(10.0, "a"), arrival(20.0)]
+    fast, late = (simulate(heading(), arrivals, speeds, sizes()) for speeds in (ROUND, slow))
+    delays_s = [
+        (after.ttft_s or 0) - (before.ttft_s or 0) for before, after in zip(fast.requests, late.requests, strict=True)
+    ]
+    assert delays_s == pytest.approx([0.08, 0.05, 0.05])
+    assert late.busy_shares == pytest.approx(fast.busy_shares)
+
+
 def test_the_second_request_waits_for_the_first() -> None:
     """Two texts at the same time are read one after the other. The second reaches the engine during the first's step
     of 120 ms, which began at 10 ms, and its own step takes 120 ms more: 0.25 s."""
