@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.scaling.simulation.speeds import Speeds
+from cluster.scaling.simulation.speeds import RouterSpeeds, Speeds
 from deployments.local.entries import DEPLOYMENTS
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ NUM_REPEATS: Final = 5
 ANSWER_TOKENS: Final = 32
 NUM_READINGS: Final = 4
 NUM_ALONE: Final = 15
+WORK: Final = frozenset({"preprocess", "encode", "prefill", "stream"})
+"""The stages of a waterfall in which pools work, as far as their speeds tell."""
 NUM_ROUTED: Final = 80
 NUM_AT_A_TIME: Final = 8
 """The number of requests in flight while a Router is measured. A process that handles several events each time it wakes
@@ -185,31 +187,27 @@ def measure_router(prober: Prober) -> dict[str, float]:
     return {"request_s": max(request_s, 0.0), "token_s": max(token_s, 0.0)}
 
 
-def measure_path(prober: Prober, speeds: Speeds) -> dict[str, float]:
+def measure_path(prober: Prober, router: RouterSpeeds) -> dict[str, float]:
     """The seconds before the first token in which no pool works for a request, by the names of their fields.
 
-    They are the time of a lone request, less the time of the work of the pools.
+    They are the time of a lone request, less the stages of its waterfall in which a pool works, and less the CPU time
+    of its Router.
 
     Args:
         prober: Asks the cluster.
-        speeds: The speeds of the pools, without these seconds.
+        router: The CPU seconds of Routers.
     """
     text = [prober.ask([prober.text(8)]) for _ in range(NUM_ALONE)]
     picture = [prober.ask([prober.picture(SIDES_PIXELS[1]), prober.text(8)]) for _ in range(NUM_ALONE)]
-    decoder, router, preprocessor, encoder = speeds.decoder, speeds.router, speeds.preprocessor, speeds.encoder
-
-    def left_s(asked: Sequence[tuple[int, dict[str, float]]]) -> tuple[float, float]:
-        """The tokens of the prompts, and their time without that of the Router and the decoder. Both are medians."""
-        num_tokens = statistics.median(count for count, _ in asked)
-        ttft_s = statistics.median(sum(s for stage, s in spent.items() if stage != "stream") for _, spent in asked)
-        return num_tokens, ttft_s - router.request_s - decoder.step_s - num_tokens / decoder.prefill_tokens_per_s
-
-    (num_text_tokens, text_s), (num_tokens, picture_s) = left_s(text), left_s(picture)
-    num_patches, num_pixels = PATCHES_PER_TOKEN * (num_tokens - num_text_tokens), SIDES_PIXELS[1] ** 2
-    work_s = router.picture_s + preprocessor.picture_s + encoder.run_s + num_patches * encoder.patch_s
-    work_s += num_pixels * (router.pixel_s + preprocessor.pixel_s)
-    request_path_s = max(text_s, 0.0)
-    return {"request_path_s": request_path_s, "picture_path_s": max(picture_s - request_path_s - work_s, 0.0)}
+    text_s, picture_s = (
+        statistics.median(sum(s for stage, s in spent.items() if stage not in WORK) for _, spent in asked)
+        for asked in (text, picture)
+    )
+    router_picture_s = router.picture_s + SIDES_PIXELS[1] ** 2 * router.pixel_s
+    return {
+        "request_path_s": max(text_s - router.request_s, 0.0),
+        "picture_path_s": max(picture_s - text_s - router_picture_s, 0.0),
+    }
 
 
 def measure_all(prober: Prober, say: Callable[[str], None]) -> Speeds:
@@ -240,7 +238,7 @@ def measure_all(prober: Prober, say: Callable[[str], None]) -> Speeds:
         }
     )
     say("the time between the pools")
-    return speeds.model_copy(update=measure_path(prober, speeds))
+    return speeds.model_copy(update=measure_path(prober, speeds.router))
 
 
 def measure(

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from cluster.scaling.simulation.speeds import Speeds
+from cluster.scaling.simulation.speeds import RouterSpeeds, Speeds
 from deployments.local.measure import (
     ANSWER_TOKENS,
     Prober,
@@ -98,16 +98,8 @@ def test_the_cost_of_a_router_is_found(prober: Prober) -> None:
 
 
 def test_the_time_between_the_pools_is_what_their_work_leaves(prober: Prober) -> None:
-    """A lone request takes the time of the pools' work and the time between them. The time of the stream is no part."""
-    speeds = Speeds.model_validate(
-        {
-            "router": {"request_s": REQUEST_S, "picture_s": 0, "pixel_s": 0},
-            "preprocessor": {"picture_s": PICTURE_S, "pixel_s": PIXEL_S},
-            "encoder": {"run_s": RUN_S, "patch_s": PATCH_S},
-            "decoder": {"prefill_tokens_per_s": PREFILL_TOKENS_PER_S, "step_s": STEP_S, "kv_tokens": 1},
-        }
-    )
-    found = measure_path(prober, speeds)
+    """A lone request takes the time of the pools' work and the time between them. The stream is no part of either."""
+    found = measure_path(prober, RouterSpeeds(request_s=REQUEST_S, picture_s=0, pixel_s=0))
     assert found["request_path_s"] == pytest.approx(PATH_S - REQUEST_S, rel=1e-3)
     assert found["picture_path_s"] == pytest.approx(PICTURE_PATH_S, rel=1e-3)
 
