@@ -36,7 +36,8 @@ at the port of ``--port``. ``proxy_location`` makes no difference on one node.""
 DRAINING: Final = {"graceful_shutdown_timeout_s": 20.0, "graceful_shutdown_wait_loop_s": 0.25}
 """How long a replica that is to end may work on its requests, and how often it looks whether they are done. Both also
 bound what Ctrl-C waits for, because Serve ends one pool after the other. Measured (EPYC, two shared cores, 2026-11-30,
-idle paced pools): Ctrl-C ends a cluster in 13.2 s with Serve's default look every 2 s → 8.3 s."""
+idle paced pools, and a Router that drains for 2 s): Ctrl-C ends a cluster in 13.2 s with Serve's default look every
+2 s → 8.3 s. Since Routers drain for 5 s it takes 11.0 s."""
 
 
 class NoUserConfig(Frozen):
