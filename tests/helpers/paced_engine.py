@@ -82,9 +82,8 @@ class _Sequence:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step: when it begins and ends, the answers that get their next piece, and the prompts that are done with it."""
+    """A step: when it ends, the answers that get their next piece, and the prompts that are done with it."""
 
-    begins_s: float
     ends_s: float
     decoding: list[_Sequence]
     prefilled: list[_Sequence]
@@ -193,13 +192,12 @@ class PacedEngine:
             last_s: The end of the last step. The new one begins then, or when its newest request arrived if that was
                 later.
         """
-        decoding = [*self._running]
+        decoding = [one for one in self._running if not one.num_left]
         started = self._admitted()
         begins_s = max([last_s, *(one.arrived_s for one in started)])
         for one in started:
             one.scheduled_s = begins_s
         step_s = max((one.pace.step_s for one in self._running), default=0.0)
-        decoding = [one for one in decoding if not one.num_left]
         room, prefill_s, prefilled = max(1, self._pace.step_tokens - len(decoding)), 0.0, []
         for one in self._running:
             if one.num_left and room:
@@ -209,7 +207,7 @@ class PacedEngine:
                 prefill_s += num_taken * one.pace.token_s
                 if not one.num_left:
                     prefilled.append(one)
-        return _Step(begins_s, begins_s + step_s + prefill_s, decoding, prefilled)
+        return _Step(begins_s + step_s + prefill_s, decoding, prefilled)
 
     def _admitted(self) -> list[_Sequence]:
         """Starts the requests for which there is room, in the order of their arrival."""

@@ -79,8 +79,8 @@ def paced_speeds(pace: Pace, starts_s: dict[str, float]) -> Speeds:
     """The speeds of the paced stages, with the time that their calls take.
 
     Measured (two cores, no load, 2026-11-30), without the time of the stages: a request 13 ms, and its picture 18 ms
-    more. Only the simulated Router delays each request once, so it gets both times. Next to their paced time, a picture
-    keeps a preprocessor busy for 0.3 ms and an encoder for 0.8 ms.
+    more. The simulated Router takes both times, and is busy for them. Next to their paced time, a picture keeps a
+    preprocessor busy for 0.3 ms and an encoder for 0.8 ms.
     """
     shared = {pool: {"max_ongoing_requests": 64, "start_s": start_s} for pool, start_s in starts_s.items()}
     return Speeds.model_validate(
@@ -119,6 +119,11 @@ def arrival(load: Load, number: int) -> Arrival:
     )
 
 
+def all_arrivals(load: Load) -> list[Arrival]:
+    """All arrivals of a load, in their order."""
+    return [arrival(load, number) for number in range(len(load.arrivals))]
+
+
 def first_policy() -> JointPolicy:
     """The policy of a new cluster."""
     settings = ScalingSettings(acts=True, ttft_slo_s=2.0, window_s=WINDOW_S)
@@ -133,8 +138,7 @@ def simulated(load: Load, run: dict[str, Any], policy: JointPolicy) -> Simulatio
         run: The run on the real controller.
         policy: The policy of the cluster, with everything that it has learnt in the runs before.
     """
-    arrivals = [arrival(load, number) for number in range(len(load.arrivals))]
-    return _played(arrivals, run["samples"][-1]["at_s"], Pace(), starts_s(run), policy)
+    return _played(all_arrivals(load), run["samples"][-1]["at_s"], Pace(), starts_s(run), policy)
 
 
 def simulate_slow(load: Load, run: dict[str, Any], policy: JointPolicy) -> None:
@@ -143,7 +147,7 @@ def simulate_slow(load: Load, run: dict[str, Any], policy: JointPolicy) -> None:
     A speed is fixed in a simulation. The times before, while and after the preprocessors are slow are therefore three
     simulations, and each of them begins with one replica in each pool. Their results are not used.
     """
-    arrivals = [arrival(load, number) for number in range(len(load.arrivals))]
+    arrivals = all_arrivals(load)
     slow_s = load.before_s, load.before_s + load.spike_s
     for first_s, last_s, slowness in (
         (0.0, slow_s[0], 1.0),

@@ -16,7 +16,7 @@ CLUSTER = """
     import ray
     from ray import serve
     from ray.cluster_utils import Cluster
-    from deployments.ray_serve.status import read_pool_states
+    from deployments.ray_serve.status import controller_client, read_pool_states
     from tests.helpers.closed_loop import paced_file
     from tests.helpers.launching import PRISM
     from tests.helpers.waiting import wait_until
@@ -29,7 +29,7 @@ CLUSTER = """
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         content = paced_file("joint").serve.model_dump(exclude_unset=True)
         content["applications"][0]["args"]["decoder"] |= {"device": "cuda", "tensor_parallel_size": 4}
-        serve.context._get_global_client().deploy_apps(type(paced_file("joint").serve).model_validate(content))
+        controller_client().deploy_apps(type(paced_file("joint").serve).model_validate(content))
         wait_until(lambda: read_pool_states().get("Router", {}).get("status") == "HEALTHY", 120, "no Router")
         shown = subprocess.run([PRISM, "status", "--url", f"http://127.0.0.1:{port}"], capture_output=True, text=True)
         print(json.dumps([shown.returncode, shown.stdout, shown.stderr]))
