@@ -26,8 +26,8 @@ NUM_BEFORE, NUM_AFTER = 40, 80
 """Requests that are sent before and after the death."""
 NOTICED_S = 1
 """HAProxy notices within this time that a Router is gone."""
-SENT_BEFORE_S = 0.1
-"""A call that was sent before the first failure was known may arrive so much later."""
+SENT_BEFORE_S = 0.5
+"""A call that was sent before the first failure was known may arrive so much later, on a machine that is busy."""
 
 
 async def statuses_around_a_death(
@@ -61,7 +61,7 @@ async def test_an_engine_that_dies_fails_no_request(
     launched: Launched, client: httpx.AsyncClient, records: Path
 ) -> None:
     """While requests come at 20/s, one of two engines is killed. Every request is answered, and no Router sends the
-    dead engine another request after the first one that it failed."""
+    dead engine another request after the first failure that it saw. Routers learn of a failure each for itself."""
     await is_running(client, "Decoder", 2)
     victim, _ = replicas(launched.root, "Decoder", at_least=2)
     start_s = time.monotonic()
@@ -70,16 +70,18 @@ async def test_an_engine_that_dies_fails_no_request(
     )
     assert statuses == [200] * (NUM_BEFORE + NUM_AFTER)
     calls = calls_between(records, start_s, time.monotonic())
+    failures = [call for call in calls if call.function == "Attempts.can_retry"]
     known_s: dict[int, float] = {}  # when each Router saw its first failure
-    for call in calls:
-        if call.function == "Attempts.can_retry":
-            known_s.setdefault(call.pid, call.at_s)
+    for call in failures:
+        known_s.setdefault(call.pid, call.at_s)
     assert known_s
-    served = [call for call in calls if call.function == "Decoder.generate"]
-    after = [call for call in served if call.pid == victim.pid and call.at_s > min(known_s.values()) + SENT_BEFORE_S]
-    assert len(after) < NUM_ROUTERS
-    assert not [call for call in after if call.at_s > max(known_s.values()) + SENT_BEFORE_S]
-    assert [call for call in served if call.pid == victim.pid]
+    served = [call.at_s for call in calls if call.function == "Decoder.generate" and call.pid == victim.pid]
+    assert served
+    assert not [at_s for at_s in served if at_s > max(known_s.values()) + SENT_BEFORE_S]
+    # Between the two first failures, only the Router that does not know yet sends, and it sees each of these fail.
+    after_first = [at_s for at_s in served if at_s > min(known_s.values()) + SENT_BEFORE_S]
+    seen_by_others = [call for call in failures if call.pid != failures[0].pid]
+    assert len(after_first) <= len(seen_by_others)
 
 
 async def test_a_router_that_dies_loses_few_requests(launched: Launched, client: httpx.AsyncClient) -> None:
