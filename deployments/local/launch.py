@@ -12,6 +12,7 @@ import tempfile
 import time
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from deployments.local.processes import (
 )
 from deployments.ray_serve import haproxy
 from deployments.ray_serve.session import deploy, start_ray
-from deployments.ray_serve.status import read_pool_states
+from deployments.ray_serve.status import kill_stopping, read_pool_states, starting_replicas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -167,7 +168,10 @@ def _shut_down() -> None:
 
     with _quiet():
         if ray.is_initialized():
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            # A replica that starts has no requests, but its constructor keeps it from noticing that it should stop, and
+            # Serve would wait for as long as for requests.
+            with every(0.5, partial(kill_stopping, starting_replicas())):
+                serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 

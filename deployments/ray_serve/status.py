@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
 
+from deployments.ray_serve.replicas import GONE
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ray.serve.schema import ApplicationStatus
 
@@ -51,13 +54,37 @@ def read_pool_states(needs: Mapping[str, Mapping[str, float]] | None = None) -> 
             "replicas": dict(Counter(str(replica["state"].value) for replica in deployment["replicas"])),
             "message": deployment["message"],
         }
-        for application in controller_client().get_serve_details()["applications"].values()
-        for name, deployment in application["deployments"].items()
+        for name, deployment in _deployments()
     }
     for name, need in (needs or {}).items():
         if name in states and states[name]["replicas"].get("STARTING"):
             states[name]["message"] = no_node_holds(need, _nodes()) or states[name]["message"]
     return states
+
+
+def starting_replicas() -> set[str]:
+    """Returns the names of the actors of all replicas that are starting; none if Serve does not run."""
+    return _actors("STARTING")
+
+
+def kill_stopping(among: set[str]) -> None:
+    """Kills those of the named actors that Serve is stopping. It does nothing if Serve has ended."""
+    for name in among and among & _actors("STOPPING"):
+        with suppress(ValueError):  # the actor has ended by itself
+            ray.kill(ray.get_actor(name, namespace="serve"))
+
+
+def _actors(state: str) -> set[str]:
+    try:
+        replicas = [replica for _, deployment in _deployments() for replica in deployment["replicas"]]
+    except GONE:
+        return set()
+    return {replica["actor_name"] for replica in replicas if replica["state"].value == state}
+
+
+def _deployments() -> Iterator[tuple[str, dict[str, Any]]]:
+    for application in controller_client().get_serve_details()["applications"].values():
+        yield from application["deployments"].items()
 
 
 def no_node_holds(need: Mapping[str, float], nodes: Sequence[Mapping[str, Any]]) -> str:
