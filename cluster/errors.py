@@ -18,6 +18,7 @@
     │   ├── ModelNotFound            404  a model that is not served here
     │   ├── RouteNotFound            404  a path that is not served here
     │   ├── MethodNotAllowed         405  a path that is served with another HTTP method
+    │   ├── BodyTooSlow              408  a body that arrived too slowly; a retry can help
     │   ├── BodyTooLarge             413  a body with more bytes than are read
     │   └── PictureTooLarge          413  a picture with too many bytes or pixels
     └── ServingError                      the request is fine; Prism could not serve it now
@@ -59,6 +60,11 @@ class PrismError(Exception):
         self.message: Final = message
         self.param = param
         self.figures: Final = figures
+        self.replica: str | None = None
+        """The pool and the replica that failed or refused, as ``pool/replica``, for the log; None if it was the Router
+        itself."""
+        self.cause: str | None = None
+        """What led to the error, for the log: the name of an exception of another library, or a few words."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, dict(self.__dict__))
@@ -69,14 +75,20 @@ class PrismError(Exception):
         twin.param = param if self.param is not None else None
         return twin
 
-    def to_openai(self) -> dict[str, Any]:
-        """The error as the OpenAI API's JSON body: ``{"error": {message, type, param, code}}``."""
+    def to_openai(self, request_id: str = "") -> dict[str, Any]:
+        """The error as the OpenAI API's JSON body: ``{"error": {message, type, param, code, request_id}}``.
+
+        Args:
+            request_id: The name by which the request is found in the logs. The body lacks it if it is empty.
+        """
         error: dict[str, Any] = {
             "message": self.message,
             "type": self.type,
             "param": self.param,
             "code": self.code,
         }
+        if request_id:
+            error["request_id"] = request_id
         if self.figures:
             error["figures"] = self.figures
         return {"error": error}
@@ -188,6 +200,12 @@ class MethodNotAllowed(InvalidRequest):
     status = 405
     code = "method_not_allowed"
     can_retry = False
+
+
+class BodyTooSlow(InvalidRequest):
+    status = 408
+    code = "body_too_slow"
+    can_retry = True
 
 
 class BodyTooLarge(InvalidRequest):

@@ -12,7 +12,9 @@ from prometheus_client.registry import Collector
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-REQUESTS: Final = Counter("prism_requests", "Requests that ended, by endpoint and HTTP status.", ["endpoint", "status"])
+REQUESTS: Final = Counter(
+    "prism_requests", "Requests that ended, by endpoint, HTTP status and error code.", ["endpoint", "status", "code"]
+)
 RETRIES: Final = Counter("prism_retries", "Calls that were sent again because a replica of a pool failed.", ["pool"])
 IN_FLIGHT: Final = Gauge("prism_requests_in_flight", "Requests that hold a slot of this Router replica now.")
 ENGINE_REQUESTS: Final = Gauge(

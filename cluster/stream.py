@@ -18,6 +18,8 @@ from cluster.errors import InternalError, PrismError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from cluster.deadline import Deadline
+
 log: Final = logging.getLogger("ray.serve")
 
 DONE: Final = b"data: [DONE]\n\n"
@@ -28,23 +30,27 @@ class Answer:
     """An answer from its first piece on.
 
     ``first`` and ``rest`` are SSE text if ``stream`` is true, and parts of one JSON text otherwise. ``wants_waterfall``
-    says that the client asked for the header ``Server-Timing``.
+    says that the client asked for the header ``Server-Timing``. All of it must be sent by the ``deadline``.
     """
 
     first: str
     rest: AsyncGenerator[str]
     stream: bool
     wants_waterfall: bool
+    deadline: Deadline
 
 
-async def relay(first: str, rest: AsyncGenerator[str], ended: Callable[[int], None]) -> AsyncGenerator[bytes]:
+async def relay(
+    first: str, rest: AsyncGenerator[str], ended: Callable[[PrismError | None], None], *, request_id: str
+) -> AsyncGenerator[bytes]:
     """Yields a stream as bytes. An error becomes the stream's last events.
 
     Args:
         first: The first piece.
         rest: The other pieces. It is closed when this generator is.
-        ended: Called with an HTTP status when the last piece was taken or an error is known: the status that the stream
-            would have had. It is not called when the client leaves.
+        ended: Called when the last piece was taken (with None) or an error is known (with the error). It is not called
+            when the client leaves.
+        request_id: The name of the request, for the error event.
     """
     yield first.encode()
     try:
@@ -52,16 +58,18 @@ async def relay(first: str, rest: AsyncGenerator[str], ended: Callable[[int], No
             async for text in rest:
                 yield text.encode()
     except PrismError as error:
-        ended(error.status)
-        yield error_event(error) + DONE
-    except Exception:  # the edge of the process
+        ended(error)
+        yield error_event(error, request_id) + DONE
+    except Exception as defect:  # the edge of the process
         log.exception("a stream broke")
-        ended(InternalError.status)
-        yield error_event(InternalError("Prism failed in the middle of this answer; its log says why.")) + DONE
+        broken = InternalError("Prism failed in the middle of this answer; its log says why.")
+        broken.cause = type(defect).__name__
+        ended(broken)
+        yield error_event(broken, request_id) + DONE
     else:
-        ended(200)
+        ended(None)
 
 
-def error_event(error: PrismError) -> bytes:
+def error_event(error: PrismError, request_id: str) -> bytes:
     """An error as one SSE event, in the shape of the OpenAI API."""
-    return f"data: {json.dumps(error.to_openai())}\n\n".encode()
+    return f"data: {json.dumps(error.to_openai(request_id))}\n\n".encode()

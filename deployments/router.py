@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
@@ -20,7 +19,7 @@ from cluster import metrics
 from cluster.admission import Admission
 from cluster.checkpoint import Checkpoint
 from cluster.config import RouterUserConfig
-from cluster.errors import DeadlineExceeded, PoolUnavailable
+from cluster.errors import PoolUnavailable
 from cluster.media.reader import MediaReader
 from cluster.messages import Call, FirstPiece, cache_salt
 from cluster.request import read_request
@@ -43,9 +42,10 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from cluster.config import PrismConfig
+    from cluster.deadline import Deadline
     from cluster.messages import Endpoint, Picture
     from cluster.request import ClientRequest
-    from cluster.waterfall import Waterfall
+    from cluster.request_record import RequestRecord
 
 STATUS_TIMEOUT_S = 5.0
 """How long ``/health`` and ``/metrics`` wait for the replicas of a pool."""
@@ -79,7 +79,9 @@ class Router(AsgiIngress):
         """The HTTP surface of this replica."""
         return build_api(self)
 
-    async def serve(self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], waterfall: Waterfall) -> Answer:
+    async def serve(
+        self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], deadline: Deadline, record: RequestRecord
+    ) -> Answer:
         """Serves one request up to its first piece. The answer's ``rest`` gives the other pieces as the decoder makes
         them.
 
@@ -87,36 +89,38 @@ class Router(AsgiIngress):
             endpoint: The endpoint of vLLM's API that was called.
             raw: The request's body.
             hold: Called with a number of bytes before the request holds that many more; it may refuse by raising.
-            waterfall: Takes down which stage the time was spent in.
+            deadline: The time that the request may take at most. It may ask for less.
+            record: Takes down where the request went and which stage its time was spent in.
 
         Raises:
             PrismError: The request failed before its first piece, so the client gets a proper HTTP status.
         """
-        config = self.config
+        config, waterfall = self.config, record.waterfall
         self._offered.arrived(1)
         waterfall.reach("receive")
         request = read_request(raw, served_name=config.model.served_name, max_pictures=config.media.max_pictures)
-        timeout_s = min(request.timeout_s or config.router.request_timeout_s, config.router.request_timeout_s)
-        deadline = _Deadline(asyncio.get_running_loop().time() + timeout_s, timeout_s)
+        deadline, record.num_pictures = deadline.within(request.timeout_s), len(request.pictures)
         waterfall.reach("parse")
         try:
             async with asyncio.timeout_at(deadline.at_s):
                 pictures = await self._read_pictures(request, hold)
         except TimeoutError:
-            raise deadline.exceeded() from None
+            raise deadline.exceeded(cause="reading the pictures") from None
         waterfall.reach("fetch")
+        record.call_id = call_id = uuid4().hex
         call = Call(
             endpoint,
-            request_id=uuid4().hex,
+            request_id=call_id,
             body=request.body_with([picture.digest for picture in pictures]),
             num_pixels={picture.digest: picture.num_pixels for picture in pictures},
         )
         distinct = list({picture.digest: picture for picture in pictures}.values())
         # A text that is parsed and packed again may take three times its bytes.
         num_bytes = 3 * (len(raw) - request.num_url_chars) + sum(len(picture.data) for picture in distinct)
-        first, rest = await self._begin(call, distinct, num_bytes, deadline)
+        attempts = Attempts("decoder", record.decoders)
+        first, rest = await self._begin(call, distinct, num_bytes, deadline, attempts)
         waterfall.reach_first_piece(first.spent)
-        return Answer(first.text, rest, stream=request.stream, wants_waterfall=request.wants_waterfall)
+        return Answer(first.text, rest, request.stream, request.wants_waterfall, deadline)
 
     async def _read_pictures(self, request: ClientRequest, hold: Callable[[int], None]) -> list[Picture]:
         """Reads all pictures of a request concurrently; gives one for each of its picture fields, in their order."""
@@ -126,11 +130,10 @@ class Router(AsgiIngress):
         )
 
     async def _begin(
-        self, call: Call, pictures: Sequence[Picture], num_bytes: int, deadline: _Deadline
+        self, call: Call, pictures: Sequence[Picture], num_bytes: int, deadline: Deadline, attempts: Attempts
     ) -> tuple[FirstPiece, AsyncGenerator[str]]:
         """The first piece of an answer, and the rest. If a decoder fails before its first piece, another one is asked,
         once."""
-        attempts = Attempts("decoder")
         while True:
             pieces = self._decode(call, pictures, num_bytes, deadline, attempts)
             try:
@@ -140,7 +143,7 @@ class Router(AsgiIngress):
                     raise
 
     async def _decode(
-        self, call: Call, pictures: Sequence[Picture], num_bytes: int, deadline: _Deadline, attempts: Attempts
+        self, call: Call, pictures: Sequence[Picture], num_bytes: int, deadline: Deadline, attempts: Attempts
     ) -> AsyncGenerator[FirstPiece | str]:
         """Calls a decoder and yields its answer piece by piece: first a ``FirstPiece``, then text.
 
@@ -158,7 +161,7 @@ class Router(AsgiIngress):
                         async with asyncio.timeout_at(deadline.at_s):
                             piece = await anext(pieces, None)
                     except TimeoutError:
-                        raise deadline.exceeded() from None
+                        raise deadline.exceeded(cause="waiting for the decoder") from None
                     if piece is None:
                         return
                     yield piece
@@ -221,18 +224,3 @@ class Router(AsgiIngress):
     def metrics(self) -> ProcessMetrics:
         """This process's metrics."""
         return ProcessMetrics.of_this_replica()
-
-
-@dataclass(frozen=True, slots=True)
-class _Deadline:
-    """The time at which a request must have ended, on the event loop's clock, and the seconds that it was given."""
-
-    at_s: float
-    timeout_s: float
-
-    def exceeded(self) -> DeadlineExceeded:
-        message = (
-            f"The request did not finish within {self.timeout_s:g} s; "
-            "ask for fewer tokens or allow more with prism.timeout_s."
-        )
-        return DeadlineExceeded(message, timeout_s=self.timeout_s)

@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import RayServeException
 
 from cluster.errors import InternalError, PoolUnavailable, PrismError
-from deployments.ray_serve.replicas import opened
+from deployments.ray_serve.replicas import name_of_this_replica, opened
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Iterator
@@ -100,7 +100,7 @@ def answering(pool: str) -> Iterator[None]:
     Serve pickles exceptions to the caller. Unpickling a foreign one, such as torch's, would import its library there.
 
     Args:
-        pool: The pool of the replica, for messages.
+        pool: The pool of the replica, for messages and for the log.
 
     Raises:
         PrismError: The error that the work raised, or ``InternalError`` for any other exception, which Serve logs as
@@ -108,10 +108,13 @@ def answering(pool: str) -> Iterator[None]:
     """
     try:
         yield
-    except PrismError:
+    except PrismError as error:
+        error.replica = error.replica or f"{pool}/{name_of_this_replica()}"
         raise
     except Exception as error:
-        raise InternalError(f"The {pool} failed on this request.") from error
+        failed = _internal(pool, error)
+        failed.replica = f"{pool}/{name_of_this_replica()}"
+        raise failed from error
 
 
 @contextmanager
@@ -127,9 +130,17 @@ def cancelled_if_left(response: Response) -> Iterator[Response]:
 
 def _unavailable(pool: str, cause: Exception) -> PoolUnavailable:
     log.warning("the %s went away: %r", pool, cause)
-    return PoolUnavailable(f"The {pool} went away while it had the request; send the request again.", pool=pool)
+    error = PoolUnavailable(f"The {pool} went away while it had the request; send the request again.", pool=pool)
+    error.cause = type(cause).__name__
+    return error
 
 
 def _failed(pool: str, cause: Exception) -> InternalError:
     log.error("the %s failed", pool, exc_info=cause)
-    return InternalError(f"The {pool} failed on this request.")
+    return _internal(pool, cause)
+
+
+def _internal(pool: str, cause: Exception) -> InternalError:
+    error = InternalError(f"The {pool} failed on this request.")
+    error.cause = type(cause).__name__
+    return error

@@ -26,6 +26,14 @@ GONE: Final = (RayError, RayServeException)
 POLL_S: Final = 0.05
 
 
+def name_of_this_replica() -> Replica | None:
+    """The name of the replica that this process is; None outside a cluster."""
+    try:
+        return serve.get_replica_context().replica_id.unique_id
+    except RayServeException:
+        return None
+
+
 def own_pool() -> DeploymentHandle[Any]:
     """The handle of the pool that this replica belongs to."""
     context = serve.get_replica_context()

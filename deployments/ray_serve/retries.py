@@ -21,11 +21,13 @@ class Attempts:
 
     Args:
         pool: The pool that is called.
+        tried: Gets the name of each replica that the call is sent to.
     """
 
-    def __init__(self, pool: str) -> None:
+    def __init__(self, pool: str, tried: list[Replica] | None = None) -> None:
         self.failed: Final[set[Replica]] = set()
         self._pool: Final = pool
+        self._tried: Final = tried if tried is not None else []
         self._at: Replica | None = None
         self._has_other = False
         self._has_retried = False
@@ -43,6 +45,7 @@ class Attempts:
             suspect: Makes the request router avoid this replica until it has passed its health check.
         """
         self._at, self._has_other, self._suspect = replica, has_other, suspect
+        self._tried.append(replica)
 
     def answered(self) -> None:
         """Notes that the replica has answered. A later error is not its fault."""
@@ -55,6 +58,7 @@ class Attempts:
         """
         at, self._at = self._at, None
         if error.pool == self._pool and at is not None:
+            error.replica = f"{self._pool}/{at}"
             self._suspect()
             self.failed.add(at)
 

@@ -1,0 +1,89 @@
+"""The record of one request: what the Router knows about it, for its line in the log and for the metrics.
+
+In: facts that become known while the request passes through the Router. Out: one log line and one count at its end,
+    whether it got an answer, an error, or its client left. Nothing that a client sent becomes part of a line, except
+    the request's id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from cluster.errors import InternalError, PrismError
+from cluster.metrics import REQUESTS
+from cluster.waterfall import Waterfall
+
+if TYPE_CHECKING:
+    from cluster.messages import Replica
+
+log: Final = logging.getLogger("ray.serve")
+
+OK: Final = 200
+CLIENT_GONE: Final = 499
+"""The status of a request whose client left before its answer; nginx uses the same number."""
+
+
+class ClientGone(Exception):
+    """The client left before its answer, or in the middle of it."""
+
+
+class RequestRecord:
+    """What is known about one request.
+
+    Attributes:
+        call_id: vLLM's name for the request, once it was sent to a decoder.
+        num_pictures: The request's pictures, once its body has been read.
+        decoders: The decoders that it was sent to, in order.
+
+    Args:
+        endpoint: The endpoint of vLLM's API that was called, or ``other``.
+        request_id: The value of the header ``X-Request-Id``.
+        ingress_s: Seconds that the request spent on its way to the Router, if known.
+    """
+
+    def __init__(self, endpoint: str, request_id: str, ingress_s: float | None = None) -> None:
+        self.endpoint: Final = endpoint
+        self.request_id: Final = request_id
+        self.waterfall: Final = Waterfall(ingress_s)
+        self.call_id: str | None = None
+        self.num_pictures: int | None = None
+        self.decoders: list[Replica] = []
+        self._started_s: Final = time.perf_counter()
+
+    def end(self, error: BaseException | None) -> None:
+        """Counts the request, and writes its line into the log.
+
+        Args:
+            error: None for an answer that was sent whole; ``ClientGone`` or a cancellation if the client left.
+        """
+        status, code = _outcome(error)
+        REQUESTS.labels(self.endpoint, status, code).inc()
+        if status == OK:
+            self.waterfall.observe()
+        facts: dict[str, Any] = {
+            "endpoint": self.endpoint,
+            "status": status,
+            "code": code,
+            "total_ms": round((time.perf_counter() - self._started_s) * 1000, 3),
+            "pictures": self.num_pictures,
+            "call_id": self.call_id,
+            "decoders": self.decoders or None,
+            "waterfall_ms": self.waterfall.milliseconds(),
+        }
+        if isinstance(error, PrismError):
+            facts |= {"failed_replica": error.replica, "cause": error.cause}
+        level = logging.WARNING if status >= InternalError.status else logging.INFO
+        message = "answered" if status == OK else "client gone" if status == CLIENT_GONE else "failed"
+        log.log(level, message, extra={name: fact for name, fact in facts.items() if fact is not None})
+
+
+def _outcome(error: BaseException | None) -> tuple[int, str]:
+    """The HTTP status and the error code that a request is counted by."""
+    if error is None:
+        return OK, "ok"
+    if isinstance(error, ClientGone | asyncio.CancelledError):
+        return CLIENT_GONE, "client_gone"
+    return (error.status, error.code) if isinstance(error, PrismError) else (InternalError.status, InternalError.code)
