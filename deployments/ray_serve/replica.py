@@ -1,9 +1,11 @@
-"""The duties that all replicas share: their heap, settings that change, metrics, and brief log lines of refusals."""
+"""The duties that all replicas share: heap, settings that change, metrics, brief log lines of refusals, and the end."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import os
+import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -42,6 +44,20 @@ def freeze_heap() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def end_replica(reason: str) -> None:
+    """Ends this replica's process at once.
+
+    Serve replaces a process that has ended at its next check. A check that fails would have to do so three times, and
+    Serve would then wait for the requests of the replica, which are stuck, for as long as any request may take.
+
+    Args:
+        reason: A sentence for the log.
+    """
+    log.error("this replica ends, to be replaced: %s", reason)
+    logging.shutdown()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class UserConfig(Generic[Settings]):
