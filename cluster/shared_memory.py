@@ -26,8 +26,13 @@ def held_by(processes: Iterable[psutil.Process]) -> set[Path]:
     return {segment for segment in found if segment.exists()}
 
 
-def unlink(segments: set[Path]) -> None:
-    """Removes those of the segments that no process has mapped any more."""
+def unlink(segments: set[Path], *, ignore: int | None = None) -> None:
+    """Removes those of the segments that no process has mapped any more.
+
+    Args:
+        segments: The segments.
+        ignore: The id of a process that does not count, because it is about to end.
+    """
     if segments:
-        for segment in segments - held_by(psutil.process_iter()):
+        for segment in segments - held_by(process for process in psutil.process_iter() if process.pid != ignore):
             segment.unlink(missing_ok=True)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from cluster.checkpoint import Checkpoint
 from cluster.embeddings.cache import EmbeddingCache
 from cluster.errors import EmbeddingLost, PoolUnavailable
+from cluster.health import StuckWatch
 from cluster.messages import Elsewhere, Embedding
 from cluster.metrics import ENGINE_REQUESTS
 from deployments.ray_serve.calls import BySize, all_or_first_error, answering, calling, cancelled_if_left
-from deployments.ray_serve.replica import ProcessMetrics, freeze_heap, log_refusals_briefly
+from deployments.ray_serve.replica import ProcessMetrics, end_replica, freeze_heap, log_refusals_briefly
 from deployments.ray_serve.request_routers import description
 from deployments.ray_serve.retries import Attempts
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """Generates answers. A dead engine cannot be revived: the replica then fails its health check and is replaced."""
+    """Generates answers. An engine that has died or is stuck cannot be revived: the replica ends and is replaced."""
 
     async def __init__(self, config: PrismConfig, encoder: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         # Imported in the replica only: building the application needs no vLLM.
@@ -36,6 +37,7 @@ class Decoder:
         self._encode = BySize(encoder.encode)
         self._pulls = EmbeddingCache(0)  # keeps nothing; it only lets concurrent requests share a call
         self._engine = await start_engine(config)
+        self._watch = self._watch_engine()
         self._settings = Checkpoint(config.model).processor
         freeze_heap()
 
@@ -120,16 +122,35 @@ class Decoder:
         return description(self._settings)
 
     def record_routing_stats(self) -> dict[str, float]:
-        """Tells the request routers regularly how busy the engine is, and how many tokens fit into its KV cache."""
-        return {**self._engine.stats(), "max_held": self._engine.kv_tokens}
+        """Tells the request routers regularly how busy the engine is, how many tokens fit into its KV cache, and
+        whether it is silent."""
+        return {**self._engine.stats(), "max_held": self._engine.kv_tokens, "is_silent": self._watch.is_silent}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tells the scaling policy regularly about the engine's work."""
         return self._engine.work()
 
     async def check_health(self) -> None:
-        """Called by Serve; it raises when the engine has died."""
-        await self._engine.check_health()
+        """Called by Serve. It has the engine generate one token, unless the engine has just ended a step.
+
+        If the engine has died or is stuck, this process ends, and its requests fail and are sent to other decoders.
+        """
+        if self._engine.is_dead:
+            self._give_up("its process has ended")
+        await self._watch.check()
+
+    def _watch_engine(self) -> StuckWatch:
+        engine = self._engine
+        return StuckWatch(
+            engine.probe,
+            progress_s=lambda: engine.stepped_s,
+            patience_s=lambda: engine.patience_s,
+            give_up=self._give_up,
+        )
+
+    def _give_up(self, reason: str) -> None:
+        self._engine.kill()
+        end_replica(f"the engine: {reason}")
 
     def metrics(self) -> ProcessMetrics:
         """This process's metrics, vLLM's included, as Prometheus text."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import psutil
 
 from cluster import shared_memory
-from cluster.decode.refusals import engine_died
+from cluster.health import PATIENCE_S
 from cluster.metrics import CACHE_LOOKUPS
 
 if TYPE_CHECKING:
@@ -17,6 +22,14 @@ if TYPE_CHECKING:
     from cluster.decode.transport.handoff import Transport
     from cluster.decode.transport.shape import EmbeddingShape
     from cluster.messages import Digest, Embedding
+
+
+MEASURED_TOKENS: Final = 256
+"""The length of the prompts by which the engine's speed is measured."""
+SLOWER: Final = 4.0
+"""A step of the same size may take so many times longer: behind a long context, or while others use the cores."""
+KILL_TIMEOUT_S: Final = 1.0
+"""How long to wait for killed processes to be gone, in seconds."""
 
 
 class Engine:
@@ -48,6 +61,8 @@ class Engine:
         self._segments = segments
         self.num_streams = 0
         """Answers that are streamed now."""
+        self.patience_s = PATIENCE_S
+        """The seconds without a step after which the engine is stuck, if it has work."""
 
     def find_embedding(self, digest: Digest) -> Embedding | None:
         """The embedding of a picture, if the transport still holds it from an earlier request."""
@@ -63,8 +78,8 @@ class Engine:
 
     @property
     def num_requests(self) -> int:
-        """Requests that the engine holds now, waiting or running."""
-        return int(self._llm.get_num_unfinished_requests())
+        """Requests that the engine holds now, waiting or running. Probes of its health do not count."""
+        return max(0, int(self._llm.get_num_unfinished_requests()) - self._llm.num_probes)
 
     @property
     def kv_tokens(self) -> int:
@@ -98,18 +113,43 @@ class Engine:
             fullness=max(now["kv_use"], now["running"] / max_running),
         )
 
-    async def check_health(self) -> None:
-        """Checks that the engine's process is alive.
+    @property
+    def stepped_s(self) -> float:
+        """The time of ``time.monotonic`` at which the engine's last step ended."""
+        return self._log.stepped_s
 
-        Raises:
-            PoolUnavailable: The process has ended; the replica must be replaced.
+    async def probe(self) -> None:
+        """Generates one token, as the smallest request would. It returns when the engine has answered."""
+        await self._llm.probe()
+
+    async def measure_patience(self) -> None:
+        """Sets ``patience_s`` by the speed of the engine, which should have nothing else to do now.
+
+        The longest step prefills as many tokens as one step may hold. On a GPU it takes about a second. On a few CPU
+        cores, with a large model, it takes minutes.
         """
-        if self.is_dead:
-            raise engine_died()
+        limits = self._llm.vllm_config
+        budget = limits.scheduler_config.max_num_batched_tokens
+        num_tokens = max(1, min(MEASURED_TOKENS, budget, limits.model_config.max_model_len - 1))
+        took_s = []
+        for _ in range(2):  # the faster one counts, because others may compute on the same cores
+            started_s = time.monotonic()
+            await self._llm.probe(num_tokens)
+            took_s.append(time.monotonic() - started_s)
+        self.patience_s = max(PATIENCE_S, SLOWER * min(took_s) * budget / num_tokens)
 
     async def parameter_names(self) -> list[list[str]]:
         """The names of all weights, worker by worker. Tests use it to see that no worker holds a vision tower."""
         return list(await self._llm.collective_rpc("parameter_names"))
+
+    def kill(self) -> None:
+        """Kills the engine's processes, which a stopped process cannot prevent, and removes their shared memory."""
+        processes = psutil.Process().children(recursive=True)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=KILL_TIMEOUT_S)
+        shared_memory.unlink(self._segments, ignore=os.getpid())
 
     def stop(self) -> None:
         """Ends the engine's processes, and removes shared memory that they leave if they were killed."""

@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from vllm.inputs import tokens_input
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats
 
     from cluster.messages import Spent
+
+
+PROBE_TOKEN: Final = 0
+"""The token of which the prompts of probes consist. Every vocabulary has it."""
 
 
 @dataclass(slots=True)
@@ -72,10 +78,33 @@ class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.prefills = PrefillLog()
+        self.num_probes = 0
+        """The probes that the engine has not answered yet: one or none."""
 
     def generate(self, prompt: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput]:
         """See ``AsyncLLM.generate``."""
         return self._noted(prompt, super().generate(prompt, *args, **kwargs), _times.get())
+
+    async def probe(self, num_tokens: int = 1) -> None:
+        """Generates one token from a prompt of so many tokens, and notes nothing of it.
+
+        It does not look into the prefix cache. A prompt of one token leaves nothing there, because it fills no block.
+        vLLM's own metrics count it as a request. There must be no other probe at the same time.
+        """
+        prompt = tokens_input([PROBE_TOKEN] * num_tokens)
+        wanted = SamplingParams(
+            max_tokens=1,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_reading_prefix_cache=True,
+        )
+        self.num_probes += 1
+        try:
+            async with aclosing(super().generate(prompt, wanted, "probe")) as outputs:
+                async for _ in outputs:
+                    pass
+        finally:
+            self.num_probes -= 1
 
     async def _noted(
         self, prompt: Any, outputs: AsyncGenerator[RequestOutput], times: EngineTimes | None
@@ -102,9 +131,13 @@ class SchedulerLog(StatLoggerBase):  # type: ignore[misc]  # vLLM's types are no
     def __init__(self) -> None:
         self.num_running = 0
         self.kv_use = 0.0
+        self.stepped_s = time.monotonic()
+        """The time at which the engine's last step with work ended, also if it only prefilled a part of a prompt."""
 
-    def record(self, scheduler_stats: SchedulerStats | None, *_: Any, **__: Any) -> None:
-        """vLLM calls this after each step."""
+    def record(self, scheduler_stats: SchedulerStats | None, iteration_stats: Any = None, *_: Any, **__: Any) -> None:
+        """vLLM calls this after each step. A step in which nothing runs and no output comes is no progress."""
+        if iteration_stats is not None or (scheduler_stats is not None and scheduler_stats.num_running_reqs):
+            self.stepped_s = time.monotonic()
         if scheduler_stats is not None:
             self.num_running, self.kv_use = scheduler_stats.num_running_reqs, scheduler_stats.kv_cache_usage
 

@@ -93,6 +93,7 @@ class Decoder(decoder.Decoder):
         self._encode = BySize(encoders.encode)
         self._pulls = EmbeddingCache(0)
         self._engine: Any = PacedEngine(config.pace, row_bytes=4)
+        self._watch = self._watch_engine()
         self._settings = Checkpoint(config.model).processor
         freeze_heap()
 

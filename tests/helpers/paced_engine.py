@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -109,6 +110,8 @@ class PacedEngine:
         self._running: Final[dict[_Sequence, None]] = {}
         self._num_kv_tokens = 0
         self._steps: asyncio.Task[None] | None = None
+        self.is_dead: Final = False
+        self.patience_s: Final = math.inf
 
     def find_embedding(self, digest: str) -> None:
         """Keeps no embeddings."""
@@ -135,8 +138,13 @@ class PacedEngine:
         """The prompt tokens of all requests without a first token. vLLM counts whole prompts until they are done."""
         return sum(one.num_prompt_tokens for one in (*self._waiting, *self._running) if not one.num_sent)
 
-    async def check_health(self) -> None:
-        """Always healthy."""
+    @property
+    def stepped_s(self) -> float:
+        """Always now, so it is never asked."""
+        return time.monotonic()
+
+    async def probe(self) -> None:
+        """Always answers."""
 
     def stop(self) -> None:
         """Has nothing to stop."""

@@ -262,6 +262,22 @@ class Encoders:
         return asyncio.ensure_future(answer())
 
 
+async def test_a_probe_of_health_leaves_no_trace(shared: Engine) -> None:
+    """A probe is a step of the engine. Neither while it runs nor later does it change what the policy, the request
+    routers and ``prism_engine_requests`` are told."""
+    await said(shared, "before", [])
+    before, stepped_s = (shared.work(), shared.stats(), shared.num_requests), shared.stepped_s
+    probing, most = asyncio.create_task(shared.probe()), 0
+    while not probing.done():
+        await settled()
+        most = max(most, shared._llm.get_num_unfinished_requests())
+        assert (shared.work(), shared.stats(), shared.num_requests) == before
+    await probing
+    assert most == 1
+    assert shared.stepped_s > stepped_s
+    assert (shared.work(), shared.stats(), shared.num_requests) == before
+
+
 class OnEngine(Decoder):
     """A decoder replica on an engine that runs already and is not stopped with the replica."""
 
