@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from contextlib import contextmanager
-from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -18,10 +17,11 @@ from cluster.config import EncoderUserConfig
 from cluster.embeddings.cache import EmbeddingCache
 from cluster.embeddings.single_flight import SingleFlight
 from cluster.errors import InvalidRequest, PoolUnavailable
+from cluster.health import PATIENCE_S, StuckWatch
 from cluster.metrics import PICTURES, RETRIES
 from cluster.scaling.work import OfferedWork
 from deployments.ray_serve.calls import BySize, answering, calling, cancelled_if_left
-from deployments.ray_serve.replica import ProcessMetrics, UserConfig, freeze_heap, log_refusals_briefly
+from deployments.ray_serve.replica import ProcessMetrics, UserConfig, end_replica, freeze_heap, log_refusals_briefly
 from deployments.ray_serve.replicas import GONE, actors_of, call, own_pool
 from deployments.ray_serve.request_routers import description
 
@@ -37,8 +37,11 @@ log: Final = logging.getLogger("ray.serve")
 
 CLAIM_TIMEOUT_S: Final = 1.0
 """How long an encoder waits for the reply to a claim. Without a fault the reply takes a millisecond or two."""
-PROVEN_S: Final = 5.0
-"""How long a successful run counts as proof that the vision tower works."""
+SLOWER: Final = 8.0
+"""A run may take so many times longer than earlier runs of as many patches: attention in a large picture grows with the
+square of its patches, and others may use the cores."""
+FIRST_RUN_S: Final = 60.0
+"""How long a tower's first run may take, in seconds. Its speed is not known yet."""
 
 
 class VisionEncoder:
@@ -69,7 +72,12 @@ class VisionEncoder:
         )
         self._num_patches = 0
         self._offered = OfferedWork()
-        self._check: asyncio.Task[None] | None = None
+        self._watch = StuckWatch(
+            lambda: self._queue.run(self._tower.check),
+            progress_s=lambda: self._queue.worked_at_s,
+            patience_s=self._patience_s,
+            give_up=lambda reason: end_replica(f"the vision tower: {reason}"),
+        )
         freeze_heap()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -155,9 +163,9 @@ class VisionEncoder:
 
     def record_routing_stats(self) -> dict[str, float]:
         """Tells the request routers regularly how many patches wait or run here, and for how many patches embeddings
-        are kept. A picture counts once."""
+        are kept, and whether the tower is silent. A picture counts once."""
         max_held = self._user_config.settings.cache_bytes / self._tower.bytes_per_patch
-        return {"patches": self._num_patches, "max_held": max_held}
+        return {"patches": self._num_patches, "max_held": max_held, "is_silent": self._watch.is_silent}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tells the scaling policy regularly how many patches came, were encoded, and wait for the tower or run in
@@ -174,17 +182,19 @@ class VisionEncoder:
             self._num_patches -= num_patches
 
     async def check_health(self) -> None:
-        """Runs the vision tower on the smallest picture, unless it has worked within ``PROVEN_S``.
+        """Called by Serve. It runs the vision tower on the smallest picture, unless a run has just ended.
 
-        Serve replaces a replica whose check fails or takes too long. Callers at the same time share one run.
+        If the tower is stuck, this process ends, and its requests fail and are sent to other encoders.
 
         Raises:
-            Exception: The error of the vision tower.
+            Exception: The error of the vision tower. Serve replaces the replica after three in a row.
         """
-        if time.perf_counter() - self._queue.worked_at_s > PROVEN_S:
-            if self._check is None or self._check.done():
-                self._check = asyncio.create_task(self._queue.run(self._tower.check), context=Context())
-            await asyncio.shield(self._check)
+        await self._watch.check()
+
+    def _patience_s(self) -> float:
+        """The seconds without a finished run after which the tower is stuck."""
+        expected_s = self._queue.expected_s
+        return FIRST_RUN_S if expected_s is None else PATIENCE_S + SLOWER * expected_s
 
     def metrics(self) -> ProcessMetrics:
         """This process's metrics as Prometheus text."""

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from cluster.encode.batching import Waiting, take, wait_s
@@ -69,12 +69,20 @@ class BatchQueue:
         """The seconds that these runs took."""
         self._num_running_patches = 0
         self.worked_at_s = -math.inf
-        """The time of ``perf_counter`` at which the last run succeeded; minus infinity if the last run failed."""
+        """The time of ``monotonic`` at which the last run succeeded; minus infinity if the last run failed."""
 
     @property
     def num_waiting_patches(self) -> int:
         """The patches that wait for the tower or run in it."""
         return self._num_running_patches + sum(queued.picture.num_patches for queued in self._waiting)
+
+    @property
+    def expected_s(self) -> float | None:
+        """The seconds that the run under way may be expected to take, by the speed of earlier runs; 0 if there is no
+        run, and None if there is one and it is the first."""
+        if not self._num_running_patches:
+            return 0.0
+        return self._num_running_patches * self.run_s / self.num_run_patches if self.num_run_patches else None
 
     @contextmanager
     def coming(self) -> Iterator[None]:
@@ -124,7 +132,7 @@ class BatchQueue:
         except Exception:
             self.worked_at_s = -math.inf
             raise
-        self.worked_at_s = perf_counter()
+        self.worked_at_s = monotonic()
         return result
 
     async def _work(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ import pytest
 import ray.serve
 from pydantic import ValidationError
 
+import cluster.health
 import deployments.encoder
 from cluster.checkpoint import Checkpoint
 from cluster.config import EncoderUserConfig, ModelConfig, PrismConfig
 from cluster.messages import Picture, Pixels
 from cluster.preprocess import preprocess
 from tests.helpers.pictures import png
+from tests.helpers.waiting import settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,13 +68,45 @@ async def test_a_tower_that_fails_is_found_by_its_health_check(
         with pytest.raises(RuntimeError, match="device-side assert"):
             await replica.check_health()
     await replica.check_health()  # one picture's fault is over with it
-    monkeypatch.setattr(deployments.encoder, "PROVEN_S", 0)
+    monkeypatch.setattr(cluster.health, "PROVEN_S", -1)
     runs: list[Any] = []
     monkeypatch.setattr(replica._tower, "encode", runs.append)
     await asyncio.gather(*(replica.check_health() for _ in range(3)))
     assert len(runs) == 1
     await replica.check_health()
     assert len(runs) == 2
+
+
+async def test_a_tower_that_is_stuck_ends_its_replica(
+    monkeypatch: pytest.MonkeyPatch, replica: deployments.encoder.VisionEncoder, batch: list[Pixels]
+) -> None:
+    """If the tower's thread hangs in a run, the health check ends the process. A run that is only long does not: it has
+    many times the time that earlier runs of as many patches took, and the first one has a minute."""
+    monkeypatch.setattr(cluster.health, "POLL_S", 0.01)
+    monkeypatch.setattr(cluster.health, "ANSWER_S", 0.05)
+    monkeypatch.setattr(deployments.encoder, "PATIENCE_S", 0.1)
+    reasons: asyncio.Queue[str] = asyncio.Queue()
+    monkeypatch.setattr(deployments.encoder, "end_replica", reasons.put_nowait)
+    queue, may_end = replica._queue, threading.Event()
+    encode = queue._encode
+
+    def hang(pixels: list[Pixels]) -> Any:
+        may_end.wait()
+        return encode(pixels)
+
+    monkeypatch.setattr(queue, "_encode", hang)
+    encoding = asyncio.ensure_future(queue.encode(batch[0]))
+    await settled()
+    await replica.check_health()
+    assert replica.record_routing_stats()["is_silent"]
+    assert replica._patience_s() == deployments.encoder.FIRST_RUN_S
+    assert reasons.empty()
+    queue.run_s, queue.num_run_patches = 1.0, batch[0].num_patches
+    assert replica._patience_s() == 0.1 + deployments.encoder.SLOWER
+    queue.run_s = 0.0
+    assert "vision tower" in await asyncio.wait_for(reasons.get(), 30)
+    may_end.set()
+    await encoding
 
 
 async def test_settings_change_while_it_runs(replica: deployments.encoder.VisionEncoder) -> None:
