@@ -69,7 +69,8 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
     goes to any other: Serve places only a few calls at a time, and the others must not wait behind this one.
 
     A replica that has failed a call gets no other until it has passed its health check, unless all replicas are like
-    that. An engine that has died would otherwise attract calls, because its queue is short.
+    that. An engine that has died would otherwise attract calls, because its queue is short. A replica that reports that
+    its engine or vision tower is silent is avoided in the same way, until its next report.
 
     Serve matches a chosen replica to a pending call by request id, but all calls made for one client request share that
     id: with several pending, one is matched and the rest hang. This class gives every call, and every retry, a fresh
@@ -83,6 +84,7 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
         self._reported: dict[str, dict[str, Any]] = {}
         self._waiting: dict[str, Item] = {}
         self._suspects: dict[Replica, asyncio.Task[None]] = {}
+        self._silent: set[Replica] = set()
         self._settings = ProcessorSettings()
 
     @abstractmethod
@@ -93,6 +95,7 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
         """Called by Serve with the replicas that there are, and their last reports."""
         before, self._reported = self._reported, {_name(replica): replica.routing_stats for replica in replicas}
         self.routes.retain(self._reported)
+        self._silent = {name for name, stats in self._reported.items() if stats.get("is_silent")}
         for replica in replicas:
             name, stats = _name(replica), replica.routing_stats
             if name not in before and replica.replica_metadata:  # a replica of other code has none
@@ -112,7 +115,7 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
             True  # otherwise Serve asks again without a pause while all are full
         )
         call = pending_request.metadata.internal_request_id
-        for avoided in (_attempts(pending_request).failed, self._suspects):
+        for avoided in (_attempts(pending_request).failed, self._suspects, self._silent):
             candidate_replicas = [r for r in candidate_replicas if _name(r) not in avoided] or candidate_replicas
         by_name, now_s = {_name(replica): replica for replica in candidate_replicas}, time.monotonic()
         if (named := by_name.get(pending_request.kwargs.get("at", ""))) is not None:
@@ -164,7 +167,7 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
     def trusted(self) -> list[Replica]:
         """The replicas that are not avoided."""
         names = map(_name, self.curr_replicas.values())
-        return [name for name in names if name not in self._suspects]
+        return [name for name in names if name not in self._suspects and name not in self._silent]
 
     def suspect(self, name: Replica) -> None:
         """Avoids a replica until it has passed its health check."""

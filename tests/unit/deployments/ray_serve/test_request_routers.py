@@ -258,6 +258,26 @@ async def test_a_replica_that_failed_is_avoided_until_its_health_check_passes() 
     assert {*await chosen(router, *map(str, range(20)))} == {home.name, other.name}
 
 
+async def test_a_silent_replica_is_avoided_until_it_reports_otherwise() -> None:
+    """A replica that reports that its tower does not answer gets no call, unless all replicas report that. It is then
+    no home of pictures. With its next report it gets calls again."""
+    silent, well = ({"patches": 0, "max_held": 1_000_000, "is_silent": told} for told in (True, False))
+    home, other = (Replica(name, max_ongoing_requests=100) for name in rendezvous("0", ["a", "b"]))
+    router = await encoders(home, other)
+    for number, (home_says, other_says, may_be_chosen) in enumerate(
+        [
+            (silent, well, {other.name}),
+            (silent, silent, {home.name, other.name}),
+            (well, well, {home.name, other.name}),
+        ]
+    ):
+        home.routing_stats, other.routing_stats = home_says, other_says
+        router.update_replicas(cast("list[RunningReplica]", [home, other]))
+        new = (f"{number} {picture}" for picture in range(20))
+        assert {*await chosen(router, *new)} == may_be_chosen
+        assert {*router.trusted()} == (may_be_chosen if home_says is not other_says or home_says is well else set())
+
+
 async def test_replicas_are_asked_even_if_all_have_failed() -> None:
     """If every replica has failed a call, calls go to them as before."""
     router = await encoders(Replica("a"), Replica("b"))
