@@ -19,6 +19,10 @@ from deployments.router import Router
 HEALTH_CHECK_PERIOD_S = 2.0
 """Seconds. Serve replaces a replica after three failed checks. Until then a dead replica attracts requests, because
 its queue is short."""
+HEALTH_CHECK_TIMEOUT_S = 3.0
+"""Seconds. A check that is not answered by then has failed. No check waits for work, so only a process that does not
+run its event loop for 9 s in a row fails three of them. Serve's default of 30 s would leave requests with it for
+minutes."""
 MAX_ONGOING_REQUESTS = 64
 MAX_ONGOING_HTTP_REQUESTS = 1024
 """The calls that one replica works on at a time unless ``deployments:`` says otherwise. A Router's calls are HTTP
@@ -42,6 +46,7 @@ def build(config: PrismConfig) -> Application:
     labels = config.pool_labels
     common: dict[str, Any] = {
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+        "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
         "graceful_shutdown_timeout_s": config.router.request_timeout_s,
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
     }

@@ -35,6 +35,10 @@ LEAN: Final = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # A replica that does not answer its checks is killed. By default Serve first waits until it has done its requests.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # A stopped process cannot end itself when Ray asks it to. By default Ray waits 5,000 ms before it sends SIGKILL.
+    "RAY_kill_worker_timeout_milliseconds": "1000",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # 0.1 by default, which costs an idle cluster 4 % of a core
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",  # 100 by default, in every replica
     "RAY_worker_niceness": "0",  # 15 by default: any other process would come before the engines
