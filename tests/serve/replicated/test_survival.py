@@ -1,4 +1,4 @@
-"""Requests survive the death of an engine, an encoder or a Router, if the pool has another."""
+"""Requests survive an engine, an encoder or a Router that dies or hangs, if the pool has another."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import psutil
 
 from tests.helpers.ask import chat, image, random_png, text
 from tests.helpers.launching import engine_of, is_running, replicas
 from tests.helpers.recorder import calls_between
+from tests.helpers.waiting import until
 from tests.serve.replicated.conftest import NUM_ENCODERS, NUM_ROUTERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    import psutil
 
     from tests.helpers.launching import Launched
 
@@ -26,6 +26,10 @@ NUM_BEFORE, NUM_AFTER = 40, 80
 """Requests that are sent before and after the death."""
 NOTICED_S = 1
 """HAProxy notices within this time that a Router is gone."""
+AVOIDED_S = 4
+"""So long before it is given up, a decoder that does not answer gets no calls any more."""
+STUCK_NOTICED_S = 15
+"""A replica that answers nothing is gone within this time."""
 SENT_BEFORE_S = 0.5
 """A call that was sent before the first failure was known may arrive so much later, on a machine that is busy."""
 
@@ -41,20 +45,6 @@ async def statuses_around_a_death(
         answers.append(asyncio.ensure_future(client.post("/v1/chat/completions", json=body(number))))
         await asyncio.sleep(max(0.0, start_s + (number + 1) / rate_per_s - loop.time()))
     return [answer.status_code for answer in await asyncio.gather(*answers)]
-
-
-async def test_an_encoder_that_dies_fails_no_request(launched: Launched, client: httpx.AsyncClient) -> None:
-    """While requests come at 10/s, one of the encoders is killed. Every request is answered, whether its picture is new
-    or one that the dead encoder may have kept."""
-    victim, *_ = replicas(launched.root, "VisionEncoder", at_least=NUM_ENCODERS)
-
-    def body(number: int) -> dict[str, Any]:
-        is_new = number < NUM_BEFORE or number % 2
-        picture = random_png(56, 56, 9000 + (number if is_new else number % NUM_BEFORE))
-        return chat([image(picture), text(f"{number} What is it?")], max_tokens=2)
-
-    statuses = await statuses_around_a_death(client, victim, body, RATE_PER_S / 2)
-    assert statuses == [200] * (NUM_BEFORE + NUM_AFTER)
 
 
 async def test_an_engine_that_dies_fails_no_request(
@@ -84,6 +74,20 @@ async def test_an_engine_that_dies_fails_no_request(
     assert len(after_first) <= len(seen_by_others)
 
 
+async def test_an_encoder_that_dies_fails_no_request(launched: Launched, client: httpx.AsyncClient) -> None:
+    """While requests come at 10/s, one of the encoders is killed. Every request is answered, whether its picture is new
+    or one that the dead encoder may have kept."""
+    victim, *_ = replicas(launched.root, "VisionEncoder", at_least=NUM_ENCODERS)
+
+    def body(number: int) -> dict[str, Any]:
+        is_new = number < NUM_BEFORE or number % 2
+        picture = random_png(56, 56, 9000 + (number if is_new else number % NUM_BEFORE))
+        return chat([image(picture), text(f"{number} What is it?")], max_tokens=2)
+
+    statuses = await statuses_around_a_death(client, victim, body, RATE_PER_S / 2)
+    assert statuses == [200] * (NUM_BEFORE + NUM_AFTER)
+
+
 async def test_a_router_that_dies_loses_few_requests(launched: Launched, client: httpx.AsyncClient) -> None:
     """While requests come at 20/s, one of two Routers is killed. What was in flight then, or is sent before HAProxy has
     noticed, may be lost. Every later request is answered."""
@@ -99,3 +103,47 @@ async def test_a_router_that_dies_loses_few_requests(launched: Launched, client:
     done = await asyncio.gather(*answers, return_exceptions=True)
     lost = [sent for sent, one in enumerate(done) if not (isinstance(one, httpx.Response) and one.is_success)]
     assert max(lost, default=0) < NUM_BEFORE + RATE_PER_S * NOTICED_S, [done[sent] for sent in lost]
+
+
+async def test_what_hangs_is_replaced_and_loses_no_request(
+    launched: Launched, client: httpx.AsyncClient, records: Path
+) -> None:
+    """While requests come, the engine of one decoder and the whole process of one encoder are stopped, so they answer
+    nothing and do not end. Both are gone in time, the decoder gets no calls for some time before, and every request is
+    answered."""
+    await is_running(client, "Decoder", 2)
+    await is_running(client, "VisionEncoder", NUM_ENCODERS)
+    decoder, _ = replicas(launched.root, "Decoder", at_least=2)
+    engine, encoder = engine_of(decoder), replicas(launched.root, "VisionEncoder", at_least=NUM_ENCODERS)[0]
+    answers: list[asyncio.Future[httpx.Response]] = []
+
+    def ask() -> None:
+        number = len(answers)
+        parts = [image(random_png(56, 56, 20_000 + number))] if number % 2 else []
+        body = chat([*parts, text(f"{number} What is it?")], max_tokens=2)
+        answers.append(asyncio.ensure_future(client.post("/v1/chat/completions", json=body)))
+
+    async def are_gone() -> bool:
+        ask()
+        return not any(has_not_ended(process) for process in (decoder, engine, encoder))
+
+    start_s = time.monotonic()
+    for process in (engine, encoder):
+        process.suspend()
+    await until(are_gone, STUCK_NOTICED_S, "what hangs is not ended")
+    gone_s = time.monotonic()
+    for _ in range(NUM_AFTER):
+        ask()
+    assert [answer.status_code for answer in await asyncio.gather(*answers)] == [200] * len(answers)
+    calls = calls_between(records, start_s, gone_s)
+    served = [call.at_s for call in calls if call.function == "Decoder.generate" and call.pid == decoder.pid]
+    assert served
+    assert max(served) < gone_s - AVOIDED_S
+
+
+def has_not_ended(process: psutil.Process) -> bool:
+    """Returns True if a process exists and is no zombie."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
