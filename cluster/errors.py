@@ -10,7 +10,7 @@
     │   ├── UuidWithoutPicture       400  a ``uuid`` without the picture that belongs to it
     │   ├── UnsupportedScheme        400  a picture URL that is neither data: nor https:
     │   ├── ForbiddenUrl             400  a picture URL that leads to an address Prism does not fetch from
-    │   ├── FetchFailed              400  a picture URL that could not be fetched; a retry can help
+    │   ├── FetchFailed              400  a picture URL where no picture can be fetched
     │   ├── InvalidPicture           400  bytes that do not decode to a picture
     │   ├── TooManyPictures          400  more pictures than one request may carry
     │   ├── ContextTooLong           400  prompt and answer do not fit the model's context
@@ -24,6 +24,7 @@
     └── ServingError                      the request is fine; Prism could not serve it now
         ├── Overloaded               429  no free slot or bytes for the request; a retry can help
         ├── InternalError            500  a defect of Prism's
+        ├── PictureUnavailable       502  a picture's server, or its name, does not answer now; a retry can help
         ├── EmbeddingLost            503  an embedding was gone before the engine read it; a retry can help
         ├── PoolUnavailable          503  a pool has no replica that can serve, or lost the one in use; a retry can help
         └── DeadlineExceeded         504  the request's time ran out
@@ -149,7 +150,7 @@ class ForbiddenUrl(InvalidRequest):
 
 class FetchFailed(InvalidRequest):
     code = "image_fetch_failed"
-    can_retry = True
+    can_retry = False
 
 
 class InvalidPicture(InvalidRequest):
@@ -234,6 +235,19 @@ class Overloaded(ServingError):
 class InternalError(ServingError):
     status = 500
     can_retry = False
+
+
+class PictureUnavailable(ServingError):
+    """The server of a picture cannot be reached now, or is busy.
+
+    The status is 502, because OpenAI's SDKs try again after 408, 409, 429 and everything from 500. The first three
+    would say something else: that the client is slow, that requests collide, or that Prism is full. 502 says that a
+    server behind Prism failed. No other error has it, so alerts on Prism's own errors can leave it out.
+    """
+
+    status = 502
+    code = "image_unavailable"
+    can_retry = True
 
 
 class EmbeddingLost(ServingError):

@@ -21,6 +21,9 @@ ENGINE_REQUESTS: Final = Gauge(
     "prism_engine_requests",
     "Requests that the decoder's engine holds now. vLLM's own gauge is not updated while the engine is idle.",
 )
+FETCHES: Final = Counter(
+    "prism_fetches", "Fetches of https: pictures, by ok, cancelled, or the code of their error.", ["outcome"]
+)
 PICTURES: Final = Counter("prism_pictures", "Pictures that a stage has worked on.", ["stage"])
 CACHE_LOOKUPS: Final = Counter(
     "prism_embedding_cache_lookups",

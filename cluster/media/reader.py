@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 import pybase64
 
-from cluster.errors import InvalidPicture, InvalidRequest, PictureTooLarge, UnsupportedScheme
+from cluster.errors import InvalidPicture, InvalidRequest, PictureTooLarge, PictureUnavailable, UnsupportedScheme
 from cluster.media.fetch import Fetcher
 from cluster.media.header import read_size
 from cluster.messages import MAX_ASPECT_RATIO, PICTURE_FORMATS, Picture
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import httpcore2
 
     from cluster.config import MediaConfig
-    from cluster.media.fetch import Resolver
     from cluster.media.header import Size
+    from cluster.media.names import Lookup
     from cluster.messages import Digest
 
 INLINE_BYTES: Final = 256 * 1024
@@ -48,7 +48,7 @@ class MediaReader:
     Args:
         config: Limits on pictures, and the hosts that they may come from.
         revision: The fingerprint of the encoder and of its processor's settings; it is part of every digest.
-        resolver: Replaces the system's resolver of host names; for tests.
+        lookup: Replaces the system's look-up of host names; for tests.
         network: Opens the connections for https: URLs, after their address has been checked; for tests.
     """
 
@@ -57,12 +57,12 @@ class MediaReader:
         config: MediaConfig,
         *,
         revision: str,
-        resolver: Resolver | None = None,
+        lookup: Lookup | None = None,
         network: httpcore2.AsyncNetworkBackend | None = None,
     ) -> None:
         self._config = config
         self._revision = revision
-        self._fetcher = Fetcher(config, resolver=resolver, network=network)
+        self._fetcher = Fetcher(config, lookup=lookup, network=network)
 
     async def read(
         self, url: str, param: str, hold: Callable[[int], None] = _unbounded, *, salt: bytes = b""
@@ -79,13 +79,14 @@ class MediaReader:
             UnsupportedScheme: The URL is neither data: nor https:.
             ForbiddenUrl: The URL leads to an address that Prism does not fetch from.
             FetchFailed: The picture could not be fetched.
+            PictureUnavailable: The picture could not be fetched now; a later try can succeed.
             InvalidPicture: The bytes are not a picture, or the picture is too elongated.
             PictureTooLarge: The picture has too many bytes or pixels.
         """
         try:
             data = await self._bytes(url, hold)
             width, height = self._bounded(read_size(data))
-        except InvalidRequest as error:
+        except (InvalidRequest, PictureUnavailable) as error:
             error.param = param
             raise
         digest = await _off_loop(len(data), _digest, data, self._revision, salt)

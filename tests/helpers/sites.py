@@ -109,7 +109,7 @@ async def stall_in_body(writer: asyncio.StreamWriter) -> None:
 
 async def trickle(writer: asyncio.StreamWriter) -> None:
     """Sends the body byte by byte without end."""
-    writer.write(reply("200 OK", b"", "Content-Length: 9999999"))
+    writer.write(reply("200 OK", b"", "Content-Length: 99999"))
     while True:
         writer.write(b"\0")
         await writer.drain()

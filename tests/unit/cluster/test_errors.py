@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING
 
+import httpx2
 import pytest
+from openai import OpenAI
 
 from cluster import errors
 from cluster.errors import PrismError
@@ -52,6 +54,13 @@ def test_every_leaf_says_whether_a_retry_can_help(kind: type[PrismError]) -> Non
     assert isinstance(vars(kind)["can_retry"], bool)
     [line] = [line for line in (errors.__doc__ or "").splitlines() if f"── {kind.__name__} " in line]
     assert ("a retry can help" in line) is kind.can_retry
+
+
+@pytest.mark.parametrize("kind", [kind for kind in leaves() if kind.can_retry], ids=lambda kind: kind.__name__)
+def test_openais_sdk_tries_again_where_it_can_help(kind: type[PrismError]) -> None:
+    """OpenAI's own client sends a request again by itself if its error says that a retry can help."""
+    client = OpenAI(api_key="none", base_url="http://prism/v1")
+    assert client._should_retry(httpx2.Response(kind.status, headers={"retry-after": "1"}))
 
 
 def test_a_clients_mistake_hangs_under_the_clients_branch() -> None:

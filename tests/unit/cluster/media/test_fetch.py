@@ -11,7 +11,6 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import httpcore2
 import pytest
 import trustme
 
@@ -23,12 +22,12 @@ from cluster.errors import (
     ForbiddenUrl,
     InvalidPicture,
     PictureTooLarge,
+    PictureUnavailable,
     PrismError,
-    UnsupportedScheme,
 )
-from cluster.media.fetch import AddressGuard, is_public
 from cluster.media.reader import MediaReader
-from tests.helpers.pictures import SAMPLES
+from cluster.metrics import FETCHES
+from tests.helpers.hostile import ANSWERS, DATA, LIMIT_BYTES, LOCATIONS, PRIVATE_HOSTS, SERVERS, SLOW, URLS
 from tests.helpers.sites import Names, Network, Reply, Site, ok, redirect, reply, stall, stall_in_body, trickle
 
 if TYPE_CHECKING:
@@ -36,10 +35,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PARAM = "messages[0].content[1].image_url.url"
-DATA = SAMPLES["jpeg-RGB"].data
 PUBLIC = "93.184.216.34"
 PUBLIC_V6 = "2606:4700::1111"
 """Both look public; the tests' network leads them to the server on loopback."""
+MOST_S = 20.0
+"""No error comes later than this."""
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,9 @@ async def site(authority: trustme.CA) -> AsyncIterator[Site]:
 async def reading(site: Site, ca_file: str | None, **options: Any) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
     """A function that reads a URL in which ``{port}`` stands for the site's port. By default it trusts localhost and
     uses the system's resolver."""
-    resolver, network = options.pop("resolver", None), options.pop("network", None)
+    lookup, network = options.pop("lookup", None), options.pop("network", None)
     config = MediaConfig(**{"trusted_hosts": {"localhost"}, "ca_file": ca_file, "fetch_timeout_s": 30.0, **options})
-    reader = MediaReader(config, revision="r", resolver=resolver, network=network)
+    reader = MediaReader(config, revision="r", lookup=lookup, network=network)
 
     async def read(url: str, hold: Callable[[int], None] = lambda _: None) -> Any:
         return await reader.read(url.replace("{port}", str(site.port)), PARAM, hold)
@@ -95,10 +95,24 @@ async def reading(site: Site, ca_file: str | None, **options: Any) -> AsyncItera
         await reader.close()
 
 
+def lookup_of(names: dict[str, list[str]]) -> Callable[[str], Awaitable[list[str]]]:
+    """A look-up that knows some names. It takes ``localhost`` and those below it for this machine, as resolvers do."""
+
+    async def look_up(host: str) -> list[str]:
+        host = host.rstrip(".").lower()
+        if host.split(".")[-1] == "localhost":
+            return ["127.0.0.1"]
+        if host not in names:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return names[host]
+
+    return look_up
+
+
 async def refusal(kind: type[PrismError], site: Site, ca_file: str | None, url: str, **options: Any) -> PrismError:
     """Reads ``url``, checks that the error is well formed and tells nothing about the internal network, and returns the
     error."""
-    async with reading(site, ca_file, **options) as read:
+    async with reading(site, ca_file, **options) as read, asyncio.timeout(MOST_S):
         with pytest.raises(PrismError) as caught:
             await read(url)
     error = caught.value
@@ -150,7 +164,7 @@ async def test_a_connection_is_used_again_and_closed_in_the_end(site: Site, ca_f
     """Two pictures of one host share a checked connection, and ``close`` leaves none behind."""
     site.replies["/"] = ok(DATA)
     names = Names([["127.0.0.1"]])
-    async with reading(site, ca_file, resolver=names) as read:
+    async with reading(site, ca_file, lookup=names) as read:
         await read("https://localhost:{port}/")
         await read("https://localhost:{port}/")
         assert (site.num_connections, names.asked) == (1, ["localhost"])
@@ -178,26 +192,12 @@ async def test_a_redirect_loop_ends(site: Site, ca_file: str) -> None:
     assert len(site.requests) == 4
 
 
-@pytest.mark.parametrize(
-    ("location", "kind"),
-    [
-        ("https://10.0.0.1/", ForbiddenUrl),
-        ("https://[::1]/", ForbiddenUrl),
-        ("//169.254.169.254/latest/meta-data", ForbiddenUrl),
-        ("https://0x7f000001/", ForbiddenUrl),
-        ("http://localhost/", UnsupportedScheme),
-        ("file:///etc/passwd", UnsupportedScheme),
-        ("data:image/png;base64,AAAA", UnsupportedScheme),
-        ("https://user:secret@localhost/", ForbiddenUrl),
-        ("https://localhost:port/", FetchFailed),
-    ],
-)
-async def test_every_hop_is_checked_like_the_first(
-    location: str, kind: type[PrismError], site: Site, ca_file: str
-) -> None:
+@pytest.mark.parametrize("location", LOCATIONS)
+async def test_every_hop_is_checked_like_the_first(location: str, site: Site, ca_file: str) -> None:
     """A redirect of a trusted server to a private address, to another scheme or with credentials is refused."""
     site.replies["/"] = redirect(location)
-    await refusal(kind, site, ca_file, "https://localhost:{port}/")
+    names = lookup_of({"localhost": ["127.0.0.1"], **ANSWERS})
+    await refusal(LOCATIONS[location], site, ca_file, "https://localhost:{port}/", lookup=names)
     assert len(site.requests) == 1
 
 
@@ -262,7 +262,9 @@ async def test_a_slow_server_is_left_in_time(behaviour: Reply, ca_file: str, aut
         slow = Site(port=server.sockets[0].getsockname()[1])
         for timeout_s in PATIENCE_S:
             began = time.monotonic()
-            error = await refusal(FetchFailed, slow, ca_file, "https://localhost:{port}/", fetch_timeout_s=timeout_s)
+            error = await refusal(
+                PictureUnavailable, slow, ca_file, "https://localhost:{port}/", fetch_timeout_s=timeout_s
+            )
             assert timeout_s <= time.monotonic() - began < timeout_s + 3
             assert error.figures == {"limit_s": timeout_s}
             if asked.is_set():
@@ -286,7 +288,7 @@ async def test_a_server_that_never_greets_is_left_and_hung_up_on(ca_file: str) -
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         mute = Site(port=server.sockets[0].getsockname()[1])
         for timeout_s in PATIENCE_S:
-            await refusal(FetchFailed, mute, ca_file, "https://localhost:{port}/", fetch_timeout_s=timeout_s)
+            await refusal(PictureUnavailable, mute, ca_file, "https://localhost:{port}/", fetch_timeout_s=timeout_s)
             if asked.is_set():
                 break
         await gone.wait()
@@ -299,7 +301,7 @@ async def test_a_slow_lookup_counts_too(site: Site, ca_file: str) -> None:
         await asyncio.Event().wait()
         return []
 
-    await refusal(FetchFailed, site, ca_file, "https://pictures.example/", resolver=never, fetch_timeout_s=0.05)
+    await refusal(PictureUnavailable, site, ca_file, "https://pictures.example/", lookup=never, fetch_timeout_s=0.05)
 
 
 async def test_many_given_up_fetches_leave_room_for_the_next(site: Site, ca_file: str) -> None:
@@ -317,13 +319,17 @@ async def test_many_given_up_fetches_leave_room_for_the_next(site: Site, ca_file
 
 
 @pytest.mark.parametrize(
-    "status", ["404 Not Found", "206 Partial Content", "204 No Content", "500 Oops", "304 Not Modified"]
+    ("status", "kind"),
+    [
+        *((status, FetchFailed) for status in ("404 Not Found", "403 Forbidden", "206 Part", "204 No", "304 Same")),
+        *((status, PictureUnavailable) for status in ("500 Oops", "503 Later", "429 Slow Down", "408 Late")),
+    ],
 )
-async def test_any_status_but_200_is_named(status: str, site: Site, ca_file: str) -> None:
-    """The error names the server's status and shows nothing of the body."""
+async def test_any_status_but_200_is_named(status: str, kind: type[PrismError], site: Site, ca_file: str) -> None:
+    """The error names the server's status and shows nothing of the body. Only a busy server is worth a retry."""
     body = b"" if status[:3] in ("204", "304") else b"<title>Internal</title>"
     site.replies["/"] = reply(status, body, *([f"Content-Length: {len(body)}"] if body else []))
-    error = await refusal(FetchFailed, site, ca_file, "https://localhost:{port}/")
+    error = await refusal(kind, site, ca_file, "https://localhost:{port}/")
     assert f"status {status[:3]}" in error.message
 
 
@@ -345,7 +351,7 @@ async def test_a_server_that_breaks_off_is_reported(answer: bytes, site: Site, c
         writer.close()
 
     site.replies["/"] = hang_up
-    await refusal(FetchFailed, site, ca_file, "https://localhost:{port}/")
+    await refusal(PictureUnavailable, site, ca_file, "https://localhost:{port}/")
 
 
 async def test_a_compressed_answer_is_refused(site: Site, ca_file: str) -> None:
@@ -371,7 +377,7 @@ async def test_certificates_are_checked(site: Site, ca_file: str, tmp_path: Path
     await refusal(FetchFailed, site, None, local)
     await refusal(FetchFailed, site, str(other), local)
     wrong_name = "https://else.example:{port}/"
-    await refusal(FetchFailed, site, ca_file, wrong_name, resolver=names, trusted_hosts={"else.example"})
+    await refusal(FetchFailed, site, ca_file, wrong_name, lookup=names, trusted_hosts={"else.example"})
     assert not site.requests
 
 
@@ -401,49 +407,88 @@ async def test_a_closed_port_is_a_failure(ca_file: str) -> None:
     """The error about a host that refuses the connection tells nothing about the internal network."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    await refusal(FetchFailed, Site(port=port), ca_file, "https://localhost:{port}/")
-
-
-PRIVATE_HOSTS = [
-    *("127.0.0.1", "[::1]", "0x7f000001", "2130706433", "127.1", "0177.0.0.1", "0x7f.1", "0.0.0.0", "0", "localhost"),
-    *(
-        "LOCALHOST.",
-        "169.254.169.254",
-        "10.0.0.1",
-        "172.16.0.1",
-        "192.168.1.1",
-        "100.64.0.1",
-        "192.0.0.192",
-        "198.18.0.1",
-    ),
-    *("240.0.0.1", "255.255.255.255", "224.0.0.1", "168.63.129.16", "[::]", "[::ffff:10.0.0.1]", "[::ffff:7f00:1]"),
-    *("[::127.0.0.1]", "[fe80::1]", "[fe80::1%25lo]", "[fc00::1]", "[fd00:ec2::254]", "[ff02::1]", "[2001:db8::1]"),
-    *(
-        "[64:ff9b::a00:1]",
-        "[64:ff9b:1::808:808]",
-        "[2002:a00:1::1]",
-        "[2001:0:4136:e378:8000:63bf:3fff:fdd2]",
-        "[3fff::1]",
-    ),
-    "%31%32%37.0.0.1",
-]
-
-
-@pytest.mark.parametrize("host", PRIVATE_HOSTS)
-async def test_no_spelling_of_a_private_address_is_dialled(host: str, site: Site, ca_file: str) -> None:
-    """A private address is refused before a connection is opened, in every notation that the system's resolver
-    accepts."""
-    network = Network(site)
-    await refusal(ForbiddenUrl, site, ca_file, f"https://{host}:{{port}}/", trusted_hosts=set(), network=network)
-    assert not network.dialled
+    await refusal(PictureUnavailable, Site(port=port), ca_file, "https://localhost:{port}/")
 
 
 @pytest.mark.parametrize(
-    "address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+    ("url", "kind"), [*((f"https://{host}:{{port}}/", ForbiddenUrl) for host in [*PRIVATE_HOSTS, *ANSWERS]), *URLS]
 )
-def test_public_addresses_are_public(address: str) -> None:
-    """Public addresses are accepted, also in the form that IPv6-only networks give them."""
-    assert is_public(address)
+async def test_no_spelling_of_a_private_address_is_dialled(
+    url: str, kind: type[PrismError], site: Site, ca_file: str
+) -> None:
+    """A hostile URL is refused before a connection is opened, in every notation that some library accepts."""
+    network = Network(site)
+    options = {"trusted_hosts": set(), "network": network, "lookup": lookup_of(ANSWERS)}
+    await refusal(kind, site, ca_file, url, **options)
+    assert not network.dialled
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_a_hostile_server_is_a_typed_error_in_bounded_time(name: str, site: Site, ca_file: str) -> None:
+    """Each hostile behaviour of a server becomes the expected error, and its connection is closed."""
+    site.replies["/"], kind = SERVERS[name]
+    timeout_s = 0.2 if name in SLOW else 30.0
+    await refusal(
+        kind, site, ca_file, "https://localhost:{port}/", max_picture_bytes=LIMIT_BYTES, fetch_timeout_s=timeout_s
+    )
+
+
+async def test_a_server_without_tls_is_a_failure(ca_file: str) -> None:
+    """A server that answers the TLS greeting with plain HTTP is named as one without valid TLS, and no retry helps."""
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(ok(DATA))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        plain = Site(port=server.sockets[0].getsockname()[1])
+        assert "TLS" in (await refusal(FetchFailed, plain, ca_file, "https://localhost:{port}/")).message
+
+
+async def test_the_outcome_of_each_fetch_is_counted(site: Site, ca_file: str) -> None:
+    """A fetch is counted once, by success, by the code of its error, or as cancelled."""
+    site.replies |= {"/": ok(DATA), "/busy": SERVERS["busy"][0], "/slow": stall}
+    private = "https://10.0.0.1/"
+    outcomes = ("ok", "image_unavailable", "image_url_forbidden", "cancelled")
+    before = [FETCHES.labels(outcome)._value.get() for outcome in outcomes]
+    async with reading(site, ca_file) as read:
+        await asyncio.gather(read("https://localhost:{port}/"), read("https://localhost:{port}/"))
+        await asyncio.gather(read("https://localhost:{port}/busy"), read(private), return_exceptions=True)
+        slow = asyncio.ensure_future(read("https://localhost:{port}/slow"))
+        while not any("/slow" in request for request in site.requests):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        slow.cancel()
+        await asyncio.wait([slow])
+    after = [FETCHES.labels(outcome)._value.get() for outcome in outcomes]
+    assert [late - early for early, late in zip(before, after, strict=True)] == [2, 1, 1, 1]
+
+
+def test_the_hostile_cases_are_many() -> None:
+    """More than 80 hostile URLs, answers of name servers, redirects and servers are tried."""
+    assert len(PRIVATE_HOSTS) + len(ANSWERS) + len(URLS) + len(LOCATIONS) + len(SERVERS) >= 150
+
+
+async def test_hostile_servers_take_nothing_from_other_requests(site: Site, ca_file: str) -> None:
+    """While dozens of fetches hang in slow servers and slow names, another picture arrives."""
+    site.replies |= {"/": ok(DATA), **{f"/{n}": behaviour for n, behaviour in enumerate(SLOW.values())}}
+    stalled = asyncio.Event()
+
+    async def names(host: str) -> list[str]:
+        if host.startswith("slow"):
+            await stalled.wait()
+        return ["127.0.0.1"]
+
+    async with reading(site, ca_file, lookup=names) as read:
+        servers = [asyncio.ensure_future(read(f"https://localhost:{{port}}/{n % len(SLOW)}")) for n in range(48)]
+        lookups = [asyncio.ensure_future(read(f"https://slow{n}.example/")) for n in range(48)]
+        while len(site.requests) < len(servers):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            assert (await read("https://localhost:{port}/")).data == DATA
+        assert not any(task.done() for task in servers + lookups)
+        for task in servers + lookups:
+            task.cancel()
+        await asyncio.wait(servers + lookups)
 
 
 @pytest.mark.parametrize(
@@ -463,16 +508,16 @@ async def test_one_private_address_condemns_a_name(answer: list[str] | Exception
     names cannot be probed."""
     network = Network(site)
     url = "https://pictures.example/"
-    error = await refusal(ForbiddenUrl, site, ca_file, url, resolver=Names([answer]), network=network)
+    error = await refusal(ForbiddenUrl, site, ca_file, url, lookup=Names([answer]), network=network)
     unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-    assert error.message == (await refusal(ForbiddenUrl, site, ca_file, url, resolver=Names([unknown]))).message
+    assert error.message == (await refusal(ForbiddenUrl, site, ca_file, url, lookup=Names([unknown]))).message
     assert not network.dialled
 
 
 async def test_a_name_server_that_is_busy_is_worth_a_retry(site: Site, ca_file: str) -> None:
     """A temporary failure of a lookup is an error that a retry can help."""
     names = Names([socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")])
-    error = await refusal(FetchFailed, site, ca_file, "https://pictures.example/", resolver=names)
+    error = await refusal(PictureUnavailable, site, ca_file, "https://pictures.example/", lookup=names)
     assert "try again" in error.message
 
 
@@ -481,7 +526,7 @@ async def test_the_address_that_was_checked_is_the_one_dialled(site: Site, ca_fi
     the host's name."""
     site.replies["/"] = ok(DATA)
     names, network = Names([[PUBLIC], ["127.0.0.1"]]), Network(site)
-    async with reading(site, ca_file, resolver=names, network=network) as read:
+    async with reading(site, ca_file, lookup=names, network=network) as read:
         assert (await read("https://pictures.example/")).data == DATA
     assert names.asked == ["pictures.example"]
     assert network.dialled == [PUBLIC]
@@ -493,7 +538,7 @@ async def test_a_new_connection_is_checked_anew(site: Site, ca_file: str) -> Non
     """A new connection resolves and checks the name again, and refuses it if it has become private."""
     site.replies["/"] = ok(DATA, "Connection: close")
     names, network = Names([[PUBLIC], ["127.0.0.1"]]), Network(site)
-    async with reading(site, ca_file, resolver=names, network=network) as read:
+    async with reading(site, ca_file, lookup=names, network=network) as read:
         await read("https://pictures.example/")
         with pytest.raises(ForbiddenUrl):
             await read("https://pictures.example/")
@@ -505,11 +550,13 @@ async def test_the_next_address_is_tried_when_one_is_dead(site: Site, ca_file: s
     site.replies["/"] = ok(DATA)
     addresses = [f"93.184.216.{last}" for last in range(1, 9)]
     network = Network(site, dead=frozenset(addresses[:2]))
-    async with reading(site, ca_file, resolver=Names([addresses]), network=network) as read:
+    async with reading(site, ca_file, lookup=Names([addresses]), network=network) as read:
         assert (await read("https://pictures.example/")).data == DATA
     assert network.dialled == addresses[:3]
     dead = Network(site, dead=frozenset(addresses))
-    await refusal(FetchFailed, site, ca_file, "https://pictures.example/", resolver=Names([addresses]), network=dead)
+    await refusal(
+        PictureUnavailable, site, ca_file, "https://pictures.example/", lookup=Names([addresses]), network=dead
+    )
     assert dead.dialled == addresses[:4]
 
 
@@ -517,7 +564,7 @@ async def test_an_international_name_is_asked_for_in_its_ascii_form(site: Site, 
     """The resolver, TLS and the Host header all get the ASCII form of an international name."""
     site.replies["/"] = ok(DATA)
     names = Names([[PUBLIC]])
-    async with reading(site, ca_file, resolver=names, network=Network(site)) as read:
+    async with reading(site, ca_file, lookup=names, network=Network(site)) as read:
         await read("https://bücher.example/")
     assert names.asked == site.names == ["xn--bcher-kva.example"]
 
@@ -535,15 +582,8 @@ async def test_an_ipv6_address_may_stand_for_the_host(site: Site, ca_file: str) 
 async def test_trust_is_by_name_and_not_by_address(site: Site, ca_file: str) -> None:
     """A trusted host is trusted in any case and with a final dot. Other names with the same address are not trusted."""
     site.replies["/"] = ok(DATA)
-    options: dict[str, Any] = {"resolver": Names([["10.0.0.7"]]), "trusted_hosts": {"Pictures.Example."}}
+    options: dict[str, Any] = {"lookup": Names([["10.0.0.7"]]), "trusted_hosts": {"Pictures.Example."}}
     async with reading(site, ca_file, network=Network(site), **options) as read:
         await read("https://PICTURES.example/")
     for host in ("sub.pictures.example", "pictures.example.evil.example", "10.0.0.7"):
         await refusal(ForbiddenUrl, site, ca_file, f"https://{host}/", **options)
-
-
-async def test_unix_sockets_stay_closed(site: Site) -> None:
-    """Prism never connects to a Unix socket."""
-    guard = AddressGuard(Names([[PUBLIC]]), Network(site), ())
-    with pytest.raises(httpcore2.ConnectError):
-        await guard.connect_unix_socket("/var/run/docker.sock")

@@ -44,7 +44,7 @@ async def no_lookup(host: str) -> list[str]:
 
 async def read(url: str, *, revision: str = REVISION, salt: bytes = b"", **config: Any) -> Picture:
     """Reads the picture behind ``url`` with the given settings."""
-    reader = MediaReader(MediaConfig(**config), revision=revision, resolver=no_lookup)
+    reader = MediaReader(MediaConfig(**config), revision=revision, lookup=no_lookup)
     try:
         return await reader.read(url, PARAM, salt=salt)
     finally:
@@ -53,7 +53,7 @@ async def read(url: str, *, revision: str = REVISION, salt: bytes = b"", **confi
 
 async def test_inline_bytes_are_announced_too() -> None:
     """The bytes of a data: URL are announced to the callback before they are decoded."""
-    reader = MediaReader(MediaConfig(), revision=REVISION, resolver=no_lookup)
+    reader = MediaReader(MediaConfig(), revision=REVISION, lookup=no_lookup)
     admission = Admission(1, len(DATA))
     place = admission.enter()
     await reader.read(URL, PARAM, place.hold)
