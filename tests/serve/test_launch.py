@@ -163,6 +163,10 @@ async def test_a_replica_that_does_not_answer_hides_no_other(launched: Launched)
             stopped.resume()
     assert health.status_code == httpx.codes.OK
     assert metrics.text.count('process_resident_memory_bytes{pool="preprocessor"') == 1
+    answered = [
+        line for line in metrics.text.splitlines() if line.startswith('prism_replica_answered{pool="preprocessor"')
+    ]
+    assert sorted(line.split()[-1] for line in answered) == ["0.0", "1.0"]
 
 
 async def asked_of_encoder(

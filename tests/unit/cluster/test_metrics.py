@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.metrics import merge, scaling_text
+from cluster import metrics
+from cluster.metrics import answered_text, merge, scaling_text
 
 
 def process(count: int) -> bytes:
@@ -31,6 +32,47 @@ def test_samples_keep_their_values_and_say_where_they_come_from() -> None:
     }
     assert sums == {"0": 2, "1": 5}
     assert merged.count(b"# TYPE jobs_total counter") == 1
+
+
+def test_awkward_labels_and_values_survive() -> None:
+    """Label values with braces, quotes, commas, line breaks and spaces are kept, and so are all kinds of numbers."""
+    registry = CollectorRegistry()
+    gauge = Gauge("odd", 'Odd "things" with {braces}.', ["what", "why"], registry=registry)
+    values = {'a"b': 1.5, "a}b {c} 1": float("inf"), "x\\ny\n,z=": -1e-9, 'pool="q",pool=': 7}
+    for name, value in values.items():
+        gauge.labels(name, "").set(value)
+    merged = merge([({"pool": 'p"1\\', "replica": "r"}, generate_latest(registry))])
+    [family] = text_string_to_metric_families(merged.decode())
+    assert {sample.labels["what"]: sample.value for sample in family.samples} == values
+    assert {(sample.labels["pool"], sample.labels["replica"]) for sample in family.samples} == {('p"1\\', "r")}
+
+
+def test_a_label_of_the_same_name_is_renamed() -> None:
+    """A sample's own label ``pool`` becomes ``exported_pool``, wherever it stands."""
+    registry = CollectorRegistry()
+    Gauge("first", "One.", ["pool", "a"], registry=registry).labels("own", "1").set(1)
+    Gauge("last", "Two.", ["a", "pool"], registry=registry).labels("1", "own").set(2)
+    Gauge("alike", "Three.", ["mypool", "pools"], registry=registry).labels("1", "2").set(3)
+    merged = merge([({"pool": "decoder"}, generate_latest(registry))]).decode()
+    first, last, alike = text_string_to_metric_families(merged)
+    assert first.samples[0].labels == last.samples[0].labels == {"pool": "decoder", "exported_pool": "own", "a": "1"}
+    assert alike.samples[0].labels == {"pool": "decoder", "mypool": "1", "pools": "2"}
+
+
+def test_prisms_own_metrics_leave_the_labels_pool_and_replica_free() -> None:
+    """No metric of Prism's own has a label that the merge adds."""
+    own = [value for value in vars(metrics).values() if isinstance(value, Counter | Gauge | Histogram)]
+    assert len(own) > 8
+    assert [metric for metric in own if {"pool", "replica"} & set(metric._labelnames)] == []
+
+
+def test_a_scrape_says_who_answered() -> None:
+    """A replica that answered has 1, and one that did not has 0."""
+    text = answered_text({"decoder": {"a": True, "b": False}, "encoder": {}}).decode()
+    assert [line for line in text.splitlines() if not line.startswith("#")] == [
+        'prism_replica_answered{pool="decoder",replica="a"} 1.0',
+        'prism_replica_answered{pool="decoder",replica="b"} 0.0',
+    ]
 
 
 def test_decisions_on_sizes_are_metrics() -> None:

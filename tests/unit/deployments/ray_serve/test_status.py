@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deployments.ray_serve.status import no_node_holds
+from deployments.ray_serve.status import MAX_MESSAGE_CHARS, no_node_holds, one_line
 
 NODES = [
     {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}},
@@ -27,3 +27,26 @@ NODES = [
 def test_a_replica_that_fits_no_node_is_named(need: dict[str, float], said: str) -> None:
     """The message names what no living node has enough of, even if all nodes together have it."""
     assert no_node_holds(need, NODES) == said
+
+
+TRACEBACK = """The deployment failed to start 3 times in a row. Error:
+\x1b[36mray::ServeReplica:prism:Decoder.initialize_and_get_metadata()\x1b[39m (pid=7, ip=10.0.0.7)
+  File "/app/deployments/decoder.py", line 70, in __init__
+    raise RuntimeError("no memory left")
+RuntimeError: no memory left
+"""
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("", ""),
+        ("Waiting for a node.", "Waiting for a node."),
+        (TRACEBACK, "The deployment failed to start 3 times in a row. Error: RuntimeError: no memory left"),
+        (600 * "x", (MAX_MESSAGE_CHARS - 1) * "x" + "…"),
+    ],
+    ids=["nothing", "a line", "a traceback", "a long line"],
+)
+def test_a_message_of_serve_is_one_line(message: str, said: str) -> None:
+    """A traceback is left out, except for its last line, which names the error."""
+    assert one_line(message) == said
