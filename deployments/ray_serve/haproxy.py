@@ -54,7 +54,7 @@ OWN_ERRORS: Final[dict[int, PrismError]] = {
     503: PoolUnavailable("No Router can be reached; send the request again.", pool="router"),
     504: GONE,
 }
-"""The errors that HAProxy finds itself, by their status. HAProxy keeps its own HTML for headers that are malformed or
+"""The errors that HAProxy finds itself, by its status for them; clients get the error's own. HAProxy keeps its own HTML for headers that are malformed or
 do not come: it sends these from a place that reads no configuration."""
 
 
@@ -119,12 +119,12 @@ def mended(configuration: str, folder: Path) -> str:
 
 
 def write_errors(folder: Path) -> None:
-    """Writes ``OWN_ERRORS`` as the files that the configuration names, each a whole HTTP response."""
+    """Writes ``OWN_ERRORS`` as the files that the configuration names. Each is a whole HTTP response."""
     for status, error in OWN_ERRORS.items():
         body = json.dumps(error.to_openai())
         retry = "Retry-After: 1\r\n" if error.can_retry else ""
         (folder / str(status)).write_bytes(
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n{retry}"
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\nContent-Type: application/json\r\n{retry}"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
         )
 

@@ -178,7 +178,7 @@ def test_a_request_that_no_router_answers_ends_two_tries(closing: OneAnswer, tmp
     second = OneAnswer(b"")
     with haproxy_before([closing.port, second.port], tmp_path) as front:
         status, headers, error = answer_to_one_request(front)
-    assert (status, error["code"], error["type"], error["param"]) == (502, "stage_unavailable", "server_error", None)
+    assert (status, error["code"], error["type"], error["param"]) == (503, "stage_unavailable", "server_error", None)
     assert headers["retry-after"] == "1"
     second.close()
     assert (closing.num_asked, second.num_asked) == (1, 1)
