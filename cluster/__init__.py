@@ -33,6 +33,7 @@ What the pools share or need besides the stages:
     scaling/          how many replicas each pool should have, and the loads to try that on
     embeddings/       what a process keeps of embeddings, and which replica makes one that several were asked for
     health.py         finds out whether an engine or a vision tower is stuck
+    isolation/        runs the preprocess stage in child processes, and bounds what one picture may cost
     priority.py       the niceness of processes and threads that share CPU cores
     shared_memory.py  removes the shared memory that killed processes leave
 

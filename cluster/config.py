@@ -127,7 +127,7 @@ class RouterConfig(PoolConfig):
 
 
 class PreprocessorConfig(PoolConfig):
-    """The preprocessor pool. Each replica is one process that works on one picture at a time, on a CPU."""
+    """The preprocessor pool. Each replica works on one picture at a time, in a child process on a CPU."""
 
     deployment: ClassVar[str] = "Preprocessor"
 

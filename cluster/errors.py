@@ -12,6 +12,7 @@
     │   ├── ForbiddenUrl             400  a picture URL that leads to an address Prism does not fetch from
     │   ├── FetchFailed              400  a picture URL where no picture can be fetched
     │   ├── InvalidPicture           400  bytes that do not decode to a picture
+    │   ├── PictureTooExpensive      400  a picture that takes too much CPU time or memory to decode
     │   ├── TooManyPictures          400  more pictures than one request may carry
     │   ├── ContextTooLong           400  prompt and answer do not fit the model's context
     │   ├── EngineRefused            4xx  vLLM refused the request, with its own status and message
@@ -156,6 +157,11 @@ class FetchFailed(InvalidRequest):
 
 class InvalidPicture(InvalidRequest):
     code = "invalid_image"
+    can_retry = False
+
+
+class PictureTooExpensive(InvalidRequest):
+    code = "image_too_expensive"
     can_retry = False
 
 

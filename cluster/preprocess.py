@@ -62,7 +62,7 @@ def decode_image(data: bytes, size: tuple[int, int]) -> Image.Image:
                 raise InvalidPicture("The picture's header contradicts itself; save the picture again.")
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
-    except InvalidPicture:
+    except (InvalidPicture, MemoryError):
         raise
     except UnidentifiedImageError:
         raise InvalidPicture(f"The bytes are not a whole picture; send a {PICTURE_FORMATS}.") from None

@@ -6,7 +6,7 @@ api.py               the HTTP surface of the Router: routes, admission, errors
 responses.py         whole answers and streams, which are sent by their request's deadline
 router.py            the Router pool: a request from its body to its last byte
 overview.py          what operators ask about the whole cluster: health, states, metrics
-preprocessor.py      the preprocessor pool: CPU processes that prepare pictures
+preprocessor.py      the preprocessor pool: pictures are prepared in child processes
 encoder.py           the encoder pool: vision towers
 decoder.py           the decoder pool: vLLM engines
 ray_serve/           everything that uses less public parts of Ray: calls, replicas, request routers, HAProxy

@@ -1,16 +1,12 @@
-"""The preprocessor pool: each replica is one CPU process that prepares one picture at a time."""
+"""The preprocessor pool: each replica prepares one picture at a time, in a child process."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cluster import priority
 from cluster.checkpoint import Checkpoint
+from cluster.isolation.children import Children
 from cluster.metrics import PICTURES
 from cluster.scaling.work import OfferedWork
 from deployments.ray_serve.calls import answering
@@ -22,20 +18,13 @@ if TYPE_CHECKING:
 
 
 class Preprocessor:
-    """Turns pictures into patches. More replicas give more throughput; more threads would not, because Pillow holds
-    the GIL."""
+    """Turns pictures into patches. More replicas give more throughput."""
 
-    def __init__(self, config: PrismConfig) -> None:
+    async def __init__(self, config: PrismConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         log_refusals_briefly()
-        import torch  # imported in the replica only: building the application needs no model code
-
-        from cluster.preprocess import preprocess
-
-        torch.set_num_threads(1)
-        self._preprocess = preprocess
-        self._settings = Checkpoint(config.model).processor
-        niceness = priority.of_pictures(config.decoder)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="preprocess", initializer=os.nice, initargs=(niceness,))
+        settings = Checkpoint(config.model).processor
+        self._children = Children(settings, priority.of_pictures(config.decoder))
+        await self._children.start()
         self._offered = OfferedWork()
         self._num_waiting_pixels = 0
         self._num_done_pixels = 0
@@ -43,12 +32,12 @@ class Preprocessor:
         freeze_heap()
 
     async def preprocess(self, picture: Picture) -> Pixels:
-        """Decodes, resizes and cuts up one picture, in a thread."""
+        """Decodes, resizes and cuts up one picture, in a child process."""
         self._offered.arrived(picture.num_pixels)
         self._num_waiting_pixels += picture.num_pixels
         try:
             with answering("preprocessor"):
-                pixels = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, picture)
+                pixels = await self._children.prepare(picture)
         finally:
             self._num_waiting_pixels -= picture.num_pixels
         self._num_done_pixels += picture.num_pixels
@@ -56,14 +45,19 @@ class Preprocessor:
         PICTURES.labels("preprocess").inc()
         return pixels
 
-    def _run(self, picture: Picture) -> Pixels:
-        started_s = time.perf_counter()
-        pixels = self._preprocess(picture, self._settings)
-        return replace(pixels, ran_s=time.perf_counter() - started_s)
-
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tells the scaling policy regularly how many pixels came, were prepared, and wait."""
         return self._offered.stats(self._num_done_pixels, self._busy_s, waiting=self._num_waiting_pixels)
+
+    async def check_health(self) -> None:
+        """Prepares the smallest picture, unless a child has worked in the last seconds.
+
+        Serve replaces a replica whose check fails or takes too long.
+
+        Raises:
+            TimeoutError: No child has worked in time.
+        """
+        await self._children.check()
 
     def metrics(self) -> ProcessMetrics:
         """This process's metrics as Prometheus text."""

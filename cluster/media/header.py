@@ -5,8 +5,8 @@ In: the bytes of a picture file. Out: its (width, height) in pixels.
 This code runs in the Router's event loop, so it does not use Pillow. ``Image.open`` reads no pixels, but it reads all
 metadata, and a malicious file can make that expensive. Measured (files of 20 MiB made for the purpose): compressed
 profiles in a PNG → 13 s of a core; comments in a GIF → 900 MiB of memory, and nearly a second in which no other thread
-runs. The Preprocessor, a separate process, later opens the file with Pillow and refuses it if Pillow finds another
-size.
+runs. A child of the Preprocessor later opens the file with Pillow, within a budget, and refuses it if Pillow finds
+another size.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ OWN_ERRORS: Final[dict[int, PrismError]] = {
     503: PoolUnavailable("No Router can be reached; send the request again.", pool="router"),
     504: GONE,
 }
-"""The errors that HAProxy finds itself, by its status for them; clients get the error's own. HAProxy keeps its own HTML for headers that are malformed or
-do not come: it sends these from a place that reads no configuration."""
+"""The errors that HAProxy finds itself, by its status for them. Clients get the error's own status. HAProxy keeps its
+own HTML for headers that are malformed or do not come: it sends these from a place that reads no configuration."""
 
 
 def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:

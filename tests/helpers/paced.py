@@ -7,6 +7,7 @@ computes is replaced, because importing it would keep two cores busy for half a 
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` as it stands.
 
+import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -34,24 +35,48 @@ class PacedConfig(PrismConfig):
     pace: Pace = Pace()
 
 
+class PacedChildren:
+    """Stands for the child processes of a preprocessor: it sleeps and makes empty patches, for one picture at a time.
+
+    Args:
+        pace: Seconds for each pixel.
+        settings: How pictures become patches.
+    """
+
+    def __init__(self, pace: Pace, settings: ProcessorSettings) -> None:
+        self._pace = pace
+        self._settings = settings
+        self._turn = asyncio.Lock()
+        self.slowness = 1.0
+
+    async def start(self) -> None:
+        """Has nothing to start."""
+
+    async def prepare(self, picture: Picture) -> Pixels:
+        """Sleeps for the pixels of the picture."""
+        async with self._turn:
+            started_s = time.perf_counter()
+            await asyncio.sleep(picture.num_pixels * self._pace.pixel_s * self.slowness)
+            num_patches = self._settings.num_patches(picture.num_pixels)
+            ran_s = time.perf_counter() - started_s
+            patches = np.zeros((num_patches, 1), np.uint8)
+            return Pixels(picture.digest, patches, (1, 2, num_patches // 2), ran_s)
+
+    async def check(self) -> None:
+        """Always healthy."""
+
+
 class Preprocessor(preprocessor.Preprocessor):
-    """A preprocessor that sleeps and makes empty patches. Its ``user_config`` may slow it down."""
+    """A preprocessor with ``PacedChildren``. Its ``user_config`` may slow it down."""
 
-    def __init__(self, config: PacedConfig) -> None:
-        with patch.dict(sys.modules, torch=MagicMock(), **{"cluster.preprocess": MagicMock()}):
-            super().__init__(config)
-        self._slowness = 1.0
-
-        def paced(picture: Picture, settings: ProcessorSettings) -> Pixels:
-            time.sleep(picture.num_pixels * config.pace.pixel_s * self._slowness)
-            num_patches = settings.num_patches(picture.num_pixels)
-            return Pixels(picture.digest, np.zeros((num_patches, 1), np.uint8), (1, 2, num_patches // 2))
-
-        self._preprocess = paced
+    async def __init__(self, config: PacedConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        with patch.object(preprocessor, "Children", lambda settings, _: PacedChildren(config.pace, settings)):
+            await super().__init__(config)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes the factor by which the stage is slower than its pace."""
-        self._slowness = user_config.get("slowness", 1.0)
+        paced: Any = self._children
+        paced.slowness = user_config.get("slowness", 1.0)
 
 
 class PacedTower:

@@ -68,7 +68,7 @@ def png(width: int, height: int) -> bytes:
 def bare_png(width: int, height: int) -> bytes:
     """Returns a PNG file that has a header and an end but no pixels. Tests use it for sizes that are too large to hold
     in memory."""
-    return _png(width, height, 8, 2, b"")
+    return png_file(width, height, 8, 2, b"")
 
 
 def data_url(data: bytes, media_type: str = "image/png") -> str:
@@ -158,19 +158,29 @@ def _keyed(rgb: Pixels, colour: Pixels) -> Pixels:
     return np.where((rgb == colour).all(axis=-1)[..., None], np.uint8(255), rgb)
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """Returns one chunk of a PNG file."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _png(width: int, height: int, depth: int, colour: int, pixels: bytes, *, before: bytes = b"") -> bytes:
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + before + _chunk(b"IDAT", zlib.compress(pixels)) + _chunk(b"IEND", b"")
+def png_file(width: int, height: int, depth: int, colour: int, pixels: bytes, *, before: bytes = b"") -> bytes:
+    """Returns a PNG file of rows of pixels, each after the number of its filter, with chunks before them."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + before + png_chunk(b"IDAT", zlib.compress(pixels)) + png_chunk(b"IEND", b"")
 
 
 def _png_16(levels: Array, transparent: int) -> bytes:
     height, width = levels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
-    return _png(width, height, 16, 0, rows, before=_chunk(b"tRNS", struct.pack(">H", transparent)))
+    return png_file(width, height, 16, 0, rows, before=png_chunk(b"tRNS", struct.pack(">H", transparent)))
+
+
+def bmp_rle(width: int, height: int, pixels: bytes) -> bytes:
+    """Returns a BMP file with run-length encoded bytes and a palette of greys."""
+    palette = b"".join(bytes([level, level, level, 0]) for level in range(256))
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(pixels), 0, 0, 256, 0)
+    start = 14 + len(header) + len(palette)
+    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + palette + pixels
 
 
 def _tiff_16(levels: Array) -> bytes:

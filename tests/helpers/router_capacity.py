@@ -39,6 +39,7 @@ GROUPS: Final = {
     "ServeReplica:prism:Decoder": "Decoder",
     "ServeReplica:prism:VisionEncoder": "VisionEncoder",
     "ServeReplica:prism:Preprocessor": "Preprocessor",
+    "cluster.isolation.child": "Preprocessor",
     "router_client": "client",
     "haproxy.cfg": "HAProxy",
     "ServeController": "Ray",
