@@ -28,7 +28,7 @@ CONCURRENCY = 6
 STREAMED = 120
 PATIENCE_S = 30.0
 """A good request that waits longer is disturbed."""
-FIGURES = {"request_too_large", "image_too_large", "too_many_images", "invalid_value"}
+FIGURES = {"request_too_large", "image_too_large", "image_too_expensive", "too_many_images", "invalid_value"}
 """Errors about a limit say what was asked for, and the limit."""
 
 COLOUR = text("What colour is the shape?")

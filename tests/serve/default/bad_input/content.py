@@ -6,6 +6,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.helpers.ask import image, text
+from tests.helpers.bombs import BOMBS
 from tests.helpers.pictures import BROKEN, CUT_HEADERS, NO_PICTURES, bare_png, png
 from tests.serve.default.bad_input.kind import PART, PICTURE, URL, Bad, ask
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def pictures() -> Iterator[Bad]:
-    """Yields bytes that are no picture, pictures that are cut off, and pictures that only claim to be large."""
+    """Yields bytes that are no picture, pictures that are cut off or only claim to be large, and files that are made
+    to be expensive."""
     for what, samples in {"no picture": NO_PICTURES, "cut header": CUT_HEADERS, "broken": BROKEN}.items():
         for name, data in samples.items():
             yield Bad(f"{what}: {name}", "invalid_image", URL, ask(image(data)))
@@ -33,6 +35,8 @@ def pictures() -> Iterator[Bad]:
     }
     for name, data in bombs.items():
         yield Bad(f"too many pixels: {name}", "image_too_large", URL, ask(image(data)), status=413)
+    for name in ("jpeg scans", "mpo scans", "bmp rle, 49 megapixels", "tiff tile", "tiff jpeg scans"):
+        yield Bad(f"too expensive: {name}", "image_too_expensive", URL, ask(image(BOMBS[name].picture().data)))
     later = [{"role": "system", "content": [PICTURE]}, {"role": "user", "content": [text("?"), PICTURE, image(b"x")]}]
     yield Bad("the last of many", "invalid_image", "messages[1].content[2].image_url.url", {"messages": later})
 
