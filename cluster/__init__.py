@@ -34,6 +34,7 @@ What the pools share or need besides the stages:
     embeddings/       what a process keeps of embeddings, and which replica makes one that several were asked for
     health.py         finds out whether an engine or a vision tower is stuck
     isolation/        runs the preprocess stage in child processes, and bounds what one picture may cost
+    concurrency.py    runs several coroutines at the same time
     priority.py       the niceness of processes and threads that share CPU cores
     shared_memory.py  removes the shared memory that killed processes leave
 

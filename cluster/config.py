@@ -193,8 +193,9 @@ class DecoderConfig(PoolConfig):
     the request."""
     shared_bytes: int = Field(default=2**30, ge=1)
     """The most shared memory that one replica uses for embeddings, in use or kept for reuse. This memory is part of the
-    machine's RAM. A request waits until its own embeddings fit. A decoder does not start if the embedding of the
-    largest picture does not fit. The setting has no effect with ``transport: inline``."""
+    machine's RAM. A request waits until its own embeddings fit, before they are pulled from the encoders. A decoder
+    does not start if the embedding of the largest picture does not fit. The setting has no effect with
+    ``transport: inline``."""
     tool_call_parser: str | None = None
     """vLLM's parser for tool calls that the model makes by itself (``tool_choice: auto``), such as ``hermes``.
     Unset: such requests are refused."""

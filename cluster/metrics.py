@@ -40,7 +40,9 @@ STAGE_S: Final = Histogram(
     ["stage"],
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 20, 60),
 )
-SHARED_BYTES: Final = Gauge("prism_shared_bytes", "Bytes of embeddings that this decoder holds in shared memory.")
+SHARED_BYTES: Final = Gauge(
+    "prism_shared_bytes", "Bytes of embeddings that this decoder holds in shared memory, or has reserved for them."
+)
 FIRST_PIECE_S: Final = Histogram(
     "prism_time_to_first_token_seconds",
     "Seconds from the arrival of a streamed request at the Router to its first SSE event, reading the body included.",

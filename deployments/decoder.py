@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +11,18 @@ from cluster.errors import EmbeddingLost, PoolUnavailable
 from cluster.health import StuckWatch
 from cluster.messages import Elsewhere, Embedding
 from cluster.metrics import ENGINE_REQUESTS
-from deployments.ray_serve.calls import BySize, all_or_first_error, answering, calling, cancelled_if_left
+from deployments.ray_serve.calls import BySize, answering, calling, cancelled_if_left
 from deployments.ray_serve.replica import ProcessMetrics, end_replica, freeze_heap, log_refusals_briefly
 from deployments.ray_serve.request_routers import description
 from deployments.ray_serve.retries import Attempts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
     from ray.serve.handle import DeploymentHandle
 
     from cluster.config import PrismConfig
-    from cluster.messages import Call, Digest, FirstPiece, Picture, Spent
+    from cluster.messages import Call, Digest, FirstPiece, Grid, Picture
 
 
 class Decoder:
@@ -56,36 +55,26 @@ class Decoder:
         from cluster.decode.answer import generate  # imports vLLM: not before the engine has started
 
         has_begun, lost_before = False, False
+        waiting = {picture.digest: picture for picture in pictures}
+        grids = {picture.digest: self._grid(picture) for picture in pictures}
+        del pictures
+
+        async def pull(digest: Digest) -> Embedding:
+            return await self._pulls.embedding_for(waiting[digest], self._encoded)
+
         with answering("decoder"):
             while True:
-                embeddings, spent = await self._pull(pictures)
                 try:
-                    async with aclosing(generate(self._engine, call, embeddings, spent)) as pieces:
-                        del embeddings
+                    async with aclosing(generate(self._engine, call, grids, pull)) as pieces:
                         async for piece in pieces:
-                            has_begun, pictures = True, ()  # their bytes are not needed while tokens are made
+                            has_begun = True
+                            waiting.clear()  # the bytes of the pictures are not needed while tokens are made
                             yield piece
                     return
                 except EmbeddingLost:
                     if has_begun or lost_before:
                         raise
                     lost_before = True
-
-    async def _pull(self, pictures: Sequence[Picture]) -> tuple[dict[Digest, Embedding], Spent]:
-        """The embeddings of the pictures, kept here or from the encoders, and the stages of the one that was ready
-        last."""
-        if not pictures:
-            return {}, {}
-        started_s = time.perf_counter()
-        embeddings: dict[Digest, Embedding] = {}
-
-        async def pull(picture: Picture) -> None:
-            found = self._engine.find_embedding(picture.digest)
-            embeddings[picture.digest] = found or await self._pulls.embedding_for(picture, self._encoded)
-
-        await all_or_first_error(pull(picture) for picture in pictures)
-        spent = list(embeddings.values())[-1].spent or {"cache_hit": 0.0}
-        return embeddings, {**spent, "transfer": time.perf_counter() - started_s - sum(spent.values())}
 
     async def _encoded(self, picture: Picture) -> Embedding:
         """The embedding that the encoders make. If one of them fails, another one is asked, once."""
@@ -113,9 +102,14 @@ class Decoder:
     def _num_bytes(self, picture: Picture) -> int:
         """Returns the size for the choice between calls by value and by reference: the bytes of the picture file or
         of its embedding, whichever is larger."""
-        return max(
-            len(picture.data), self._settings.num_tokens(picture.num_pixels) * self._engine.embedding_shape.row_bytes
-        )
+        return max(len(picture.data), self._engine.embedding_shape.num_bytes(self._grid(picture)))
+
+    def _grid(self, picture: Picture) -> Grid:
+        """The grid of a picture's patches, computed from the size in its header."""
+        from cluster.preprocess import smart_resize  # imports torch: not before the engine has started
+
+        height, width = smart_resize(picture.height, picture.width, self._settings)
+        return 1, height // self._settings.patch_size, width // self._settings.patch_size
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """Tells the request routers once how pictures become patches."""

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from cluster.admission import Admission
 from cluster.checkpoint import Checkpoint
+from cluster.concurrency import all_or_first_error
 from cluster.config import RouterUserConfig
 from cluster.errors import PoolUnavailable
 from cluster.media.reader import MediaReader
@@ -25,7 +26,7 @@ from cluster.scaling.work import OfferedWork
 from cluster.stream import Answer
 from deployments.api import build_api
 from deployments.overview import ClusterOverview
-from deployments.ray_serve.calls import BySize, all_or_first_error, calling, cancelled_if_left
+from deployments.ray_serve.calls import BySize, calling, cancelled_if_left
 from deployments.ray_serve.ingress import AsgiIngress
 from deployments.ray_serve.replica import ProcessMetrics, UserConfig, freeze_heap
 from deployments.ray_serve.replicas import opened, own_pool

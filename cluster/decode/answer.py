@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import aclosing
+import time
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
@@ -16,15 +17,15 @@ from cluster.decode.bounds import check_bounds
 from cluster.decode.coalesce import coalesced
 from cluster.decode.placement import PlacedChatRequest
 from cluster.decode.refusals import chunk_refusal, engine_died, invalid_field, misread, refusal
-from cluster.decode.stats import watch
+from cluster.decode.stats import Accepted, judging, watch
 from cluster.errors import EmbeddingLost, InternalError, PrismError
 from cluster.messages import Call, Embedding, FirstPiece, is_picture, picture_part
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator
 
     from cluster.decode.engine import Engine
-    from cluster.decode.transport.handoff import Handoff
+    from cluster.decode.transport.handoff import Grids, Handoff, Pull, Reservation
     from cluster.messages import Digest, Spent
 
 log: Final = logging.getLogger(__name__)
@@ -35,26 +36,39 @@ MAX_PIECE_CHARS: Final = 2**20 - 2**10
 Request = TypeVar("Request", bound=BaseModel)
 
 
-async def generate(
-    engine: Engine, call: Call, embeddings: Mapping[Digest, Embedding], spent: Spent
-) -> AsyncGenerator[FirstPiece | str]:
+async def generate(engine: Engine, call: Call, grids: Grids, pull: Pull) -> AsyncGenerator[FirstPiece | str]:
     """Runs one call. A stream yields SSE text piece by piece; any other call yields its JSON text.
 
     The first item is a ``FirstPiece``. Closing the iterator, or cancelling its task, frees the engine's slot.
 
+    Work comes in this order: vLLM judges the request, room for all its embeddings is reserved, and only then is a
+    missing embedding pulled. A request without missing embeddings is judged when it runs.
+
     Args:
         engine: The running engine.
         call: The request.
-        embeddings: The embedding of each picture that the call names.
-        spent: Seconds by stage that the embeddings took; the first piece carries them on.
+        grids: The grid of each picture that the call names.
+        pull: Gets the embedding of one of these pictures.
 
     Raises:
-        EmbeddingLost: An embedding was gone before the engine read it; the caller must pull it again.
-        PrismError: vLLM refused the request. This is raised before the first item, so that the client gets a proper
-            status.
+        EmbeddingLost: An embedding was gone before the engine read it; the caller must run the call again.
+        PrismError: vLLM refused the request, or an embedding could not be pulled. This is raised before the first item,
+            so that the client gets a proper status.
     """
-    async with engine.transport.offered(call.request_id, embeddings) as handoff:
-        del embeddings  # the handoff holds what the engine needs of them
+    if call.endpoint == "tokenize":  # to count tokens, the size of a picture is enough
+        with engine.transport.standing_in(call.request_id, grids) as handoff:
+            async with aclosing(_run(engine, call, handoff, {})) as pieces:
+                async for piece in pieces:
+                    yield piece
+        return
+    spent: Spent = {}
+    is_judged = engine.transport.lacks(grids)
+    if is_judged:
+        spent["render"] = await _judge(engine, call, grids)
+    async with engine.transport.reserved(call.request_id, grids) as room:
+        if room.empty and not is_judged:  # what was here may have made way for others while this request waited
+            spent["render"] = await _judge(engine, call, grids)
+        handoff = await _filled(room, pull, spent)
         try:
             async with aclosing(_run(engine, call, handoff, spent)) as pieces:
                 async for piece in pieces:
@@ -67,6 +81,40 @@ async def generate(
             raise
 
 
+async def _judge(engine: Engine, call: Call, grids: Grids) -> float:
+    """Has vLLM check a request with stand-ins for its embeddings, up to the point where it would enter the engine.
+    This takes as long as rendering the request, which happens once more when it runs.
+
+    Returns:
+        The seconds that it took.
+
+    Raises:
+        PrismError: vLLM refused the request.
+    """
+    started_s = time.monotonic()
+    with engine.transport.standing_in(call.request_id, grids) as handoff, judging(), suppress(Accepted):
+        result = await _begin(engine, call, handoff)
+        async with aclosing(_checked(result, engine, call)) as chunks:  # vLLM checks a stream when it begins
+            await anext(chunks)
+    return time.monotonic() - started_s
+
+
+async def _filled(room: Reservation, pull: Pull, spent: Spent) -> Handoff:
+    """Fills the room of a request. ``spent`` gets the stages of the embedding that was ready last."""
+    last: Spent = {"cache_hit": 0.0}
+
+    async def pulled(digest: Digest) -> Embedding:
+        nonlocal last
+        embedding = await pull(digest)
+        last = embedding.spent or last
+        return embedding
+
+    handoff = await room.filled(pulled)
+    if handoff.parts:
+        spent.update(last)
+    return handoff
+
+
 async def warm_up(engine: Engine) -> None:
     """Sends one blank picture through the engine, so that no client waits for what vLLM does on first use."""
     shape = engine.embedding_shape
@@ -74,7 +122,11 @@ async def warm_up(engine: Engine) -> None:
     blank = Embedding("0" * 64, rows, shape.dtype, (1, shape.merge_size, shape.merge_size))
     message = {"role": "user", "content": [picture_part(blank.digest), {"type": "text", "text": "?"}]}
     call = Call("chat", "warm-up", {"messages": [message], "max_tokens": 2})
-    async for _ in generate(engine, call, {blank.digest: blank}, {}):
+
+    async def pull(_: Digest) -> Embedding:
+        return blank
+
+    async for _ in generate(engine, call, {blank.digest: blank.grid}, pull):
         pass
 
 
@@ -83,7 +135,7 @@ async def _run(engine: Engine, call: Call, handoff: Handoff, spent: Spent) -> As
     result = await _begin(engine, call, handoff)
     if isinstance(result, BaseModel):
         first, *rest = _cut(result.model_dump_json())
-        yield FirstPiece(first, {**spent, **times.spent(is_stream=False)})
+        yield FirstPiece(first, _sum(spent, times.spent(is_stream=False)))
         for part in rest:
             yield part
         return
@@ -92,7 +144,7 @@ async def _run(engine: Engine, call: Call, handoff: Handoff, spent: Spent) -> As
         if call.endpoint == "chat":  # the first chunk only names the role; the next one has the first token
             begun += await anext(chunks, "")
         first, *rest = _cut(begun)
-        yield FirstPiece(first, {**spent, **times.spent(is_stream=True)})
+        yield FirstPiece(first, _sum(spent, times.spent(is_stream=True)))
         for part in rest:
             yield part
         engine.num_streams += 1
@@ -103,6 +155,11 @@ async def _run(engine: Engine, call: Call, handoff: Handoff, spent: Spent) -> As
                         yield part
         finally:
             engine.num_streams -= 1
+
+
+def _sum(first: Spent, second: Spent) -> Spent:
+    """The seconds of both, stage by stage."""
+    return {stage: first.get(stage, 0.0) + second.get(stage, 0.0) for stage in (*first, *second)}
 
 
 def _cut(text: str) -> list[str]:

@@ -11,7 +11,6 @@ import psutil
 
 from cluster import shared_memory
 from cluster.health import PATIENCE_S
-from cluster.metrics import CACHE_LOOKUPS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from cluster.decode.stats import SchedulerLog, TimedLLM
     from cluster.decode.transport.handoff import Transport
     from cluster.decode.transport.shape import EmbeddingShape
-    from cluster.messages import Digest, Embedding
 
 
 MEASURED_TOKENS: Final = 256
@@ -63,13 +61,6 @@ class Engine:
         """Answers that are streamed now."""
         self.patience_s = PATIENCE_S
         """The seconds without a step after which the engine is stuck, if it has work."""
-
-    def find_embedding(self, digest: Digest) -> Embedding | None:
-        """The embedding of a picture, if the transport still holds it from an earlier request."""
-        found = self.transport.find(digest)
-        if found is not None:
-            CACHE_LOOKUPS.labels("hit").inc()
-        return found
 
     @property
     def is_dead(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +16,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from cluster.decode.prefills import PrefillLog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterator
 
     from vllm.outputs import RequestOutput
     from vllm.v1.metrics.stats import SchedulerStats
@@ -61,6 +61,9 @@ class EngineTimes:
         }
 
 
+SET_LATER: Final = frozenset({"prompt_text", "reasoning_ended", "reasoning_parser_kwargs"})
+"""Arguments of ``AsyncLLM.add_request`` that are not for ``process_inputs``."""
+
 _times: Final[ContextVar[EngineTimes | None]] = ContextVar("prism_engine_times", default=None)
 
 
@@ -71,9 +74,28 @@ def watch() -> EngineTimes:
     return times
 
 
+_judging: Final[ContextVar[bool]] = ContextVar("prism_judging", default=False)
+
+
+class Accepted(BaseException):
+    """vLLM has found nothing wrong with a request that was only to be judged. It is no ``Exception``, so that vLLM does
+    not take it for an error of its own."""
+
+
+@contextmanager
+def judging() -> Iterator[None]:
+    """In this block a request of the current task goes through all of vLLM's checks, and ends in ``Accepted`` where
+    it would be sent to the engine."""
+    _judging.set(True)
+    try:
+        yield
+    finally:
+        _judging.set(False)
+
+
 class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
     """vLLM's engine client. It notes each output for the asyncio task that has called ``watch``, and each prompt in
-    ``prefills``."""
+    ``prefills``. Requests inside of ``judging`` are checked and not sent."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -83,6 +105,9 @@ class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
 
     def generate(self, prompt: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput]:
         """See ``AsyncLLM.generate``."""
+        if _judging.get():
+            outputs: AsyncGenerator[RequestOutput] = super().generate(prompt, *args, **kwargs)
+            return outputs
         return self._noted(prompt, super().generate(prompt, *args, **kwargs), _times.get())
 
     async def probe(self, num_tokens: int = 1) -> None:
@@ -105,6 +130,19 @@ class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
                     pass
         finally:
             self.num_probes -= 1
+
+    async def add_request(self, request_id: str, prompt: Any, params: Any, **options: Any) -> Any:
+        """See ``AsyncLLM.add_request``.
+
+        Raises:
+            Accepted: The request was only to be judged, and is right.
+        """
+        if not _judging.get():
+            return await super().add_request(request_id, prompt, params, **options)
+        inputs = {name: value for name, value in options.items() if name not in SET_LATER}
+        tasks = await self.get_supported_tasks()
+        self.input_processor.process_inputs(request_id, prompt, params, supported_tasks=tasks, **inputs)
+        raise Accepted
 
     async def _noted(
         self, prompt: Any, outputs: AsyncGenerator[RequestOutput], times: EngineTimes | None

@@ -16,11 +16,10 @@ from cluster.errors import InternalError, PoolUnavailable, PrismError
 from deployments.ray_serve.replicas import name_of_this_replica, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator
+    from collections.abc import Iterator
 
     from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
-    Result = TypeVar("Result")
     Response = TypeVar("Response", bound=DeploymentResponse[Any] | DeploymentResponseGenerator[Any])
 
 log: Final = logging.getLogger("ray.serve")
@@ -47,20 +46,6 @@ class BySize:
     def for_size(self, num_bytes: int) -> DeploymentHandle[Any]:
         """The handle to call when ``num_bytes`` are sent or come back."""
         return self._by_value if num_bytes <= self.MAX_VALUE_BYTES else self._by_reference
-
-
-async def all_or_first_error(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Runs coroutines concurrently and gives their results in order.
-
-    Raises:
-        Exception: The first error of any of them; the others are cancelled.
-    """
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 @contextmanager

@@ -19,9 +19,10 @@ import numpy as np
 from ray.serve import Application
 
 from cluster.checkpoint import Checkpoint, ProcessorSettings
+from cluster.concurrency import all_or_first_error
 from cluster.config import PrismConfig
 from cluster.embeddings.cache import EmbeddingCache
-from cluster.messages import Call, Embedding, FirstPiece, Picture, Pixels
+from cluster.messages import Call, Embedding, FirstPiece, Grid, Picture, Pixels
 from deployments import app, decoder, encoder, preprocessor
 from deployments.ray_serve.calls import BySize, answering
 from deployments.ray_serve.replica import freeze_heap, log_refusals_briefly
@@ -130,10 +131,15 @@ class Decoder(decoder.Decoder):
     ) -> AsyncIterator[FirstPiece | str]:
         """Pulls the embeddings, and streams the engine's words."""
         with answering("decoder"):
-            embeddings, spent = await self._pull(pictures)
+            found = await all_or_first_error(self._pulls.embedding_for(picture, self._encoded) for picture in pictures)
+            embeddings, spent = {one.digest: one for one in found}, found[-1].spent if found else {}
             async with aclosing(self._engine.generate(call, embeddings, spent)) as pieces:
                 async for piece in pieces:
                     yield piece
+
+    def _grid(self, picture: Picture) -> Grid:
+        """The grid without torch, which makes the process smaller."""
+        return 1, 2, self._settings.num_patches(picture.num_pixels) // 2
 
 
 def build(config: PacedConfig) -> Application:

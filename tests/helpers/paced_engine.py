@@ -15,6 +15,7 @@ import json
 import math
 import time
 from dataclasses import dataclass, field
+from math import prod
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tests.helpers.pace import Pace
 
 CHARS_PER_TOKEN: Final = 4
+PATCHES_PER_TOKEN: Final = 4
 DONE: Final = "data: [DONE]\n\n"
 MAX_UNTAKEN: Final = 2
 """An answer with so many pieces that its reader has not taken gets no further one. vLLM would join them, and a
@@ -101,7 +103,9 @@ class PacedEngine:
     """
 
     def __init__(self, pace: Pace, row_bytes: int) -> None:
-        self.embedding_shape: Final = SimpleNamespace(row_bytes=row_bytes)
+        self.embedding_shape: Final = SimpleNamespace(
+            num_bytes=lambda grid: row_bytes * prod(grid) // PATCHES_PER_TOKEN
+        )
         self.kv_tokens: Final = pace.kv_tokens
         self._pace: Final = pace
         self._prefills: Final = PrefillLog()
@@ -112,9 +116,6 @@ class PacedEngine:
         self._steps: asyncio.Task[None] | None = None
         self.is_dead: Final = False
         self.patience_s: Final = math.inf
-
-    def find_embedding(self, digest: str) -> None:
-        """Keeps no embeddings."""
 
     def stats(self) -> dict[str, float]:
         """The load that a real engine reports to the request routers."""

@@ -20,19 +20,19 @@ from cluster.decode.answer import generate
 from cluster.decode.start import start_engine
 from cluster.decode.transport.store import BLOCK_BYTES
 from cluster.embeddings.cache import EmbeddingCache
-from cluster.errors import EmbeddingLost, TooManyPictures
+from cluster.errors import EmbeddingLost, InvalidRequest, TooManyPictures
 from cluster.messages import Call, Embedding, FirstPiece, Picture, picture_part
 from deployments.decoder import Decoder
 from tests.helpers.ask import chat
 from tests.helpers.servers import with_changes
-from tests.helpers.waiting import settled
+from tests.helpers.waiting import settled, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
 
     from cluster.config import PrismConfig
     from cluster.decode.engine import Engine
-    from cluster.decode.transport.handoff import Handoff, Transport
+    from cluster.decode.transport.handoff import Grids, Handoff, Pull, Reservation, Transport
     from deployments.ray_serve.retries import Attempts
 
 # vLLM's engine runs in this process, and its chat layer reads fields that it calls deprecated.
@@ -41,6 +41,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 NUM_BLOCKS = 64
 NUM_TOKENS = 12
 LOGPROB_TOLERANCE = 1e-5
+ROOMS = {"first": 830, "second": 840}
+"""Requests with three pictures of a quarter of the room each: no two of them fit."""
 SEVERAL = {"n": 3, "temperature": 1.0, "top_k": 1}
 """More than one answer, all of them the likeliest: vLLM does not take ``n`` with temperature 0."""
 
@@ -107,7 +109,13 @@ def asked(name: str, pictures: list[Embedding], **options: Any) -> Call:
 
 async def said(engine: Engine, name: str, pictures: list[Embedding], **options: Any) -> list[str]:
     """Runs a request on an engine and returns all pieces of its answer."""
-    answer = generate(engine, asked(name, pictures, **options), {picture.digest: picture for picture in pictures}, {})
+    by_digest = {picture.digest: picture for picture in pictures}
+
+    async def pull(digest: str) -> Embedding:
+        return by_digest[digest]
+
+    grids = {picture.digest: picture.grid for picture in pictures}
+    answer = generate(engine, asked(name, pictures, **options), grids, pull)
     return [piece.text if isinstance(piece, FirstPiece) else piece async for piece in answer]
 
 
@@ -192,18 +200,33 @@ class Losing:
         self._num_losses = num_losses
 
     @asynccontextmanager
-    async def offered(self, request_id: str, embeddings: Mapping[str, Embedding]) -> AsyncIterator[Handoff]:
-        async with self._transport.offered(request_id, embeddings) as handoff:
-            if request_id == self._victim and self._num_losses:
-                self._num_losses -= 1
-                nothing = os.open(os.devnull, os.O_RDONLY)
-                for _, descriptor, _ in handoff.fields["ec_transfer_params"].values():
-                    os.dup2(nothing, descriptor, inheritable=False)
-                os.close(nothing)
-            yield handoff
+    async def reserved(self, request_id: str, grids: Grids) -> AsyncIterator[Reservation]:
+        async with self._transport.reserved(request_id, grids) as room:
+            is_lost = request_id == self._victim and self._num_losses > 0
+            self._num_losses -= is_lost
+            yield LosingRoom(room) if is_lost else room
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+
+class LosingRoom:
+    """The room of a request whose segments are lost."""
+
+    def __init__(self, room: Reservation) -> None:
+        self._room = room
+
+    @property
+    def empty(self) -> list[str]:
+        return self._room.empty
+
+    async def filled(self, pull: Pull) -> Handoff:
+        handoff = await self._room.filled(pull)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for _, descriptor, _ in handoff.fields["ec_transfer_params"].values():
+            os.dup2(nothing, descriptor, inheritable=False)
+        os.close(nothing)
+        return handoff
 
 
 @pytest.mark.parametrize("options", [{}, {"stream": True}, SEVERAL], ids=str)
@@ -225,8 +248,9 @@ async def test_a_lost_embedding_fails_its_request_alone(
 
 
 async def test_more_pictures_than_can_ever_fit_are_refused(shared: Engine) -> None:
-    """A request whose embeddings exceed the bound is refused with the figures, and no other request waits for it."""
-    pictures = [embedding(shared, 500 + number, 64) for number in range(NUM_BLOCKS)]
+    """A request whose embeddings fit the context and exceed the bound is refused with the figures, and no other request
+    waits for it."""
+    pictures = [embedding(shared, 400 + number, 2) for number in range(NUM_BLOCKS + 1)]
     with pytest.raises(TooManyPictures):
         await said(shared, "too many", pictures)
 
@@ -294,7 +318,7 @@ async def test_what_was_lost_is_pulled_again(shared: Engine, monkeypatch: pytest
     """An embedding is pulled once and kept. If it is lost it is pulled a second time, and a second loss is a typed
     error."""
     made = embedding(shared, 800 + num_losses)
-    encoders, picture = Encoders(made), Picture(made.digest, b"", 8, 8, "messages")
+    encoders, picture = Encoders(made), Picture(made.digest, b"", 112, 112, "messages")
     replica, call = OnEngine(shared, encoders), asked("victim", [made])
 
     async def answer() -> list[Any]:
@@ -316,7 +340,7 @@ async def test_requests_that_want_one_picture_pull_it_once(shared: Engine) -> No
     """Of three concurrent requests for a picture one calls the encoders. Whichever of them leaves, the others are
     answered."""
     made = embedding(shared, 810)
-    encoders, picture = Encoders(made), Picture(made.digest, b"", 8, 8, "messages")
+    encoders, picture = Encoders(made), Picture(made.digest, b"", 112, 112, "messages")
     encoders.may_answer = asyncio.Event()
     replica = OnEngine(shared, encoders)
 
@@ -332,3 +356,102 @@ async def test_requests_that_want_one_picture_pull_it_once(shared: Engine) -> No
     assert isinstance(left, asyncio.CancelledError)
     assert [isinstance(pieces, list) and len(pieces) for pieces in answers] == [1, 1]
     assert encoders.pulled == [made.digest]
+
+
+@pytest.mark.parametrize("way", ["shared", "inline"])
+async def test_a_request_that_is_refused_pulls_nothing(way: str, shared: Engine, inline: Engine) -> None:
+    """On both ways, a request that vLLM refuses is refused before its picture is asked for. The first good one asks."""
+    engine, made = {"shared": shared, "inline": inline}[way], embedding(shared, 890)
+    picture, pulled = Picture(made.digest, b"", 112, 112, "messages"), Encoders(made)
+    replica = OnEngine(engine, pulled)
+    wrong: list[dict[str, Any]] = [{"temperature": "hot"}, {"logit_bias": {"999999": 1}}, {"max_tokens": 10**6}]
+    for options in (*wrong, *({**one, "stream": True} for one in wrong)):
+        call = Call("chat", "refused", chat([picture_part(made.digest)], **options))
+        with pytest.raises(InvalidRequest):
+            [piece async for piece in replica.generate(call, picture)]
+    assert (pulled.pulled, engine.num_requests) == ([], 0)
+    assert [piece async for piece in replica.generate(asked("right", [made]), picture)]
+    assert pulled.pulled == [made.digest]
+
+
+async def test_room_is_reserved_before_anything_is_pulled(shared: Engine) -> None:
+    """A request whose embeddings do not fit next to those of a running one pulls none of them until that one has ended,
+    even if its own embeddings never come. A request without pictures is answered at once."""
+    pictures = {name: [embedding(shared, seed + index, 64) for index in range(3)] for name, seed in ROOMS.items()}
+    pulled: list[str] = []
+    may_come = asyncio.Event()
+
+    async def answer(name: str) -> None:
+        by_digest = {picture.digest: picture for picture in pictures[name]}
+
+        async def pull(digest: str) -> Embedding:
+            pulled.append(name)
+            await may_come.wait()
+            return by_digest[digest]
+
+        grids = {picture.digest: picture.grid for picture in pictures[name]}
+        async for _ in generate(shared, asked(name, pictures[name]), grids, pull):
+            pass
+
+    async def waits(num_waiting: int, num_pulled: int) -> None:
+        async def is_so() -> bool:
+            return (shared.transport.num_waiting, len(pulled)) == (num_waiting, num_pulled)
+
+        await until(is_so, 60, f"{shared.transport.num_waiting} requests wait, {pulled} were pulled")
+
+    first = asyncio.create_task(answer("first"))
+    await waits(0, 3)
+    second = asyncio.create_task(answer("second"))
+    await waits(1, 3)
+    assert await said(shared, "text", [])
+    first.cancel()
+    await waits(0, 6)
+    assert pulled == ["first"] * 3 + ["second"] * 3
+    may_come.set()
+    await second
+
+
+async def test_a_request_whose_embedding_goes_while_it_waits_is_judged_then(shared: Engine) -> None:
+    """A bad request about a picture that is in shared memory waits behind another one, which takes the picture's room.
+    The bad request is refused all the same before the picture is pulled again."""
+    transport, grid, pulled = shared.transport, (1, 64, 64), list[str]()
+    kept = [embedding(shared, 850 + index, 64) for index in range(4)]  # they take all the room
+    for picture in kept:
+        await said(shared, "keeps", [picture])
+
+    async def pull(digest: str) -> Embedding:
+        pulled.append(digest)
+        raise AssertionError
+
+    async def ask() -> None:
+        call = Call("chat", "bad", chat([picture_part(kept[0].digest)], logit_bias={"999999": 1}))
+        async for _ in generate(shared, call, {kept[0].digest: grid}, pull):
+            pass
+
+    async def waits(num_waiting: int) -> None:
+        async def is_so() -> bool:
+            return transport.num_waiting == num_waiting
+
+        await until(is_so, 60, f"{transport.num_waiting} requests wait")
+
+    async def hold(name: str, seeds: range, begun: asyncio.Event, end: asyncio.Event) -> None:
+        async with transport.reserved(name, {embedding(shared, seed, 64).digest: grid for seed in seeds}):
+            begun.set()
+            await end.wait()
+
+    events = [asyncio.Event() for _ in range(4)]
+    first = asyncio.create_task(hold("first", range(853, 854), *events[:2]))
+    await events[0].wait()
+    second = asyncio.create_task(hold("second", range(870, 874), *events[2:]))
+    await waits(1)
+    assert not transport.lacks([kept[0].digest])
+    bad = asyncio.create_task(ask())
+    await waits(2)
+    events[1].set()  # the second takes all room
+    await events[2].wait()
+    assert transport.lacks([kept[0].digest])
+    events[3].set()
+    with pytest.raises(InvalidRequest):
+        await bad
+    await asyncio.gather(first, second)
+    assert pulled == []

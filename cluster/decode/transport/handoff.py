@@ -10,10 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
-    from cluster.messages import Digest, Embedding
+    from cluster.messages import Digest, Embedding, Grid
+
+    Grids = Mapping[Digest, Grid]
+    """The grid of each picture of a request, computed from the size in its header. The orientation that EXIF gives to
+    the picture may turn the true grid, which has the same number of tokens."""
+    Pull = Callable[[Digest], Awaitable[Embedding]]
+    """Gets the embedding of a picture from the encoders."""
 
 
 MEDIA_CONNECTOR: Final = "prism"
@@ -29,20 +35,39 @@ class Handoff:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Transport(Protocol):
-    """One way in which embeddings reach the engine."""
+class Reservation(Protocol):
+    """The room that a request has in a transport."""
 
-    def offered(self, request_id: str, embeddings: Mapping[Digest, Embedding]) -> AbstractAsyncContextManager[Handoff]:
-        """Keeps the embeddings of a request where vLLM finds them, until the request has ended.
+    @property
+    def empty(self) -> list[Digest]:
+        """The pictures whose embeddings must be pulled."""
+
+    async def filled(self, pull: Pull) -> Handoff:
+        """Pulls what is missing, and puts it where vLLM finds it.
 
         Raises:
             InternalError: An embedding is not what the engine expects.
-            TooManyPictures: The embeddings can never be held at the same time.
-            Overloaded: The machine has no memory left for them.
+            Overloaded: The machine has no memory left for an embedding.
+            PrismError: The error that ``pull`` raised.
         """
 
-    def find(self, digest: Digest) -> Embedding | None:
-        """The embedding of a picture, if it is still held from an earlier request."""
+
+class Transport(Protocol):
+    """One way in which embeddings reach the engine."""
+
+    def reserved(self, request_id: str, grids: Grids) -> AbstractAsyncContextManager[Reservation]:
+        """Reserves room for the embeddings of a request, until the request has ended.
+
+        Raises:
+            TooManyPictures: The embeddings can never be held at the same time.
+        """
+
+    def lacks(self, digests: Iterable[Digest]) -> bool:
+        """Returns True if a request with these pictures would have to pull an embedding now."""
+
+    def standing_in(self, request_id: str, grids: Grids) -> AbstractContextManager[Handoff]:
+        """Gives a handoff without embeddings, by which vLLM can count a request's tokens and check its fields. Such a
+        request must not reach the engine."""
 
     @property
     def num_waiting(self) -> int:
@@ -55,7 +80,7 @@ class Transport(Protocol):
         """Releases everything. Call it after the engine has ended."""
 
 
-def image_part(embedding: Embedding, **tensor: str) -> dict[str, Any]:
+def image_part(digest: Digest, grid: Grid, **tensor: str) -> dict[str, Any]:
     """vLLM's content part for an embedding. ``uuid`` is the embedding's name in vLLM's caches."""
-    payload = {"image_grid_thw": list(embedding.grid), **tensor}
-    return {"type": "image_embeds", "uuid": embedding.digest, "image_embeds": payload}
+    payload = {"image_grid_thw": list(grid), **tensor}
+    return {"type": "image_embeds", "uuid": digest, "image_embeds": payload}

@@ -7,20 +7,23 @@ keys of the table and refuses everything else, so the engine can never fetch a U
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
+from cluster.concurrency import all_or_first_error
 from cluster.decode.transport.handoff import MEDIA_CONNECTOR, Handoff, image_part
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
     from torch import Tensor
 
+    from cluster.decode.transport.handoff import Grids, Pull
     from cluster.decode.transport.shape import EmbeddingShape
-    from cluster.messages import Digest, Embedding
+    from cluster.messages import Digest
 
 _table: dict[str, Tensor] = {}
 
@@ -33,24 +36,30 @@ class InlineTransport:
         self._shape = shape
 
     @asynccontextmanager
-    async def offered(self, request_id: str, embeddings: Mapping[Digest, Embedding]) -> AsyncIterator[Handoff]:
-        """Keeps the tensors in the table while the request runs; see ``Transport``."""
-        loop = asyncio.get_running_loop()
-        references = {digest: f"prism:{request_id}:{digest}" for digest in embeddings}
+    async def reserved(self, request_id: str, grids: Grids) -> AsyncIterator[InlineRoom]:
+        """Keeps what is put into the table while the request runs; see ``Transport``. The table has no bound."""
+        room = InlineRoom(request_id, list(grids), self._shape)
         try:
-            for digest, reference in references.items():
-                _table[reference] = await loop.run_in_executor(None, self._shape.tensor, embeddings[digest])
-            yield Handoff(
-                {digest: image_part(embeddings[digest], image_embeds=ref) for digest, ref in references.items()}
-            )
+            yield room
+        finally:
+            room.close()
+
+    def lacks(self, digests: Iterable[Digest]) -> bool:
+        """Returns True for any picture, because this transport keeps no embedding after a request."""
+        return any(True for _ in digests)
+
+    @contextmanager
+    def standing_in(self, request_id: str, grids: Grids) -> Iterator[Handoff]:
+        """Puts tensors of the right shapes into the table, which take no memory; see ``Transport``."""
+        references = {digest: f"prism:{request_id}:{digest}" for digest in grids}
+        zero = torch.zeros((1, self._shape.hidden_size), dtype=getattr(torch, self._shape.dtype))
+        try:
+            for digest, grid in grids.items():
+                _table[references[digest]] = zero.expand(self._shape.num_tokens(grid), -1)
+            yield Handoff({name: image_part(name, grid, image_embeds=references[name]) for name, grid in grids.items()})
         finally:
             for reference in references.values():
                 _table.pop(reference, None)
-
-    def find(self, digest: Digest) -> Embedding | None:
-        """Finds no embedding, because this transport keeps none after a request."""
-        del digest
-        return None
 
     @property
     def num_waiting(self) -> int:
@@ -64,6 +73,40 @@ class InlineTransport:
 
     def close(self) -> None:
         """Does nothing: the table is empty when no request runs."""
+
+
+class InlineRoom:
+    """The entries of a request in the table.
+
+    Args:
+        request_id: Prism's name of the request.
+        digests: The pictures of the request.
+        shape: What the language model accepts as an embedding.
+    """
+
+    def __init__(self, request_id: str, digests: Sequence[Digest], shape: EmbeddingShape) -> None:
+        self._references = {digest: f"prism:{request_id}:{digest}" for digest in digests}
+        self._shape = shape
+
+    @property
+    def empty(self) -> list[Digest]:
+        """All pictures."""
+        return list(self._references)
+
+    async def filled(self, pull: Pull) -> Handoff:
+        """Pulls all embeddings and puts their tensors into the table; see ``Reservation``."""
+        parts = await all_or_first_error(self._part(digest, pull) for digest in self._references)
+        return Handoff(dict(zip(self._references, parts, strict=True)))
+
+    async def _part(self, digest: Digest, pull: Pull) -> dict[str, Any]:
+        embedding, reference = await pull(digest), self._references[digest]
+        _table[reference] = await asyncio.get_running_loop().run_in_executor(None, self._shape.tensor, embedding)
+        return image_part(digest, embedding.grid, image_embeds=reference)
+
+    def close(self) -> None:
+        """Removes the entries."""
+        for reference in self._references.values():
+            _table.pop(reference, None)
 
 
 @MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)

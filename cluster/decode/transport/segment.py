@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import mmap
 import os
 import resource
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import numpy as np
-
 if TYPE_CHECKING:
     from typing import Self
 
+    import numpy as np
     from numpy.typing import NDArray
 
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -81,12 +79,6 @@ class Segment:
             segment.close()
             raise LookupError(f"{name} is gone, or does not have {num_bytes} bytes")
         return segment
-
-    def read(self, row_bytes: int) -> NDArray[np.uint8]:
-        """The content as [num_rows, row_bytes] uint8, without a copy. The array stays valid when the segment is
-        closed."""
-        memory = mmap.mmap(self.descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-        return np.frombuffer(memory, np.uint8).reshape(-1, row_bytes)
 
     @property
     def address(self) -> Address:

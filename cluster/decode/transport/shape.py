@@ -13,7 +13,7 @@ from cluster.errors import InternalError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cluster.messages import Embedding
+    from cluster.messages import Embedding, Grid
 
 EXPONENTS: Final = {"float32": (np.uint32, 0x7F800000), "bfloat16": (np.uint16, 0x7F80)}
 """For each dtype: the integer type of its bits, and the bits of its exponent. A number is not finite if all exponent
@@ -35,6 +35,15 @@ class EmbeddingShape:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return self.hidden_size * dtype.itemsize
 
+    def num_tokens(self, grid: Grid) -> int:
+        """The rows of the embedding of a picture with this grid of patches."""
+        _, height, width = grid
+        return height * width // self.merge_size**2
+
+    def num_bytes(self, grid: Grid) -> int:
+        """The bytes of the embedding of a picture with this grid of patches."""
+        return self.num_tokens(grid) * self.row_bytes
+
     def check(self, embedding: Embedding) -> None:
         """Refuses a malformed embedding. It would end the engine, and with it every request in flight.
 
@@ -46,7 +55,7 @@ class EmbeddingShape:
             self._refuse(embedding, f"grid {embedding.grid} is not one frame of whole merge blocks")
         if embedding.dtype != self.dtype:
             self._refuse(embedding, f"dtype is {embedding.dtype}, the engine runs {self.dtype}")
-        expected = (height * width // self.merge_size**2, self.row_bytes)
+        expected = (self.num_tokens(embedding.grid), self.row_bytes)
         if embedding.rows.shape != expected or embedding.rows.dtype != "uint8":
             self._refuse(embedding, f"raw shape is {embedding.rows.shape}, grid {embedding.grid} implies {expected}")
         bits, exponent = EXPONENTS[self.dtype]

@@ -6,21 +6,24 @@ The request itself carries grids and addresses. ``connector.py`` reads them, in 
 from __future__ import annotations
 
 import os
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from io import FileIO
 from typing import TYPE_CHECKING, Final
 
+from cluster.concurrency import all_or_first_error
 from cluster.decode.transport.handoff import Handoff, image_part
 from cluster.decode.transport.segment import Segment, allow_many_files
 from cluster.decode.transport.store import SegmentStore
 from cluster.errors import EmbeddingLost, Overloaded
-from cluster.messages import Embedding
+from cluster.metrics import CACHE_LOOKUPS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
+    from cluster.decode.transport.handoff import Grids, Pull
     from cluster.decode.transport.shape import EmbeddingShape
-    from cluster.messages import Digest
+    from cluster.decode.transport.store import Room
+    from cluster.messages import Digest, Embedding
 
 READ_BYTES: Final = 2**16
 
@@ -49,25 +52,25 @@ class SharedTransport:
         return {"losses": f"/proc/{os.getpid()}/fd/{self._losses_in.fileno()}"}
 
     @asynccontextmanager
-    async def offered(self, request_id: str, embeddings: Mapping[Digest, Embedding]) -> AsyncIterator[Handoff]:
-        """Keeps the embeddings in shared memory, once there is room for all of them; see ``Transport``."""
+    async def reserved(self, request_id: str, grids: Grids) -> AsyncIterator[SharedRoom]:
+        """Reserves shared memory for all embeddings of a request, once there is enough; see ``Transport``."""
         del request_id
-        parts = {digest: image_part(embedding) for digest, embedding in embeddings.items()}
-        async with self._store.pinned(embeddings) as segments:
-            del embeddings
-            addresses = {digest: list(segment.address) for digest, segment in segments.items()}
+        async with self._store.reserved({name: self._shape.num_bytes(grid) for name, grid in grids.items()}) as room:
             try:
-                yield Handoff(parts, {"ec_transfer_params": addresses} if addresses else {})
+                yield SharedRoom(room, list(grids))
             except EmbeddingLost:
-                self._store.forget(addresses)
+                self._store.forget(grids)
                 raise
 
-    def find(self, digest: Digest) -> Embedding | None:
-        """An embedding whose rows are the segment's own memory. The memory stays valid while the rows are used."""
-        if (found := self._store.find(digest)) is None:
-            return None
-        segment, grid = found
-        return Embedding(digest, segment.read(self._shape.row_bytes), self._shape.dtype, grid)
+    def lacks(self, digests: Iterable[Digest]) -> bool:
+        """Returns True if one of the embeddings is not in shared memory."""
+        return self._store.lacks(digests)
+
+    @contextmanager
+    def standing_in(self, request_id: str, grids: Grids) -> Iterator[Handoff]:
+        """Names the pictures by their grids alone; see ``Transport``."""
+        del request_id
+        yield Handoff({digest: image_part(digest, grid) for digest, grid in grids.items()})
 
     @property
     def num_waiting(self) -> int:
@@ -95,3 +98,30 @@ class SharedTransport:
                 f"This decoder's machine has no shared memory left for pictures ({error.strerror}); try again shortly."
             )
             raise Overloaded(message, asked_bytes=embedding.rows.nbytes) from error
+
+
+class SharedRoom:
+    """The shared memory that a request has reserved.
+
+    Args:
+        room: The room in the store of segments.
+        digests: The pictures of the request.
+    """
+
+    def __init__(self, room: Room, digests: Sequence[Digest]) -> None:
+        self._room: Final = room
+        self._digests: Final = digests
+
+    @property
+    def empty(self) -> list[Digest]:
+        """The pictures whose embeddings must be pulled."""
+        return self._room.empty
+
+    async def filled(self, pull: Pull) -> Handoff:
+        """Pulls and writes the missing embeddings at the same time; see ``Reservation``."""
+        CACHE_LOOKUPS.labels("hit").inc(len(self._digests) - len(self.empty))
+        found = await all_or_first_error(self._room.segment(digest, pull) for digest in self._digests)
+        held = dict(zip(self._digests, found, strict=True))
+        parts = {digest: image_part(digest, grid) for digest, (_, grid) in held.items()}
+        addresses = {digest: list(segment.address) for digest, (segment, _) in held.items()}
+        return Handoff(parts, {"ec_transfer_params": addresses} if addresses else {})

@@ -1,4 +1,4 @@
-"""Shared memory for embeddings: who has room, who waits, and what is given back."""
+"""Shared memory for embeddings: requests get room or wait, and give back what they had."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from cluster.concurrency import all_or_first_error
 from cluster.decode.transport.store import BLOCK_BYTES, SegmentStore
 from cluster.errors import InternalError, TooManyPictures
 from cluster.messages import Embedding
@@ -64,20 +65,38 @@ def embeddings(digests: str) -> dict[str, Embedding]:
     }
 
 
-class Holder:
-    """A request that holds segments until it is told to end."""
+def sizes(digests: str) -> dict[str, int]:
+    """Returns the bytes of these embeddings."""
+    return {digest: embedding.rows.nbytes for digest, embedding in embeddings(digests).items()}
 
-    def __init__(self, store: SegmentStore, digests: str) -> None:
+
+class Holder:
+    """A request that holds segments until it is told to end. It pulls its embeddings at once, or when it is allowed
+    to."""
+
+    def __init__(self, store: SegmentStore, digests: str, may_pull: asyncio.Event | None = None) -> None:
         self.digests = digests
         self.segments: Mapping[str, Part] | None = None
+        self.has_room = False
+        self.pulled: list[str] = []
+        self._may_pull = may_pull
         self._end = asyncio.Event()
         self.task = asyncio.ensure_future(self._run(store))
 
     async def _run(self, store: SegmentStore) -> None:
-        async with store.pinned(embeddings(self.digests)) as segments:
+        async with store.reserved(sizes(self.digests)) as room:
+            self.has_room = True
+            found = await all_or_first_error(room.segment(digest, self._pull) for digest in self.digests)
+            segments = {digest: segment for digest, (segment, _) in zip(self.digests, found, strict=True)}
             self.segments = segments  # type: ignore[assignment]
             await self._end.wait()
             assert all(part.is_open for part in segments.values())  # type: ignore[attr-defined]
+
+    async def _pull(self, digest: str) -> Embedding:
+        self.pulled.append(digest)
+        if self._may_pull is not None:
+            await self._may_pull.wait()
+        return embeddings(digest)[digest]
 
     @property
     def has_begun(self) -> bool:
@@ -277,3 +296,82 @@ async def test_what_is_forgotten_is_made_anew_and_closed_with_its_last_request()
     await late.end()
     assert made.open_blocks == 0
     assert store.num_bytes == 0
+
+
+async def test_room_is_taken_before_anything_is_pulled() -> None:
+    """A request that must wait for room pulls nothing, and the room of a request counts before its embedding comes."""
+    store, may_pull = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, Made()), asyncio.Event()  # type: ignore[arg-type]
+    first, second = Holder(store, "g", may_pull), Holder(store, "g" + "d", may_pull)
+    third = Holder(store, "e" + "f", may_pull)
+    await settled()
+    assert store.num_bytes == 7 * BLOCK_BYTES
+    assert (first.has_room, second.has_room, third.has_room) == (True, True, False)
+    assert (first.pulled, second.pulled, third.pulled) == (["g"], ["g", "d"], [])
+    may_pull.set()
+    await settled()
+    assert third.pulled == []
+    await first.end()
+    await second.end()
+    await settled()
+    assert third.pulled == ["e", "f"]
+    await third.end()
+    store.close()
+    assert store.num_bytes == 0
+
+
+async def test_room_of_requests_that_leave_before_their_embeddings_come_is_free_again() -> None:
+    """Empty room is given back with its last request, and not kept for reuse."""
+    made, never = Made(), asyncio.Event()
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
+    leaving, staying = Holder(store, "h", never), Holder(store, "h", never)
+    await settled()
+    await leaving.cancel()
+    assert store.num_bytes == NUM_BLOCKS * BLOCK_BYTES
+    assert store.lacks("h")
+    await staying.cancel()
+    assert store.num_bytes == 0
+    last = Holder(store, "h")
+    await settled()
+    assert not store.lacks("h")
+    await last.end()
+    store.close()
+    await settled()
+    assert made.open_blocks == 0
+
+
+async def test_an_embedding_of_another_size_than_reserved_is_refused() -> None:
+    """An embedding that takes more room than its picture's size implies is a defect, and nothing of it is kept."""
+    made = Made()
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
+
+    async def larger(_: str) -> Embedding:
+        return embeddings("c")["c"]
+
+    async with store.reserved(sizes("a")) as room:
+        assert room.empty == ["a"]
+        with pytest.raises(InternalError, match="not what its picture's size implies"):
+            await room.segment("a", larger)
+    assert (store.num_bytes, made.parts) == (0, [])
+
+
+async def test_the_first_embedding_that_comes_fills_the_room_for_all() -> None:
+    """Requests that pull one picture separately share one segment, and a request that failed to pull it spoils
+    nothing."""
+    made, may_pull = Made(), asyncio.Event()
+    store = SegmentStore(NUM_BLOCKS * BLOCK_BYTES, NUM_FILES, made)  # type: ignore[arg-type]
+    holders = [Holder(store, "a", may_pull) for _ in range(3)]
+    await settled()
+
+    async def fail(_: str) -> Embedding:
+        raise InternalError("The encoder failed.")
+
+    async with store.reserved(sizes("a")) as room:
+        with pytest.raises(InternalError, match="The encoder failed"):
+            await room.segment("a", fail)
+    may_pull.set()
+    await settled()
+    assert [holder.pulled for holder in holders] == [["a"]] * 3
+    assert [part.digest for part in made.parts] == ["a"]
+    for holder in holders:
+        await holder.end()
+    store.close()
