@@ -9,7 +9,8 @@ answer.py     runs one call through vLLM's OpenAI layer
 flags.py      the flags and environment variables of vLLM that a configuration comes to
 cores.py      binds the engine to CPU cores, or lowers its priority
 bounds.py     limits on what a request may ask of the engine
-placement.py  refuses text that would take the place of a picture in the prompt
+prompts.py    checks each prompt: pictures stay in their places, and the answer is not too large
+answer_size.py  estimates the size of an answer from its request, and refuses what is too large
 refusals.py   turns vLLM's refusals into Prism's errors
 coalesce.py   joins pieces of streams while many streams run
 prefills.py   counts the prompt tokens that are prefilled, for the scaling policy

@@ -5,24 +5,32 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeChatRequest, TokenizeCompletionRequest
+from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest
 
+from cluster.decode.answer_size import AnswerSize, check_text_size
 from cluster.decode.bounds import check_bounds
 from cluster.decode.coalesce import coalesced
-from cluster.decode.placement import PlacedChatRequest
+from cluster.decode.prompts import (
+    CheckedChat,
+    CheckedCompletion,
+    CheckedRequest,
+    CheckedTokenizeChat,
+    CheckedTokenizeText,
+    PromptCheck,
+)
 from cluster.decode.refusals import chunk_refusal, engine_died, invalid_field, misread, refusal
 from cluster.decode.stats import Accepted, judging, watch
 from cluster.errors import EmbeddingLost, InternalError, PrismError
 from cluster.messages import Call, Embedding, FirstPiece, is_picture, picture_part
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterator
 
     from cluster.decode.engine import Engine
     from cluster.decode.transport.handoff import Grids, Handoff, Pull, Reservation
@@ -179,7 +187,7 @@ async def _checked(chunks: AsyncGenerator[str], engine: Engine, call: Call) -> A
 async def _begin(engine: Engine, call: Call, handoff: Handoff) -> Any:
     """Has vLLM render the request and start on it. The result is vLLM's whole answer, or the iterator of a stream."""
     try:
-        result = await _serve(engine, call, _with_parts(call.body, handoff))
+        result = await _serve(engine, call, handoff)
     except ValidationError as error:
         raise invalid_field(error, call.body) from None
     except PrismError:
@@ -194,24 +202,35 @@ async def _begin(engine: Engine, call: Call, handoff: Handoff) -> Any:
     return result
 
 
-async def _serve(engine: Engine, call: Call, body: dict[str, Any]) -> Any:
-    body = {**body, "request_id": call.request_id}
+async def _serve(engine: Engine, call: Call, handoff: Handoff) -> Any:
+    body = {**_with_parts(call.body, handoff), "request_id": call.request_id}
     serving, tokenization = engine.serving, engine.serving.serving_tokenization
+    check = partial(_checked_prompts, engine, call, handoff)
     match call.endpoint:
         case "chat":
-            request = _read(PlacedChatRequest, body).expect(_num_pictures(call.body))
-            return await serving.openai_serving_chat.create_chat_completion(request)
+            return await serving.openai_serving_chat.create_chat_completion(check(_read(CheckedChat, body)))
         case "completions":
-            return await serving.openai_serving_completion.create_completion(_read(CompletionRequest, body))
+            return await serving.openai_serving_completion.create_completion(check(_read(CheckedCompletion, body)))
         case "tokenize":
-            kind = TokenizeChatRequest if "messages" in body else TokenizeCompletionRequest
-            return await tokenization.create_tokenize(_read(kind, body), None)
+            kind = CheckedTokenizeChat if "messages" in body else CheckedTokenizeText
+            return await tokenization.create_tokenize(check(_read(kind, body)), None)
         case "detokenize":
             text = _read(DetokenizeRequest, body)
             tokenization.renderer.validate_token_ids(
                 text.tokens
             )  # as for a prompt: the tokenizer would silently skip unknown ids
+            check_text_size(engine.token_lengths.of(text.tokens))
             return await tokenization.create_detokenize(text, None)
+
+
+def _checked_prompts(engine: Engine, call: Call, handoff: Handoff, request: CheckedRequest) -> CheckedRequest:
+    """The request with the check of its prompts."""
+    num_tokens = {
+        digest: engine.embedding_shape.num_tokens(part["image_embeds"]["image_grid_thw"])
+        for digest, part in handoff.parts.items()
+    }
+    pictures = [num_tokens[digest] for digest in _pictures(call.body)]
+    return request.checked(PromptCheck(AnswerSize(request), engine.token_lengths, pictures))
 
 
 def _read(kind: type[Request], body: dict[str, Any]) -> Request:
@@ -223,9 +242,11 @@ def _read(kind: type[Request], body: dict[str, Any]) -> Request:
     return request
 
 
-def _num_pictures(body: dict[str, Any]) -> int:
-    contents = [message.get("content") for message in body.get("messages") or ()]
-    return sum(is_picture(part) for content in contents if isinstance(content, list) for part in content)
+def _pictures(body: dict[str, Any]) -> Iterator[Digest]:
+    """Yields the digest of each picture, in their order. A picture that occurs twice is yielded twice."""
+    for message in body.get("messages") or ():
+        content = message.get("content")
+        yield from (part["digest"] for part in content if is_picture(part)) if isinstance(content, list) else ()
 
 
 def _with_parts(body: dict[str, Any], handoff: Handoff) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import psutil
 
 from cluster import shared_memory
+from cluster.decode.answer_size import TokenLengths
 from cluster.health import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -61,6 +63,11 @@ class Engine:
         """Answers that are streamed now."""
         self.patience_s = PATIENCE_S
         """The seconds without a step after which the engine is stuck, if it has work."""
+
+    @cached_property
+    def token_lengths(self) -> TokenLengths:
+        """The lengths of the texts of the tokenizer's tokens."""
+        return TokenLengths(self._llm.get_tokenizer().get_vocab())
 
     @property
     def is_dead(self) -> bool:
