@@ -12,6 +12,7 @@ from vllm.entrypoints.serve.tokenize.protocol import TokenizeCompletionRequest
 
 from cluster.config import ModelConfig
 from cluster.decode.answer_size import MAX_ANSWER_BYTES, AnswerSize
+from cluster.decode.bounds import MAX_OPTION_BYTES
 from cluster.request import MAX_TEXT_BYTES
 from tests.helpers.ask import chat, image, random_png, text
 from tests.helpers.samples import counted
@@ -131,6 +132,16 @@ async def test_an_answer_without_a_bound_is_refused(
     assert (response.status_code, error["code"], error["param"]) == (400, "invalid_value", param), error
     assert error["figures"]["asked_bytes"] > error["figures"]["limit_bytes"] == MAX_ANSWER_BYTES
     assert "; " in error["message"]
+
+
+async def test_long_options_for_many_answers_are_refused(prism: httpx.AsyncClient) -> None:
+    """A long ``logit_bias`` for hundreds of prompts is refused, and for one prompt it is served."""
+    body = {"prompt": "a", "max_tokens": 1, "logit_bias": {str(token): 0.5 for token in range(900)}}
+    assert (await prism.post(COMPLETIONS, json=body)).status_code == httpx.codes.OK
+    response = await prism.post(COMPLETIONS, json={**body, "prompt": ["a"] * 600})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "logit_bias"), error
+    assert error["figures"]["limit_bytes"] == MAX_OPTION_BYTES
 
 
 @pytest.mark.parametrize(

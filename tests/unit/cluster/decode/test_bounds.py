@@ -9,7 +9,7 @@ import pytest
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
-from cluster.decode.bounds import MAX_ANSWERS, check_bounds
+from cluster.decode.bounds import MAX_ANSWERS, MAX_OPTION_BYTES, check_bounds
 from cluster.errors import InvalidField
 
 
@@ -53,3 +53,25 @@ def test_answers_are_bounded_over_all_prompts() -> None:
         with pytest.raises(InvalidField) as refused:
             check_bounds(CompletionRequest.model_validate({"prompt": prompt, "n": 3}))
         assert (refused.value.param, refused.value.figures) == ("n", {"asked": 3 * half, "limit": MAX_ANSWERS})
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("logit_bias", {str(number): 1.0 for number in range(50_000)}),
+        ("allowed_token_ids", list(range(80_000))),
+        ("bad_words", ["word"] * 60_000),
+        ("structured_outputs", {"regex": "a" * 400_000}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "a", "schema": {"title": "a" * 400_000}}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_long_options_are_for_few_answers(param: str, value: Any) -> None:
+    """A long option is accepted for one answer or a few, and refused for many, by prompts or by ``n``."""
+    for few in ({"prompt": "a"}, {"prompt": ["a"] * 4}, {"prompt": "a", "n": 4}):
+        check_bounds(CompletionRequest.model_validate({param: value, **few}))
+    for many in ({"prompt": ["a"] * 64}, {"prompt": [[5]] * 64}, {"prompt": "a", "n": 64}):
+        with pytest.raises(InvalidField) as refused:
+            check_bounds(CompletionRequest.model_validate({param: value, **many}))
+        assert refused.value.param == param
+        assert refused.value.figures["limit_bytes"] == MAX_OPTION_BYTES
