@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from cluster import priority
 from cluster.checkpoint import Checkpoint
+from cluster.health import PATIENCE_S, StuckWatch
 from cluster.isolation.children import Children
 from cluster.metrics import PICTURES
 from cluster.scaling.work import OfferedWork
 from deployments.ray_serve.calls import answering
-from deployments.ray_serve.replica import ProcessMetrics, freeze_heap, log_refusals_briefly
+from deployments.ray_serve.replica import ProcessMetrics, end_replica, freeze_heap, log_refusals_briefly
 
 if TYPE_CHECKING:
     from cluster.config import PrismConfig
@@ -29,6 +30,12 @@ class Preprocessor:
         self._num_waiting_pixels = 0
         self._num_done_pixels = 0
         self._busy_s = 0.0
+        self._watch = StuckWatch(
+            self._children.probe,
+            progress_s=lambda: self._children.worked_at_s,
+            patience_s=lambda: PATIENCE_S,
+            give_up=lambda reason: end_replica(f"the child processes: {reason}"),
+        )
         freeze_heap()
 
     async def preprocess(self, picture: Picture) -> Pixels:
@@ -50,14 +57,14 @@ class Preprocessor:
         return self._offered.stats(self._num_done_pixels, self._busy_s, waiting=self._num_waiting_pixels)
 
     async def check_health(self) -> None:
-        """Prepares the smallest picture, unless a child has worked in the last seconds.
+        """Called by Serve. It prepares the smallest picture, unless a child has just worked.
 
-        Serve replaces a replica whose check fails or takes too long.
+        A child that is stuck is replaced. If no child works at all, this process ends and is replaced.
 
         Raises:
-            TimeoutError: No child has worked in time.
+            Exception: The smallest picture could not be prepared. Serve replaces the replica after three in a row.
         """
-        await self._children.check()
+        await self._watch.check()
 
     def metrics(self) -> ProcessMetrics:
         """This process's metrics as Prometheus text."""

@@ -34,10 +34,6 @@ FORK_S: Final = 5.0
 """A template that takes longer to fork is replaced."""
 MAX_OVERDUE: Final = 2
 """The most overdue pictures of one preprocessor."""
-PROVEN_S: Final = 5.0
-"""How long the work of a child counts as proof that pictures can be prepared."""
-CHECK_S: Final = 10.0
-"""How long a check may wait for the smallest picture."""
 
 
 class Children:
@@ -92,25 +88,17 @@ class Children:
                     raise InvalidPicture(message, param=picture.param) from None
         raise PoolUnavailable("The preprocessor lost its child process; send the request again.")
 
-    async def check(self) -> None:
-        """Prepares the smallest picture, unless a child has worked within ``PROVEN_S``.
+    async def probe(self) -> None:
+        """Prepares the smallest picture.
 
         Raises:
-            TimeoutError: No child has worked within ``CHECK_S``.
             PrismError: The picture could not be prepared.
         """
-        asked_at_s = time.monotonic()
-        if asked_at_s - self._worked_at_s <= PROVEN_S:
-            return
-        try:
-            async with asyncio.timeout(CHECK_S):
-                await self.prepare(SMALLEST)
-        except TimeoutError:
-            if self._worked_at_s < asked_at_s:
-                raise
+        await self.prepare(SMALLEST)
 
     @property
-    def _worked_at_s(self) -> float:
+    def worked_at_s(self) -> float:
+        """The time of ``time.monotonic`` at which a child was last seen to work on a picture whose turn it was."""
         return max(self._proven_at_s, self._current.moved_at_s if self._current else 0.0)
 
     def end(self) -> None:

@@ -63,8 +63,13 @@ class PacedChildren:
             patches = np.zeros((num_patches, 1), np.uint8)
             return Pixels(picture.digest, patches, (1, 2, num_patches // 2), ran_s)
 
-    async def check(self) -> None:
-        """Always healthy."""
+    @property
+    def worked_at_s(self) -> float:
+        """Always now: nothing can be stuck here."""
+        return time.monotonic()
+
+    async def probe(self) -> None:
+        """Is never called."""
 
 
 class Preprocessor(preprocessor.Preprocessor):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from cluster import health
 from cluster.config import PrismConfig
 from cluster.errors import InternalError, InvalidPicture, PictureTooExpensive
-from cluster.isolation import children
 from cluster.messages import Picture
 from cluster.scaling.work import BUSY_S, WAITING, WORK
 from deployments.preprocessor import Preprocessor
@@ -78,9 +78,11 @@ async def test_a_stopped_child_is_replaced_by_the_health_check(
     replica: Preprocessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Serve's health check passes, although the idle child was stopped, because another child takes its place."""
-    monkeypatch.setattr(children, "PROVEN_S", 0.0)
+    monkeypatch.setattr(health, "PROVEN_S", 0.0)
     [template] = [child for child in psutil.Process().children() if "cluster.isolation.child" in child.cmdline()]
     [child] = template.children()
     child.suspend()
     await replica.check_health()
+    await asyncio.to_thread(psutil.wait_procs, [child], timeout=10)
     assert not child.is_running()
+    await replica.check_health()

@@ -343,31 +343,13 @@ async def is_idle_child_lost(children: Children) -> bool:
     return children._idle is not None and children._idle.is_lost
 
 
-async def test_the_check_prepares_a_picture_unless_a_child_has_just_worked(
-    children: Children, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The check costs nothing after a picture. Without one it finds a stopped child, and replaces it."""
-    await children.prepare(GOOD)
-    child = await only_child(children)
-    child.suspend()
-    await children.check()
-    assert await only_child(children) == child
-    monkeypatch.setattr(module, "PROVEN_S", 0.0)
-    await children.check()
-    assert await only_child(children) != child
-
-
-async def test_the_check_fails_when_no_child_answers(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check that gets no answer fails in bounded time, and the next one succeeds with a new child."""
+async def test_a_probe_finds_and_replaces_a_stopped_child(children: Children) -> None:
+    """A probe prepares a picture, for which a child that is stopped is replaced. It counts as work."""
     await children.prepare(GOOD)
     (await only_child(children)).suspend()
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "PROVEN_S", 0.0)
-        patch.setattr(module, "CHECK_S", 0.2)
-        with pytest.raises(TimeoutError):
-            await children.check()
-        patch.setattr(module, "CHECK_S", PATIENCE_S)
-        await children.check()
+    before_s = children.worked_at_s
+    await children.probe()
+    assert children.worked_at_s > before_s
 
 
 async def test_nothing_is_left_open(children: Children) -> None:
