@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from cluster.access_log import CLIENT_GONE, AccessRecord, ClientGone
 from cluster.deadline import Deadline
 from cluster.errors import (
     BodyTooLarge,
@@ -29,7 +30,6 @@ from cluster.errors import (
     UnknownField,
 )
 from cluster.metrics import FIRST_PIECE_S, IN_FLIGHT
-from cluster.request_record import CLIENT_GONE, ClientGone, RequestRecord
 from cluster.stream import relay
 from cluster.waterfall import LAST, ingress_s
 from deployments.responses import EventStream, WholeAnswer
@@ -76,7 +76,7 @@ class Serving(Protocol):
     admission: Admission
 
     async def serve(
-        self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], deadline: Deadline, record: RequestRecord
+        self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], deadline: Deadline, record: AccessRecord
     ) -> Answer:
         """Serves one request up to its first piece."""
 
@@ -134,7 +134,7 @@ class Endpoints:
         """Handles a request to an endpoint that vLLM answers, from its body to its answer or stream."""
         arrived_s = asyncio.get_running_loop().time()
         deadline = Deadline(arrived_s, self._router.config.router.request_timeout_s)
-        record = RequestRecord(endpoint, _request_id(http), ingress_s(http.headers.get("x-request-start"), time.time()))
+        record = AccessRecord(endpoint, _request_id(http), ingress_s(http.headers.get("x-request-start"), time.time()))
         slot = self._enter(record)
         try:
             for header, instead in REFUSED_HEADERS.items():
@@ -193,7 +193,7 @@ class Endpoints:
         """Answers ``GET /metrics``: the metrics of every replica as Prometheus text."""
         return Response(await self._router.cluster_metrics(), media_type="text/plain; version=0.0.4")
 
-    def _enter(self, record: RequestRecord) -> Slot:
+    def _enter(self, record: AccessRecord) -> Slot:
         try:
             return self._admission.enter()
         except Overloaded as error:
@@ -202,7 +202,7 @@ class Endpoints:
         finally:
             IN_FLIGHT.set(self._admission.num_requests)
 
-    def _leave(self, slot: Slot, record: RequestRecord, error: BaseException | None) -> None:
+    def _leave(self, slot: Slot, record: AccessRecord, error: BaseException | None) -> None:
         """Ends a request's record and gives its slot back. Only the first call for a slot has an effect."""
         if not slot.is_left:
             slot.leave()
@@ -286,7 +286,7 @@ def _http_error(request: Request, error: Exception) -> Response:
     elif error.status_code == 405:
         headers["allow"] = (error.headers or {}).get("Allow", "another method")
         told = MethodNotAllowed(f"{request.url.path} takes {headers['allow']}, not {request.method}.")
-    RequestRecord("other", _request_id(request)).end(told)
+    AccessRecord("other", _request_id(request)).end(told)
     response = _prism_error(request, told)
     response.headers.update(headers)
     return response

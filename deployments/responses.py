@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.responses import Response
 
-from cluster.request_record import ClientGone
+from cluster.access_log import ClientGone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -48,16 +48,13 @@ class WholeAnswer(Response):
         self._leave = leave
         self._deadline = deadline
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         async with _sending(self._deadline, self._leave):
-            if len(self.body) <= PART_BYTES:
-                await super().__call__(scope, receive, send)
-                return
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             for start in range(0, len(self.body), PART_BYTES):
-                part = bytes(self.body[start : start + PART_BYTES])
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+                end = start + PART_BYTES
+                part = bytes(self.body[start:end])
+                await send({"type": "http.response.body", "body": part, "more_body": end < len(self.body)})
 
 
 class EventStream(Response):

@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
     from starlette.applications import Starlette
 
+    from cluster.access_log import AccessRecord
     from cluster.config import PrismConfig
     from cluster.deadline import Deadline
     from cluster.messages import Endpoint, Picture
     from cluster.request import ClientRequest
-    from cluster.request_record import RequestRecord
 
 
 class Router(AsgiIngress):
@@ -73,7 +73,7 @@ class Router(AsgiIngress):
         return build_api(self)
 
     async def serve(
-        self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], deadline: Deadline, record: RequestRecord
+        self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], deadline: Deadline, record: AccessRecord
     ) -> Answer:
         """Serves one request up to its first piece. The answer's ``rest`` gives the other pieces as the decoder makes
         them.

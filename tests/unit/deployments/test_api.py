@@ -17,8 +17,8 @@ from tests.helpers.http_surface import here, logged, post, served
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
+    from cluster.access_log import AccessRecord
     from cluster.deadline import Deadline
-    from cluster.request_record import RequestRecord
 
 CHAT = "/v1/chat/completions"
 
@@ -34,7 +34,7 @@ async def rest_of(*pieces: str | Exception) -> AsyncGenerator[str]:
 class Pools:
     """Serves each request in the way that its body names."""
 
-    async def serve(self, _: str, raw: bytes, __: Any, deadline: Deadline, record: RequestRecord) -> Answer:
+    async def serve(self, _: str, raw: bytes, __: Any, deadline: Deadline, record: AccessRecord) -> Answer:
         """See ``Router.serve``."""
         how = raw.decode()
         record.call_id, record.num_pictures, record.decoders = "7f", 2, ["prism#Decoder#1"]
@@ -139,7 +139,7 @@ async def test_a_refusal_for_lack_of_room_has_its_line() -> None:
     """A request that finds no free slot is logged and counted, and keeps nothing."""
     free = asyncio.Event()
 
-    async def waits(_: str, __: bytes, ___: Any, deadline: Deadline, ____: RequestRecord) -> Answer:
+    async def waits(_: str, __: bytes, ___: Any, deadline: Deadline, ____: AccessRecord) -> Answer:
         await free.wait()
         return Answer("{}", rest_of(), False, False, deadline)
 

@@ -17,9 +17,9 @@ from tests.helpers.http_surface import logged, post, served
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from cluster.access_log import AccessRecord
     from cluster.admission import Admission
     from cluster.deadline import Deadline
-    from cluster.request_record import RequestRecord
 
 CHAT = "/v1/chat/completions"
 PIECE = f"data: {'x' * 2**16}\n\n"
@@ -29,7 +29,7 @@ LATE_S = 0.5
 """Slots are free so much later at most, on a machine that is busy."""
 
 
-async def endless(_: str, raw: bytes, __: Any, deadline: Deadline, ___: RequestRecord) -> Answer:
+async def endless(_: str, raw: bytes, __: Any, deadline: Deadline, ___: AccessRecord) -> Answer:
     """Serves a stream of pieces without an end, or a whole answer that no buffer between processes can hold."""
 
     async def pieces() -> AsyncGenerator[str]:

@@ -1,8 +1,7 @@
-"""The record of one request: what the Router knows about it, for its line in the log and for the metrics.
+"""The access log: one line and one count for each request, when it ends.
 
-In: facts that become known while the request passes through the Router. Out: one log line and one count at its end,
-    whether it got an answer, an error, or its client left. Nothing that a client sent becomes part of a line, except
-    the request's id.
+In: facts that become known while a request passes through the Router. Out: its line, whether it got an answer, an
+    error, or its client left. Nothing that a client sent becomes part of a line, except the request's id.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class ClientGone(Exception):
     """The client left before its answer, or in the middle of it."""
 
 
-class RequestRecord:
+class AccessRecord:
     """What is known about one request.
 
     Attributes:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cluster.access_log import AccessRecord, ClientGone
 from cluster.errors import InternalError, Overloaded
-from cluster.request_record import ClientGone, RequestRecord
 from tests.helpers.http_surface import logged
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def test_an_end_is_a_line_with_status_code_and_level(
 ) -> None:
     """A line has the status and the code of the end. Its level tells Prism's failures from the clients' mistakes."""
     with logged() as records:
-        RequestRecord("chat", "7").end(end())
+        AccessRecord("chat", "7").end(end())
     [line] = records
     assert (line["status"], line["code"], line["levelno"]) == (status, code, level)
     assert "secret" not in str(line)
@@ -41,5 +41,5 @@ def test_an_end_is_a_line_with_status_code_and_level(
 def test_a_fact_that_is_not_known_is_no_field() -> None:
     """A request that was refused before its body was read has no pictures, no call and no decoders in its line."""
     with logged() as records:
-        RequestRecord("chat", "7").end(Overloaded("Full."))
+        AccessRecord("chat", "7").end(Overloaded("Full."))
     assert not {"pictures", "call_id", "decoders", "failed_replica", "cause"} & records[0].keys()
