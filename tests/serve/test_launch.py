@@ -47,7 +47,8 @@ def launched() -> Iterator[Launched]:
     """A running ``prism serve`` with a tensor-parallel size of 2."""
     changes: dict[str, dict[str, Any]] = {
         "decoder": {"tensor_parallel_size": 2, "bind_cores": "0|1"},
-        "Preprocessor": sized(2),
+        # Tests stop preprocessors for longer than Serve would wait for a check.
+        "Preprocessor": {**sized(2), "health_check_timeout_s": 60},
         "Router": {
             "user_config": {"max_in_flight": MAX_IN_FLIGHT, "max_body_bytes": 2**20, "max_held_bytes": 2**21},
         },
