@@ -100,8 +100,9 @@ class AnswerSize:
         self._parts["echo"] += num_choices * num_text_bytes()
         asked = self._get("top_logprobs" if self._is_chat else "logprobs")
         if asked is not None:
-            # vLLM computes as many log-probabilities of the prompt, and answers them in two fields.
-            each = (LOGPROB_BYTES if num_logprobs is None else 0) + (0 if self._is_chat else LEGACY_LOGPROB_BYTES)
+            # vLLM computes as many log-probabilities of the prompt. A whole answer has them in two fields.
+            is_twice = num_logprobs is None and not self._get("stream")
+            each = (LOGPROB_BYTES if is_twice else 0) + (0 if self._is_chat else LEGACY_LOGPROB_BYTES)
             self._parts["echo"] += num_copies * each * (asked + 1) * num_tokens
 
     def _add_generated(self, max_new_tokens: int) -> None:
