@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 CONCURRENCY = 6
 NUM_SILENT = 16
 SILENT_S = 8
-LATE_S = 1.0
-"""All slots are free so long after the deadline at most."""
+LATE_S = 2.0
+"""Requests have ended so long after their deadline at most, on a machine whose cores the engine uses. Half a second is
+the time in which an error event may be sent."""
 ENDLESS = {"max_tokens": 3500, "ignore_eos": True}
 
 

