@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
-    from pydantic import BaseModel
 
 MAX_ANSWER_BYTES: Final = 16 * 2**20
 """The most bytes of an answer that is not streamed, or of one piece of a stream. vLLM makes log-probabilities as one
@@ -38,11 +37,15 @@ LEGACY_LOGPROB_BYTES: Final = 30
 class AnswerSize:
     """Adds up the estimated size of the answer to one request, prompt by prompt.
 
+    A chat may leave open how many tokens it wants. It then gets as many as fit the limit.
+
     Args:
-        request: The request as vLLM has parsed it.
+        request: The request as vLLM has parsed it. A chat that leaves its length open gets ``max_completion_tokens`` if
+            its answer could be too large.
     """
 
-    def __init__(self, request: BaseModel) -> None:
+    def __init__(self, request: Any) -> None:
+        self._request: Final = request
         self._fields: Final = dict(vars(request))  # attributes would warn of fields that vLLM deprecates
         self._is_chat: Final = "messages" in self._fields
         self._parts: Final[Counter[str]] = Counter()
@@ -108,13 +111,18 @@ class AnswerSize:
     def _add_generated(self, max_new_tokens: int) -> None:
         """Adds the tokens that the model may make. A stream sends them in pieces of ``stream_interval``."""
         limits = [self._get("max_completion_tokens"), self._get("max_tokens")]
-        num_tokens = min([max_new_tokens, *[limit for limit in limits if limit is not None][:1]])
+        limits = [limit for limit in limits if limit is not None]
+        num_tokens = min([max_new_tokens, *limits[:1]])
         if self._get("stream"):
             num_tokens = min(num_tokens, self._get("stream_interval") or 1)
         num_bytes = TEXT_BYTES + (ID_BYTES if self._get("return_token_ids") else 0)
         if (num_logprobs := self._num_logprobs()) is not None:
             num_bytes += (LOGPROB_BYTES if self._is_chat else LEGACY_LOGPROB_BYTES) * (num_logprobs + 1)
-        self._parts["n" if num_logprobs is None else "logprobs"] += (self._get("n") or 1) * num_bytes * num_tokens
+        num_bytes *= self._get("n") or 1
+        num_fitting = max(1, (MAX_ANSWER_BYTES - self.num_bytes) // num_bytes)
+        if not limits and num_fitting < num_tokens:
+            self._request.max_completion_tokens = num_tokens = num_fitting
+        self._parts["n" if num_logprobs is None else "logprobs"] += num_bytes * num_tokens
 
     def _num_logprobs(self) -> int | None:
         """The alternatives to each token that the model makes, or None without log-probabilities."""

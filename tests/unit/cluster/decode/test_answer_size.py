@@ -91,7 +91,6 @@ def test_a_completion_without_a_bound_is_refused(param: str, options: dict[str, 
     ("param", "options", "prompts"),
     [
         ("logprobs", {"logprobs": True, "top_logprobs": 20, "n": 16, "max_tokens": 1000}, {}),
-        ("logprobs", {"logprobs": True, "top_logprobs": 20}, {}),
         ("prompt_logprobs", {"prompt_logprobs": 20}, {"num_tokens": CONTEXT - 1}),
         ("echo", {"echo": True, "n": 256, "max_tokens": 1}, {"text_bytes": 100_000}),
         ("echo", {"echo": True, "top_logprobs": 20, "logprobs": True, "max_tokens": 1}, {"num_tokens": CONTEXT - 1}),
@@ -104,6 +103,23 @@ def test_a_chat_without_a_bound_is_refused(param: str, options: dict[str, Any], 
     with pytest.raises(InvalidField) as refused:
         add(ChatCompletionRequest.model_validate({"messages": MESSAGES, **options}), **prompts)
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_chat_that_leaves_its_length_open_gets_what_fits(n: int) -> None:
+    """A chat with many log-probabilities and no ``max_tokens`` is served, and may be as long as the limit allows."""
+    wanted = {"messages": MESSAGES, "logprobs": True, "top_logprobs": 20, "n": n}
+    chat = ChatCompletionRequest.model_validate(wanted)
+    add(chat)
+    assert chat.max_completion_tokens is not None
+    assert 10_000 < n * chat.max_completion_tokens < 12_000
+    explicit = ChatCompletionRequest.model_validate({**wanted, "max_tokens": chat.max_completion_tokens})
+    add(explicit)
+    with pytest.raises(InvalidField):
+        add(ChatCompletionRequest.model_validate({**wanted, "max_tokens": chat.max_completion_tokens + 1}))
+    short = ChatCompletionRequest.model_validate({"messages": MESSAGES})
+    add(short)
+    assert short.max_completion_tokens is None
 
 
 def test_the_limits_of_tokenize_and_detokenize() -> None:
