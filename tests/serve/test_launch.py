@@ -71,15 +71,18 @@ async def test_two_tensor_parallel_workers_give_the_same_answers(launched: Launc
 
 
 def test_pictures_come_after_tokens_where_engines_have_cores(launched: Launched) -> None:
-    """If the engine has cores of its own, threads that compute for pictures have a lower priority than
+    """If the engine has cores of its own, threads and processes that compute for pictures have a lower priority than
     token-carrying processes."""
     assert run("ask", "--url", launched.url, SAMPLES / "shape.png", "What colour is the shape?").returncode == 0
     [decoder] = replicas(launched.root, "Decoder")
     assert engine_of(decoder).nice() == 0
     assert thread_niceness(decoder) == {0}
-    for pool in ("Preprocessor", "VisionEncoder"):
-        of_threads = set[int]().union(*map(thread_niceness, replicas(launched.root, pool)))
-        assert of_threads == {0, priority.PICTURES_BESIDE_ENGINE}
+    [encoder] = replicas(launched.root, "VisionEncoder")
+    assert thread_niceness(encoder) == {0, priority.PICTURES_BESIDE_ENGINE}
+    for preprocessor in replicas(launched.root, "Preprocessor", at_least=2):
+        assert preprocessor.nice() == 0
+        children = preprocessor.children(recursive=True)
+        assert {child.nice() for child in children} == {priority.PICTURES_BESIDE_ENGINE}
 
 
 def test_ask_streams_an_answer(launched: Launched) -> None:

