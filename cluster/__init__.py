@@ -32,7 +32,7 @@ What the pools share or need besides the stages:
     routing/          which replica of a pool takes a call
     scaling/          how many replicas each pool should have, and the loads to try that on
     embeddings/       what a process keeps of embeddings, and which replica makes one that several were asked for
-    health.py         finds out whether an engine or a vision tower is stuck
+    health.py         finds out whether an engine, a vision tower or a preprocessor's children are stuck
     isolation/        runs the preprocess stage in child processes, and bounds what one picture may cost
     concurrency.py    runs several coroutines at the same time
     priority.py       the niceness of processes and threads that share CPU cores

@@ -33,8 +33,8 @@ class AccessRecord:
     """What is known about one request.
 
     Attributes:
-        call_id: vLLM's name for the request, once it was sent to a decoder.
-        num_pictures: The request's pictures, once its body has been read.
+        call_id: The id that Prism gives the call, before a decoder gets it. vLLM's own id contains it.
+        num_pictures: The number of the request's pictures, once its body has been read.
         decoders: The decoders that it was sent to, in order.
 
     Args:

@@ -1,4 +1,4 @@
-"""Finds out whether a worker of this process, a language model's engine or a vision tower, is stuck.
+"""Finds out whether a worker of this process is stuck: an engine, a vision tower, or a preprocessor's children.
 
 A worker that makes progress is well, however much work waits for it. One that has made none for a while is given a
 small piece of real work. It is stuck if it neither makes progress nor answers in time.
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 PROVEN_S: Final = 2.0
-"""For so many seconds after its last progress a worker counts as well, and is asked nothing."""
+"""The seconds after its last progress in which a worker is taken to be healthy and is asked nothing."""
 PATIENCE_S: Final = 8.0
 """The seconds without progress or answer after which a fast worker is stuck. Together with ``PROVEN_S`` and the time
 until Serve's next check, 3.5 s at most, that makes less than 15 s. Slow workers are given more."""
@@ -25,13 +25,14 @@ ANSWER_S: Final = 1.0
 
 
 class StuckWatch:
-    """Asks a worker that makes no progress, and says when it is stuck.
+    """Finds out whether a worker is stuck. ``check`` must be called regularly. It gives a small piece of work to a
+    worker that has made no progress for ``PROVEN_S``.
 
     Args:
         ask: Gives the worker a small piece of work, and returns when it is done.
         progress_s: Gives the time of the worker's last progress, on the clock of ``time.monotonic``.
-        patience_s: Gives the seconds without progress after which the worker is stuck. It must be longer than the
-            worker's longest step.
+        patience_s: Gives the seconds without progress and without an answer, counted from the question, after which
+            the worker is stuck. They must be longer than the worker's longest step.
         give_up: Called with a sentence when the worker is stuck.
     """
 

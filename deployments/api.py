@@ -81,7 +81,7 @@ class Serving(Protocol):
         """Serves one request up to its first piece."""
 
     async def check_ready(self) -> None:
-        """Raises ``PoolUnavailable`` if a pool cannot serve now."""
+        """Raises ``PoolUnavailable`` if a pool can neither serve nor start."""
 
     async def pool_states(self) -> dict[str, Any]:
         """The state of every pool."""
@@ -177,7 +177,7 @@ class Endpoints:
         return JSONResponse(self._card())
 
     async def health(self, _: Request) -> Response:
-        """Answers ``GET /health``: 200 if every pool has a replica that can serve, 503 otherwise."""
+        """Answers ``GET /health``: 200 if every pool can serve or can start, 503 otherwise."""
         await self._router.check_ready()
         return Response(status_code=200)
 

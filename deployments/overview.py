@@ -67,7 +67,7 @@ class SharedRun(Generic[Result]):
 
 
 class ClusterOverview:
-    """Answers the three questions of operators, for one Router.
+    """Answers ``/health``, ``/status`` and ``/metrics`` for one Router.
 
     Args:
         config: The application's configuration.

@@ -14,7 +14,7 @@ answer_size.py  estimates the size of an answer from its request, and refuses wh
 refusals.py   turns vLLM's refusals into Prism's errors
 coalesce.py   joins pieces of streams while many streams run
 prefills.py   counts the prompt tokens that are prefilled, for the scaling policy
-stats.py      reads vLLM's statistics: the times of one request, and how busy the engine is
+stats.py      the engine client of vLLM with times, probes and judging; the scheduler's last report
 worker.py     a method that vLLM's workers gain
 transport/    how embeddings reach the engine: within the request, or by shared memory
 """

@@ -49,8 +49,9 @@ async def generate(engine: Engine, call: Call, grids: Grids, pull: Pull) -> Asyn
 
     The first item is a ``FirstPiece``. Closing the iterator, or cancelling its task, frees the engine's slot.
 
-    Work comes in this order: vLLM judges the request, room for all its embeddings is reserved, and only then is a
-    missing embedding pulled. A request without missing embeddings is judged when it runs.
+    If an embedding is missing, vLLM judges the request first. Then room for all embeddings is reserved, and then they
+    are pulled. If one is removed while the request waits for room, it is judged after that. If none is missing, vLLM
+    judges the request when it runs. ``/tokenize`` reserves and pulls nothing.
 
     Args:
         engine: The running engine.
@@ -59,9 +60,10 @@ async def generate(engine: Engine, call: Call, grids: Grids, pull: Pull) -> Asyn
         pull: Gets the embedding of one of these pictures.
 
     Raises:
-        EmbeddingLost: An embedding was gone before the engine read it; the caller must run the call again.
-        PrismError: vLLM refused the request, or an embedding could not be pulled. This is raised before the first item,
-            so that the client gets a proper status.
+        EmbeddingLost: An embedding was gone before the engine read it. The caller may run the call again if it has got
+            no item.
+        PrismError: vLLM refused the request, or an embedding could not be pulled. These come before the first item, so
+            that the client gets a proper status. The engine may fail later, too.
     """
     if call.endpoint == "tokenize":  # to count tokens, the size of a picture is enough
         with engine.transport.standing_in(call.request_id, grids) as handoff:

@@ -86,8 +86,9 @@ class Engine:
         return int(cache.block_size * (cache.num_gpu_blocks or 0))
 
     def stats(self) -> dict[str, float]:
-        """Returns the engine's load: requests waiting and running, prompt tokens still to prefill, and the share of the
-        KV cache in use, from 0 to 1."""
+        """Returns the engine's load. ``waiting`` includes requests that wait for room in shared memory.
+        ``queued_tokens`` are the prompts of all requests whose prefill has not ended, counted whole. ``kv_use`` is the
+        used share of the KV cache, from 0 to 1."""
         for_room = self.transport.num_waiting
         if not self.num_requests:  # the scheduler's last report may be older than the last end of a request
             return {"waiting": for_room, "running": 0, "queued_tokens": 0, "kv_use": 0.0}
@@ -113,7 +114,8 @@ class Engine:
 
     @property
     def stepped_s(self) -> float:
-        """The time of ``time.monotonic`` at which the engine's last step ended."""
+        """The time of ``time.monotonic`` at which this process heard of the engine's last step with work. Before the
+        first one it is the time of the start."""
         return self._log.stepped_s
 
     async def probe(self) -> None:

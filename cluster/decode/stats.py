@@ -1,4 +1,4 @@
-"""Reads vLLM's statistics: the times of one request, and how busy the scheduler is."""
+"""The engine client of vLLM, which notes times and prefills, takes probes, and judges requests without running them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class EngineTimes:
     """vLLM's ``RequestStateStats``, set at the first output. vLLM goes on changing it."""
 
     def note(self, stats: Any) -> None:
-        """Keeps the statistics of an output. If a call has several prompts, those with the newest token count."""
+        """Keeps the statistics of an output, unless those that are kept have a newer token. A call with several prompts
+        has several statistics."""
         if self.stats is None or (stats is not None and stats.last_token_ts > self.stats.last_token_ts):
             self.stats = stats
 

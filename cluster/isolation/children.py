@@ -4,7 +4,8 @@ In: a ``Picture``. Out: its ``Pixels``.
 
 A picture that has used more CPU time than ordinary pictures of its size do is *overdue*. It goes on with the lowest
 priority, and the next picture begins in another child. It is refused once its budget is used up, or when too many
-pictures are overdue. A child whose picture is refused, whose caller leaves, or that no longer computes is killed.
+pictures are overdue. A child is killed if its picture is too
+expensive, if its caller leaves, or if it stops computing. It is kept after any other refusal.
 """
 
 from __future__ import annotations
@@ -216,14 +217,15 @@ class _Run:
         return self._used_s / self._budget.max_cpu_s
 
     async def look_after(self, *, until_overdue: bool = False) -> bool:
-        """Waits until the picture is done, or overdue if that is asked for. Returns True if it is done.
+        """Waits until the child has answered. With ``until_overdue`` it also returns when the picture is overdue.
 
-        The child is killed when the picture is refused, when the child is lost, and when the caller leaves.
+        Returns True if the child has answered. The answer may be a refusal, which raises nothing here. If this method
+        raises or is cancelled, the child is killed.
 
         Raises:
-            PictureTooExpensive: The budget is used up.
-            _NotBegun: The child is stuck and has not begun.
-            _Crashed: The child has ended, or is stuck.
+            PictureTooExpensive: The budget of CPU time is used up, or too many pictures are overdue.
+            _NotBegun: The child stopped computing before it began.
+            _Crashed: The child has ended, or stopped computing after it began.
         """
         try:
             while not (await asyncio.wait({self.answer}, timeout=LOOK_S))[0]:

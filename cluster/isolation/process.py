@@ -1,6 +1,6 @@
 """The template and a child, as their parent sees them.
 
-No call blocks the parent's event loop.
+To make and to end a ``Template`` blocks, so both run in a thread. No other call blocks the parent's event loop.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Template:
         return child
 
     def end(self) -> None:
-        """Ends the process, and with it its children."""
+        """Kills the process and waits until it is gone. The kernel kills its children."""
         self._control.close()
         self._process.kill()
         self._process.wait()

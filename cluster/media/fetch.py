@@ -90,7 +90,8 @@ class Fetcher:
         Raises:
             UnsupportedScheme: The URL, or a URL that it redirects to, is not https.
             ForbiddenUrl: The URL is malformed, carries credentials, or its host has an address that is not public.
-            FetchFailed: The server has no picture there: it answers with another status, or its TLS is not valid.
+            FetchFailed: The server has no picture there: its status is neither 200 nor one that says to try again, its
+                TLS is not valid, it redirects too often, or the body is compressed or in too many small pieces.
             PictureUnavailable: The server or its name cannot be reached now, is busy, breaks off, or takes too long.
             PictureTooLarge: The body has more than ``max_picture_bytes``.
         """
@@ -109,7 +110,7 @@ class Fetcher:
             FETCHES.labels(outcome).inc()
 
     async def close(self) -> None:
-        """Closes the connections that are kept open."""
+        """Closes the idle connections, and ends all look-ups of names."""
         await self._connections.aclose()
         await self._system_names.close()
 

@@ -93,7 +93,7 @@ class MediaReader:
         return Picture(digest, data, width, height, param)
 
     async def close(self) -> None:
-        """Closes the connections that are kept open."""
+        """Closes the idle connections, and ends all look-ups of names."""
         await self._fetcher.close()
 
     async def _bytes(self, url: str, hold: Callable[[int], None]) -> bytes:

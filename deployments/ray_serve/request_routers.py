@@ -41,7 +41,7 @@ NAMED_PATIENCE_S = 0.25
 PROBE_PERIOD_S = 0.5
 """The pause between two health checks of a replica that has failed a call."""
 PROBE_TIMEOUT_S = 5.0
-"""How long such a health check may take. A vision tower may be in the middle of a large batch."""
+"""How long such a health check may take, in seconds."""
 
 
 def routing_options(routing: RoutingConfig) -> dict[str, Any]:
