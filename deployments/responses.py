@@ -17,7 +17,7 @@ from cluster.access_log import ClientGone
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from cluster.deadline import Deadline
 
@@ -49,12 +49,12 @@ class WholeAnswer(Response):
         self._deadline = deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        async with _sending(self._deadline, self._leave):
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with _sending(self._deadline, self._leave, send) as send_in_time:
+            await send_in_time({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             for start in range(0, len(self.body), PART_BYTES):
                 end = start + PART_BYTES
                 part = bytes(self.body[start:end])
-                await send({"type": "http.response.body", "body": part, "more_body": end < len(self.body)})
+                await send_in_time({"type": "http.response.body", "body": part, "more_body": end < len(self.body)})
 
 
 class EventStream(Response):
@@ -83,22 +83,29 @@ class EventStream(Response):
         self.init_headers({"cache-control": "no-cache", **headers})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        async with _sending(self._deadline, self._leave), aclosing(self._content) as pieces:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        async with _sending(self._deadline, self._leave, send) as send_in_time, aclosing(self._content) as pieces:
+            await send_in_time(start)
             async for piece in pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+                await send_in_time({"type": "http.response.body", "body": piece, "more_body": True})
+            await send_in_time({"type": "http.response.body", "body": b""})
 
 
 @asynccontextmanager
-async def _sending(deadline: Deadline, leave: Leave) -> AsyncIterator[None]:
-    """Bounds the time in which a response is sent, and tells ``leave`` how it ended.
+async def _sending(deadline: Deadline, leave: Leave, send: Send) -> AsyncIterator[Send]:
+    """Gives a function that sends a part of a response by the deadline, and tells ``leave`` how the response ended.
 
-    The server closes the connection of a response that was given up, because it is not whole.
+    The time in which a part is made does not count here. The server closes the connection of a response that was given
+    up, because it is not whole.
     """
+    loop = asyncio.get_running_loop()
+
+    async def send_in_time(message: Message) -> None:
+        async with asyncio.timeout_at(max(deadline.at_s, loop.time()) + SEND_GRACE_S):
+            await send(message)
+
     try:
-        async with asyncio.timeout_at(deadline.at_s + SEND_GRACE_S):
-            yield
+        yield send_in_time
         leave(None)
     except TimeoutError:
         leave(deadline.exceeded(cause="the client does not read"))

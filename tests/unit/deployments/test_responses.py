@@ -79,3 +79,22 @@ async def test_clients_that_never_read_lose_their_slots_at_the_deadline(kind: st
     assert [(line["status"], line["code"], line["cause"]) for line in lines] == [
         (504, "deadline_exceeded", "the client does not read")
     ] * NUM_CLIENTS
+
+
+async def test_a_router_that_stalled_over_a_deadline_still_sends_the_last_piece() -> None:
+    """If the event loop does not run around the deadline, a client that reads gets what was made, such as the error
+    event."""
+
+    async def stalled(_: str, __: bytes, ___: Any, deadline: Deadline, ____: AccessRecord) -> Answer:
+        async def pieces() -> AsyncGenerator[str]:
+            time.sleep(deadline.timeout_s + 2 * SEND_GRACE_S)  # noqa: ASYNC251 - the stall
+            await asyncio.sleep(0)
+            yield "data: the last\n\n"
+
+        return Answer("data: the first\n\n", pieces(), True, False, deadline)
+
+    async with served(stalled, timeout_s=0.1) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(CHAT, {}))
+        assert b"the last" in await asyncio.wait_for(reader.readuntil(b"the last"), 10)
+        writer.close()
