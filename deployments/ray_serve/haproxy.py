@@ -57,6 +57,11 @@ OWN_ERRORS: Final[dict[int, PrismError]] = {
 """The errors that HAProxy finds itself, by its status for them. Clients get the error's own status. HAProxy keeps its
 own HTML for headers that are malformed or do not come: it sends these from a place that reads no configuration."""
 
+ONE_ID: Final = (
+    "    http-request del-header x-request-id if { req.hdr_cnt(x-request-id) gt 1 }\n"
+    "    http-request del-header x-request-id unless { req.fhdr(x-request-id) -m reg ^[[:graph:]]{1,128}$ }\n"
+)
+
 
 def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:
     """The environment variables for the processes of a cluster of this machine alone.
@@ -95,11 +100,13 @@ def run_haproxy() -> NoReturn:
 
 
 def mended(configuration: str, folder: Path) -> str:
-    """Ray's configuration for HAProxy with four corrections.
+    """Ray's configuration for HAProxy with these corrections.
 
     - HAProxy's statistics are on sockets in the folder. Ray puts them on ports of all interfaces, without a password,
       and the same ports for every cluster.
     - Each request gets the header ``X-Request-Start`` for the waterfall. A client's own value is overwritten.
+    - A client's ``X-Request-Id`` stays if there is one only, of at most 128 visible characters. Serve decodes it as
+      UTF-8 before Prism sees the request, and answers a bare 500 if that fails.
     - Requests are not spliced. HAProxy 2.8 reads nothing more from a connection whose body it has spliced, until the
       answer is written. A client that leaves would then keep its slot in the engine.
     - The errors that HAProxy finds itself have the OpenAI API's shape: see ``write_errors``. With Ray's settings they
@@ -109,7 +116,7 @@ def mended(configuration: str, folder: Path) -> str:
         (r"^(frontend prometheus\n *bind )\*?:\d+$", rf"\1unix@{folder}/p"),  # one letter, as above
         (r"^(listen stats\n *bind )\*?:\d+$", rf"\1unix@{folder}/s"),
         (r"^ *option splice-request\n", ""),
-        (r"^frontend http_frontend\n", r"\g<0>    http-request set-header x-request-start t=%[date(0,us)]\n"),
+        (r"^frontend http_frontend\n", r"\g<0>    http-request set-header x-request-start t=%[date(0,us)]\n" + ONE_ID),
         (r"^(?: *errorfile .*\n)+", "".join(f"    errorfile {each} {folder}/{each}\n" for each in OWN_ERRORS)),
         (r"(?<=^backend default_backend\n).*$", f"    http-request return {_not_started()}"),
     ):

@@ -46,7 +46,7 @@ def test_only_the_way_in_is_a_port(host: str) -> None:
 def test_a_request_is_told_when_it_came_and_is_not_spliced() -> None:
     """The frontend for clients sets the arrival header of the waterfall. Only responses are spliced."""
     before, frontend = mended(of_ray("*"), FOLDER).split("frontend http_frontend\n")
-    assert frontend.startswith("    http-request set-header x-request-start t=%[date(0,us)]\n    bind *:8000\n")
+    assert frontend.startswith("    http-request set-header x-request-start t=%[date(0,us)]\n")
     assert "splice-response" in before
     assert "splice-request" not in before + frontend
 
@@ -69,6 +69,7 @@ class OneAnswer:
 
     def __init__(self, answer: bytes, after_s: float = 0.0) -> None:
         self.num_asked = 0
+        self.asked: list[bytes] = []
         self._closed = threading.Event()
         self._after_s = after_s
         self._answer = answer
@@ -80,7 +81,7 @@ class OneAnswer:
         with contextlib.suppress(OSError):  # the test is over
             while True:
                 connection, _ = self._listener.accept()
-                connection.recv(2**16)
+                self.asked.append(connection.recv(2**16))
                 self.num_asked += 1
                 self._closed.wait(self._after_s)
                 if self._answer:
@@ -137,6 +138,7 @@ def haproxy_before(ports: list[int], folder: Path) -> Iterator[int]:
     rules = re.findall(r"(?m)^ +(?:retry-on|retries|option redispatch) [^{\n]+$", template)
     assert len(rules) == 3
     errors = re.findall(r"(?m)^ +errorfile .*$", mended(of_ray("*"), folder))
+    ids = "\n".join(re.findall(r"(?m)^ +http-request del-header x-request-id .*$", mended(of_ray("*"), folder)))
     [not_started] = re.findall(r"(?m)^backend default_backend\n.*$", mended(of_ray("*"), folder))
     write_errors(folder)
     front = free_port()
@@ -145,7 +147,7 @@ def haproxy_before(ports: list[int], folder: Path) -> Iterator[int]:
     file.write_text(
         "global\n  nbthread 1\ndefaults\n  mode http\n  balance roundrobin\n  timeout connect 5s\n"
         f"  timeout server 30s\n  timeout client {CLIENT_TIMEOUT_S}s\n{chr(10).join([*rules, *errors])}\n"
-        f"frontend f\n  bind 127.0.0.1:{front}\n  default_backend {'b' if ports else 'default_backend'}\n"
+        f"frontend f\n{ids}\n  bind 127.0.0.1:{front}\n  default_backend {'b' if ports else 'default_backend'}\n"
         f"backend b\n{servers}{not_started}\n"
     )
     process = subprocess.Popen([get_haproxy_binary(), "-db", "-q", "-f", str(file)])
@@ -208,3 +210,25 @@ def test_the_time_for_clients_does_not_run_while_the_router_works(tmp_path: Path
     with haproxy_before([working.port], tmp_path) as front:
         assert answer_to_one_request(front)[0] == 200
     working.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ([b"0f9a-1"], [b"0f9a-1"]),
+        ([b"x" * 128], [b"x" * 128]),
+        ([b"x" * 129], []),
+        ([b"\xff"], []),
+        ([b"two words"], []),
+        ([b"one", b"two"], []),
+    ],
+    ids=str,
+)
+def test_a_router_sees_one_plain_request_id_or_none(
+    given: list[bytes], kept: list[bytes], answering: OneAnswer, tmp_path: Path
+) -> None:
+    """A request id that Serve could not decode, and several of them, do not reach a Router, which then makes one up."""
+    ids = b"".join(b"x-request-id: " + one + b"\r\n" for one in given)
+    with haproxy_before([answering.port], tmp_path) as front:
+        assert answer_to_one_request(front, b"GET / HTTP/1.1\r\nhost: here\r\n" + ids + b"\r\n")[0] == 200
+    assert re.findall(rb"(?im)^x-request-id: (.*?)\r$", answering.asked[-1]) == kept
