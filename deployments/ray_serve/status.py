@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 MAX_MESSAGE_CHARS: Final = 500
+CONTROLLER_TIMEOUT_S: Final = 10.0
+"""How long the controller may take to tell the states of all replicas, in seconds."""
 
 
 def controller_client() -> Any:
@@ -88,7 +90,8 @@ def _actors(state: str) -> set[str]:
 
 
 def _deployments() -> Iterator[tuple[str, dict[str, Any]]]:
-    for application in controller_client().get_serve_details()["applications"].values():
+    details = controller_client()._controller.get_serve_instance_details.remote()
+    for application in ray.get(details, timeout=CONTROLLER_TIMEOUT_S)["applications"].values():
         yield from application["deployments"].items()
 
 

@@ -36,6 +36,7 @@ PRIVATE_SYMBOLS: Final = {
     "_actor_handle": getsource(replica_wrapper),
     "_asyncio_router": getsource(router),
     "_by_reference": getsource(DynamicHandleOptionsBase) + getsource(handle),
+    "_controller": getsource(client),
     "_choose_replica_for_request": getsource(request_router.RequestRouter),
     "_get_global_client": getsource(serve.context),
     "_init": getsource(handle),
@@ -52,7 +53,7 @@ PRIVATE_SYMBOLS: Final = {
 
 LESS_PUBLIC_SYMBOLS: Final = {
     "curr_replicas": getsource(request_router.RequestRouter),
-    "get_serve_details": getsource(client),
+    "get_serve_instance_details": getsource(client),
     "internal_request_id": getsource(router),
     "is_initialized": getsource(handle),
     "list_serve_statuses": getsource(client),
