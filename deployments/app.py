@@ -23,6 +23,10 @@ HEALTH_CHECK_TIMEOUT_S = 3.0
 """Seconds. A check that is not answered by then has failed. No check waits for work, so only a process that does not
 run its event loop for 9 s in a row fails three of them. Serve's default of 30 s would leave requests with it for
 minutes."""
+DECODER_CHECK_TIMEOUT_S = 10.0
+"""Seconds, in place of ``HEALTH_CHECK_TIMEOUT_S``. A decoder's event loop makes whole answers of up to 16 MiB, each in
+seconds, and several that end in one step of the engine come without a pause. An engine that is stuck is noticed by the
+decoder itself."""
 MAX_ONGOING_REQUESTS = 64
 MAX_ONGOING_HTTP_REQUESTS = 1024
 """The calls that one replica works on at a time unless ``deployments:`` says otherwise. A Router's calls are HTTP
@@ -54,7 +58,8 @@ def build(config: PrismConfig) -> Application:
     encoders = {**pool_options(config.encoder, labels), **routing_options(config.encoder.routing)}
     encoder = serve.deployment(**common, **encoders, user_config=USER_CONFIG)(VisionEncoder).bind(config, preprocessor)
     decoders = {**pool_options(config.decoder, labels), **routing_options(config.decoder.routing)}
-    decoder = serve.deployment(**common, **decoders)(Decoder).bind(config, encoder)
+    decoders = {**common, **decoders, "health_check_timeout_s": DECODER_CHECK_TIMEOUT_S}
+    decoder = serve.deployment(**decoders)(Decoder).bind(config, encoder)
     routers = {**common, **pool_options(config.router, labels), "max_ongoing_requests": MAX_ONGOING_HTTP_REQUESTS}
     router = serve.deployment(**routers, user_config=USER_CONFIG)(serve.ingress()(Router))
     return router.bind(config, preprocessor=preprocessor, encoder=encoder, decoder=decoder)

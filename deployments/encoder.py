@@ -59,6 +59,7 @@ class VisionEncoder:
         self._settings = checkpoint.processor
         folder, dtype = checkpoint.path_with(TOWER_PREFIXES), config.model.dtype
         self._tower = PictureEncoder.load(folder, self._settings, dtype=dtype, device=config.encoder.device)
+        self._tower.check()  # the first run may load kernels, for which no call should wait
         self._preprocess = BySize(preprocessor.preprocess)
         niceness = priority.of_pictures(config.decoder) if config.encoder.device == "cpu" else 0
         self._user_config = UserConfig(EncoderUserConfig())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cluster import priority
 from cluster.checkpoint import Checkpoint
@@ -16,6 +16,9 @@ from deployments.ray_serve.replica import ProcessMetrics, end_replica, freeze_he
 if TYPE_CHECKING:
     from cluster.config import PrismConfig
     from cluster.messages import Picture, Pixels
+
+TEMPLATE_START_S: Final = 60.0
+"""How long a template may take to start, in seconds. It imports torch, which takes ten seconds on a busy machine."""
 
 
 class Preprocessor:
@@ -33,7 +36,7 @@ class Preprocessor:
         self._watch = StuckWatch(
             self._children.probe,
             progress_s=lambda: self._children.worked_at_s,
-            patience_s=lambda: PATIENCE_S,
+            patience_s=lambda: PATIENCE_S if self._children.is_warm else TEMPLATE_START_S,
             give_up=lambda reason: end_replica(f"the child processes: {reason}"),
         )
         freeze_heap()

@@ -28,6 +28,8 @@ MEASURED_TOKENS: Final = 256
 """The length of the prompts by which the engine's speed is measured."""
 SLOWER: Final = 4.0
 """A step of the same size may take so many times longer: behind a long context, or while others use the cores."""
+SLOWER_ON_SHARED_CORES: Final = 30.0
+"""The same for an engine that shares its cores: it may get a thirtieth of the CPU time (``cluster/priority.py``)."""
 KILL_TIMEOUT_S: Final = 1.0
 """How long to wait for killed processes to be gone, in seconds."""
 
@@ -122,12 +124,16 @@ class Engine:
         """Generates one token, as the smallest request would. It returns when the engine has answered."""
         await self._llm.probe()
 
-    async def measure_patience(self) -> None:
+    async def measure_patience(self, *, shares_cores: bool) -> None:
         """Sets ``patience_s`` by the speed of the engine, which should have nothing else to do now.
 
         The longest step prefills as many tokens as one step may hold. On a GPU it takes about a second. On a few CPU
         cores, with a large model, it takes minutes.
+
+        Args:
+            shares_cores: The engine has a low priority on cores that pictures use as well.
         """
+        slower = SLOWER_ON_SHARED_CORES if shares_cores else SLOWER
         limits = self._llm.vllm_config
         budget = limits.scheduler_config.max_num_batched_tokens
         num_tokens = max(1, min(MEASURED_TOKENS, budget, limits.model_config.max_model_len - 1))
@@ -136,7 +142,7 @@ class Engine:
             started_s = time.monotonic()
             await self._llm.probe(num_tokens)
             took_s.append(time.monotonic() - started_s)
-        self.patience_s = max(PATIENCE_S, SLOWER * min(took_s) * budget / num_tokens)
+        self.patience_s = max(PATIENCE_S, slower * min(took_s) * budget / num_tokens)
 
     async def parameter_names(self) -> list[list[str]]:
         """The names of all weights, worker by worker. Tests use it to see that no worker holds a vision tower."""

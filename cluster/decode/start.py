@@ -68,7 +68,7 @@ async def start_engine(config: PrismConfig) -> Engine:
         await init_app_state(llm, state, args, await llm.get_supported_tasks())
         await warm_up(engine)
         bind_cores(config.decoder)
-        await engine.measure_patience()
+        await engine.measure_patience(shares_cores=config.decoder.shares_cores)
     except BaseException:
         engine.stop()
         raise

@@ -98,6 +98,11 @@ class Children:
         await self.prepare(SMALLEST)
 
     @property
+    def is_warm(self) -> bool:
+        """Returns False until the template has forked a child. It imports the stage first."""
+        return self._template is not None and self._template.is_warm
+
+    @property
     def worked_at_s(self) -> float:
         """The time of ``time.monotonic`` at which a child was last seen to work on a picture whose turn it was."""
         return max(self._proven_at_s, self._current.moved_at_s if self._current else 0.0)
@@ -165,8 +170,15 @@ class Children:
                 self._template.end()
             if self._starting is None:
                 self._starting = asyncio.create_task(asyncio.to_thread(Template, self._settings, self._niceness))
-            # so that a caller that leaves does not lose the process
-            self._template, self._starting = await asyncio.shield(self._starting), None
+            starting = self._starting
+            try:
+                self._template = await asyncio.shield(starting)  # a caller that leaves does not lose the process
+            except OSError as error:
+                log.warning("no process can be started: %s", error)
+                raise _NotBegun from error
+            finally:
+                if starting.done():
+                    self._starting = None
         return self._template
 
     def _has_template(self) -> bool:

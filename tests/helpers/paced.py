@@ -63,6 +63,8 @@ class PacedChildren:
             patches = np.zeros((num_patches, 1), np.uint8)
             return Pixels(picture.digest, patches, (1, 2, num_patches // 2), ran_s)
 
+    is_warm = True
+
     @property
     def worked_at_s(self) -> float:
         """Always now: nothing can be stuck here."""

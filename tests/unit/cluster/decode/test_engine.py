@@ -35,5 +35,10 @@ async def test_a_slow_engine_has_the_time_for_its_longest_step(
     llm, unused = SimpleNamespace(probe=probe, vllm_config=limits), SimpleNamespace()
     parts: Any = (llm, unused, unused, unused, unused, set())
     engine = Engine(*parts)
-    await engine.measure_patience()
+    await engine.measure_patience(shares_cores=False)
     assert engine.patience_s == pytest.approx(patience_s)
+    delays_s[:] = [0.0, 0.0]
+    await engine.measure_patience(shares_cores=True)
+    assert engine.patience_s >= patience_s
+    if patience_s > PATIENCE_S:
+        assert engine.patience_s == pytest.approx(patience_s * 30 / 4)
