@@ -116,7 +116,7 @@ PROMPTS = ["red blue " * 200] * 400
         (COMPLETIONS, "prompt_logprobs", {"prompt": WORDS * 10, "prompt_logprobs": 0, "n": 256, "temperature": 1}),
         (COMPLETIONS, "logprobs", {"prompt": "a", "logprobs": 20, "n": 64, "max_tokens": 1000, "temperature": 1}),
         (CHAT, "logprobs", chat([text("a")], logprobs=True, top_logprobs=20, n=16, max_tokens=1000)),
-        (CHAT, "logprobs", chat([text("a")], logprobs=True, top_logprobs=5, n=16, max_tokens=None)),
+        (CHAT, "logprobs", chat([text("a")], logprobs=True, top_logprobs=5, n=16, max_tokens=4000)),
         (CHAT, "logprobs", chat([text("a")], logprobs=True, logprob_token_ids=[*range(128)], max_tokens=4000)),
         ("/tokenize", "return_token_strs", {"prompt": "é" * (MAX_TEXT_BYTES // 2 - 50), "return_token_strs": True}),
     ],

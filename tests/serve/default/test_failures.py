@@ -65,6 +65,11 @@ async def test_every_refusal_is_found_in_the_log_by_the_id_in_its_body(
         assert error["message"] not in json.dumps(line)
 
 
+def id_of(name: str) -> str:
+    """Returns the request id of a body."""
+    return f"of-a-{name.replace(' ', '-')}"
+
+
 async def test_a_line_names_the_replica_that_failed_and_the_cause(cluster: Cluster, prism: httpx.AsyncClient) -> None:
     """A broken picture is the preprocessor's to refuse, a wrong field the decoder's. A deadline says what was waited
     for."""
@@ -76,8 +81,8 @@ async def test_a_line_names_the_replica_that_failed_and_the_cause(cluster: Clust
         "stream's deadline": chat([text("Go on.")], **ENDLESS, prism={"timeout_s": 0.3}, stream=True),
     }
     for name, body in bodies.items():
-        await prism.post(CHAT, json=body, headers={"x-request-id": f"of a {name}"})
-    lines = {name: router_lines(cluster)[f"of a {name}"] for name in bodies}
+        await prism.post(CHAT, json=body, headers={"x-request-id": id_of(name)})
+    lines = {name: router_lines(cluster)[id_of(name)] for name in bodies}
     assert lines["broken picture"]["failed_replica"].startswith("preprocessor/")
     assert lines["broken picture"]["pictures"] == 1
     assert lines["wrong field"]["failed_replica"] == f"decoder/{lines['wrong field']['decoders'][0]}"
@@ -95,7 +100,7 @@ def silent_client(url: httpx.URL, number: int) -> socket.socket:
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect((url.host, url.port))
     body = chat([text(f"{number} Go on.")], **ENDLESS, stream=True, logprobs=True, top_logprobs=20, n=4, temperature=1)
-    client.sendall(post(CHAT, {**body, "prism": {"timeout_s": SILENT_S}}, x_request_id=f"silent {number}"))
+    client.sendall(post(CHAT, {**body, "prism": {"timeout_s": SILENT_S}}, x_request_id=f"silent-{number}"))
     return client
 
 
@@ -122,7 +127,7 @@ async def test_clients_that_never_read_have_ended_by_their_deadline(cluster: Clu
         for client in clients:
             client.close()
     lines = router_lines(cluster)
-    ends = [lines[f"silent {number}"] for number in range(NUM_SILENT)]
+    ends = [lines[f"silent-{number}"] for number in range(NUM_SILENT)]
     assert {end["code"] for end in ends} == {"deadline_exceeded"}
     assert max(end["total_ms"] for end in ends) < (SILENT_S + LATE_S) * 1000
     assert took_s < SILENT_S + 2 * LATE_S
