@@ -30,7 +30,7 @@ class ClientGone(Exception):
 
 
 class AccessRecord:
-    """What is known about one request.
+    """The record of one request, from its arrival to its end.
 
     Attributes:
         call_id: The id that Prism gives the call, before a decoder gets it. vLLM's own id contains it.

@@ -34,6 +34,4 @@ class Deadline:
             f"The request did not finish within {self.timeout_s:g} s; "
             "ask for fewer tokens or allow more with prism.timeout_s."
         )
-        error = DeadlineExceeded(message, timeout_s=self.timeout_s)
-        error.cause = cause
-        return error
+        return DeadlineExceeded(message, timeout_s=self.timeout_s).because(cause)

@@ -67,10 +67,15 @@ class PrismError(Exception):
         """The pool and the replica that failed or refused, as ``pool/replica``, for the log; None if it was the Router
         itself."""
         self.cause: str | None = None
-        """What led to the error, for the log: the name of an exception of another library, or a few words."""
+        """The origin of the error, for the log: the name of another library's exception, or a few words."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, dict(self.__dict__))
+
+    def because(self, cause: BaseException | str | None) -> Self:
+        """Sets ``cause``, of an exception its class name, and returns the error itself."""
+        self.cause = type(cause).__name__ if isinstance(cause, BaseException) else cause
+        return self
 
     def at(self, param: str) -> Self:
         """A copy of the error that names another field. An error that is about no field keeps ``param=None``."""

@@ -62,8 +62,7 @@ async def relay(
         yield error_event(error, request_id) + DONE
     except Exception as defect:  # the edge of the process
         log.exception("a stream broke")
-        broken = InternalError("Prism failed in the middle of this answer; its log says why.")
-        broken.cause = type(defect).__name__
+        broken = InternalError("Prism failed in the middle of this answer; its log says why.").because(defect)
         ended(broken)
         yield error_event(broken, request_id) + DONE
     else:

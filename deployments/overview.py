@@ -1,4 +1,4 @@
-"""What operators ask about the whole cluster: whether it can serve, the states of its pools, and its metrics.
+"""Answers operators about the whole cluster: whether it can serve, the states of its pools, and its metrics.
 
 In: ``GET /health``, ``/status`` and ``/metrics``. Out: answers about every pool.
 

@@ -161,7 +161,7 @@ ADVICE: Final = {
     "logprobs": "set max_tokens, ask for fewer of them, or stream the answer",
     "n": "set max_tokens, ask for fewer answers, or stream them",
 }
-"""What a client can do about each field."""
+"""The advice for a client, by the field that adds the most."""
 
 
 class TokenLengths:

@@ -33,7 +33,7 @@ ADVICE: Final = "save it again as a baseline JPEG or as a PNG"
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one picture may use.
+    """The CPU time and the memory that one picture may use.
 
     ``usual_cpu_s`` is the CPU time that ordinary pictures of this size stay below, in seconds. A picture that uses
     ``max_cpu_s`` is refused. ``max_bytes`` is the memory that a child may add to what it had before.

@@ -115,9 +115,8 @@ def cancelled_if_left(response: Response) -> Iterator[Response]:
 
 def _unavailable(pool: str, cause: Exception) -> PoolUnavailable:
     log.warning("the %s went away: %r", pool, cause)
-    error = PoolUnavailable(f"The {pool} went away while it had the request; send the request again.", pool=pool)
-    error.cause = type(cause).__name__
-    return error
+    message = f"The {pool} went away while it had the request; send the request again."
+    return PoolUnavailable(message, pool=pool).because(cause)
 
 
 def _failed(pool: str, cause: Exception) -> InternalError:
@@ -126,6 +125,4 @@ def _failed(pool: str, cause: Exception) -> InternalError:
 
 
 def _internal(pool: str, cause: Exception) -> InternalError:
-    error = InternalError(f"The {pool} failed on this request.")
-    error.cause = type(cause).__name__
-    return error
+    return InternalError(f"The {pool} failed on this request.").because(cause)

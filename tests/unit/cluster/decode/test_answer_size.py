@@ -39,7 +39,7 @@ def add(request: Any, *, num_prompts: int = 1, num_tokens: int = 1_000, text_byt
     ids=str,
 )
 def test_ordinary_requests_for_completions_pass(options: dict[str, Any], prompts: dict[str, int]) -> None:
-    """What users of the API ask for stays far below the limit."""
+    """Ordinary requests stay far below the limit."""
     add(CompletionRequest.model_validate({"prompt": "a", **options}), **prompts)
 
 
