@@ -10,7 +10,7 @@ import shutil
 import socket
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,7 +84,8 @@ def running(file: ApplicationFile, *, port: int, progress: Callable[[str], None]
     failed = True
     try:
         # Replicas inherit the folder for temporary files, because vLLM removes neither its sockets nor its caches.
-        lean = haproxy.environment(folder, max_stream_s=file.config.router.request_timeout_s)
+        timeout_s = file.config.router.request_timeout_s
+        lean = haproxy.environment(folder, max_stream_s=timeout_s, fallback_port=_free_port(but=port))
         with signals_kept(), variables({"TMPDIR": str(folder), **lean}):
             start_ray(folder, host=LOOPBACK)
         logs = folder / "session_latest" / "logs"
@@ -115,6 +116,16 @@ def _check_port(port: int) -> None:
             raise RuntimeError(
                 f"Port {port} cannot be used ({error}); choose another with --port (make: PORT=)."
             ) from error
+
+
+def _free_port(*, but: int) -> int:
+    """A port that is free now, below those of the Routers and of outgoing connections, and not the given one."""
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind((LOOPBACK, port))
+            if port != but:
+                return port
 
 
 def _deploy(file: ApplicationFile, logs: Path) -> None:

@@ -63,12 +63,13 @@ ONE_ID: Final = (
 )
 
 
-def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:
+def environment(folder: Path, *, max_stream_s: float, fallback_port: int) -> dict[str, str]:
     """The environment variables for the processes of a cluster of this machine alone.
 
     Args:
         folder: An existing folder for HAProxy's files. Its path must be short.
         max_stream_s: How long HAProxy lets streams continue when the set of Router replicas changes.
+        fallback_port: A free port for Serve's own proxy, to which HAProxy sends requests while it knows no Router.
     """
     return {
         **LEAN,
@@ -79,6 +80,7 @@ def environment(folder: Path, *, max_stream_s: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(round(max_stream_s)),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),  # 8500 by default
         "RAY_task_events_report_interval_ms": "0",  # only Ray's dashboard shows them, and it does not run here
         # A Router that is to go serves on until HAProxy knows. No other load balancer has to notice. Ray waits 30 s.
         # Measured (EPYC, two shared cores, load average 9, 2026-11-30): HAProxy knew after 0.6 and 1.5 s.

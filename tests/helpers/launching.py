@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PRISM = Path(sys.executable).parent / "prism"
+SERVES_OWN = 8500
+"""The port of Serve's own proxy by default. ``prism serve`` gives it another one, so that users may take this."""
+
+
+def is_free(port: int) -> bool:
+    """Returns True if nothing listens on the port of the loopback interface."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 class Launched:
@@ -32,7 +41,7 @@ class Launched:
     def __init__(self, file: Path, folder: Path) -> None:
         """Starts the process. It keeps its temporary files in ``folder``, whose path must be short, because the paths
         of sockets are limited."""
-        port, self.log = free_port(), folder / "log"
+        port, self.log = SERVES_OWN if is_free(SERVES_OWN) else free_port(), folder / "log"
         self.url = f"http://127.0.0.1:{port}"
         self.temporary = folder / "t"
         self.temporary.mkdir()

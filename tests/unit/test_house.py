@@ -125,7 +125,7 @@ def test_what_is_used_of_rays_private_parts_is_there(symbol: str) -> None:
     assert re.search(rf"(?<!\w){symbol}(?!\w)", source)
 
 
-@pytest.mark.parametrize("variable", sorted(haproxy.environment(Path("/folder"), max_stream_s=1)))
+@pytest.mark.parametrize("variable", sorted(haproxy.environment(Path("/folder"), max_stream_s=1, fallback_port=1)))
 def test_the_installed_ray_reads_the_variables_that_are_set(variable: str) -> None:
     """The installed Ray reads each environment variable that Prism sets for Serve, in Python or in its core."""
     package = Path(ray.__file__).parent
