@@ -24,6 +24,7 @@ What the stages share:
     metrics.py     Prism's metrics, and how the metrics of all processes are merged
     waterfall.py   where the time of a request went, stage by stage
     deadline.py    the time by which a request must have ended
+    tracing.py     a span per request and per stage, for an OpenTelemetry collector
     access_log.py  what the Router knows about a request, for its log line and the metrics
 
 What the pools share or need besides the stages:

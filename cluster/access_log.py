@@ -17,12 +17,16 @@ from cluster.waterfall import Waterfall
 
 if TYPE_CHECKING:
     from cluster.messages import Replica
+    from cluster.tracing import RequestTrace
 
 log: Final = logging.getLogger("ray.serve")
 
 OK: Final = 200
 CLIENT_GONE: Final = 499
 """The status of a request whose client left before its answer; nginx uses the same number."""
+
+TRACED: Final[tuple[str, ...]] = ("endpoint", "pictures", "call_id", "decoders", "failed_replica", "cause")
+"""The facts of a line that are attributes of the request's span too."""
 
 
 class ClientGone(Exception):
@@ -36,6 +40,7 @@ class AccessRecord:
         call_id: The id that Prism gives the call, before a decoder gets it. vLLM's own id contains it.
         num_pictures: The number of the request's pictures, once its body has been read.
         decoders: The decoders that it was sent to, in order.
+        trace: The request's trace, if there is a collector for it.
 
     Args:
         endpoint: The endpoint of vLLM's API that was called, or ``other``.
@@ -50,6 +55,7 @@ class AccessRecord:
         self.call_id: str | None = None
         self.num_pictures: int | None = None
         self.decoders: list[Replica] = []
+        self.trace: RequestTrace | None = None
         self._started_s: Final = time.perf_counter()
 
     def end(self, error: BaseException | None) -> None:
@@ -76,7 +82,11 @@ class AccessRecord:
             facts |= {"failed_replica": error.replica, "cause": error.cause}
         level = logging.WARNING if status >= InternalError.status else logging.INFO
         message = "answered" if status == OK else "client gone" if status == CLIENT_GONE else "failed"
-        log.log(level, message, extra={name: fact for name, fact in facts.items() if fact is not None})
+        facts = {name: fact for name, fact in facts.items() if fact is not None}
+        log.log(level, message, extra=facts)
+        if self.trace is not None:
+            known = {name: facts[name] for name in TRACED if name in facts}
+            self.trace.end(self.waterfall.spent, status, code, {**known, "request_id": self.request_id})
 
 
 def _outcome(error: BaseException | None) -> tuple[int, str]:

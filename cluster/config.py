@@ -68,6 +68,14 @@ class MediaConfig(Frozen):
     """A PEM file with certificate authorities that are trusted in addition to the system's."""
 
 
+class TracingConfig(Frozen):
+    """Traces of requests."""
+
+    endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    """The URL of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of each request, such as
+    ``http://collector:4318/v1/traces``. Unset: no traces."""
+
+
 class Resources(Frozen):
     """The resources that Ray reserves for each replica of a pool, and the nodes that it may use."""
 
@@ -242,6 +250,8 @@ class PrismConfig(Frozen):
     """The model that is served."""
     encode: Literal["split"] = "split"
     """The pool that encodes pictures. ``split``, an encoder pool of its own, is the only value so far."""
+    tracing: TracingConfig = TracingConfig()
+    """Traces of requests, for an OpenTelemetry collector."""
     media: MediaConfig = MediaConfig()
     """Limits on pictures, and the places that they may be fetched from."""
     router: RouterConfig = RouterConfig()

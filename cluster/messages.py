@@ -108,13 +108,14 @@ class Call:
 
     ``body`` is the client's JSON with ``picture_part(digest)`` in place of every picture; all other fields are as the
     client wrote them. ``request_id`` is Prism's own, never the client's. ``num_pixels`` gives the stored size of each
-    picture.
+    picture. ``traceparent`` makes vLLM's span a child of the Router's.
     """
 
     endpoint: Endpoint
     request_id: str
     body: dict[str, Any] = field(repr=False)
     num_pixels: Mapping[Digest, int] = field(default_factory=dict, repr=False)
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

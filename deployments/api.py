@@ -31,6 +31,7 @@ from cluster.errors import (
 )
 from cluster.metrics import FIRST_PIECE_S, IN_FLIGHT
 from cluster.stream import relay
+from cluster.tracing import TRACEPARENT
 from cluster.waterfall import LAST, ingress_s
 from deployments.responses import EventStream, WholeAnswer
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from cluster.config import PrismConfig, RouterUserConfig
     from cluster.messages import Endpoint
     from cluster.stream import Answer
+    from cluster.tracing import Tracing
 
 log: Final = logging.getLogger("ray.serve")
 
@@ -74,6 +76,7 @@ class Serving(Protocol):
     config: PrismConfig
     limits: RouterUserConfig
     admission: Admission
+    tracing: Tracing
 
     async def serve(
         self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], deadline: Deadline, record: AccessRecord
@@ -135,6 +138,7 @@ class Endpoints:
         arrived_s = asyncio.get_running_loop().time()
         deadline = Deadline(arrived_s, self._router.config.router.request_timeout_s)
         record = AccessRecord(endpoint, _request_id(http), ingress_s(http.headers.get("x-request-start"), time.time()))
+        record.trace = self._router.tracing.begin(http.url.path, http.headers.get(TRACEPARENT))
         slot = self._enter(record)
         try:
             for header, instead in REFUSED_HEADERS.items():

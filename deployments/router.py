@@ -24,6 +24,7 @@ from cluster.request import read_request
 from cluster.scaling.readings import ScalingSettings
 from cluster.scaling.work import OfferedWork
 from cluster.stream import Answer
+from cluster.tracing import Tracing
 from deployments.api import build_api
 from deployments.overview import ClusterOverview
 from deployments.ray_serve.calls import BySize, calling, cancelled_if_left
@@ -60,6 +61,7 @@ class Router(AsgiIngress):
         self._num_reported = 0
         self._reported_s = time.process_time()
         self._idle_s = self._reported_s
+        self.tracing = Tracing(config.tracing.endpoint)
         self._media = MediaReader(config.media, revision=Checkpoint(config.model).revision)
         freeze_heap()
 
@@ -106,6 +108,7 @@ class Router(AsgiIngress):
             request_id=call_id,
             body=request.body_with([picture.digest for picture in pictures]),
             num_pixels={picture.digest: picture.num_pixels for picture in pictures},
+            traceparent=None if record.trace is None else record.trace.traceparent,
         )
         distinct = list({picture.digest: picture for picture in pictures}.values())
         # A text that is parsed and packed again may take three times its bytes.

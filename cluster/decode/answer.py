@@ -141,7 +141,7 @@ async def warm_up(engine: Engine) -> None:
 
 
 async def _run(engine: Engine, call: Call, handoff: Handoff, spent: Spent) -> AsyncGenerator[FirstPiece | str]:
-    times = watch()
+    times = watch(call.traceparent)
     result = await _begin(engine, call, handoff)
     if isinstance(result, BaseModel):
         first, *rest = _cut(result.model_dump_json())

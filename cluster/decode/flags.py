@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cluster.checkpoint import Checkpoint
 from cluster.decode.transport.handoff import MEDIA_CONNECTOR
+from cluster.tracing import PROTOCOL
 
 if TYPE_CHECKING:
     from cluster.config import PrismConfig
@@ -46,6 +47,8 @@ def engine_flags(config: PrismConfig) -> list[str]:
         flags["ec-transfer-config"] = json.dumps({**connector, "ec_role": "ec_consumer"})
     if decoder.prefill_chunk_tokens is not None:
         flags["long-prefill-token-threshold"] = decoder.prefill_chunk_tokens
+    if config.tracing.endpoint is not None:
+        flags["otlp-traces-endpoint"] = config.tracing.endpoint
     if decoder.enforce_eager:
         switches.append("--enforce-eager")
     if decoder.tool_call_parser:
@@ -58,6 +61,8 @@ def set_environment(config: PrismConfig) -> None:
     """Sets the environment variables of vLLM. Call it before vLLM is imported, because vLLM reads them then."""
     os.environ["VLLM_MEDIA_CONNECTOR"] = MEDIA_CONNECTOR
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    if config.tracing.endpoint is not None:
+        os.environ.update(PROTOCOL)
     if config.decoder.device == "cpu":
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.decoder.kv_cache_gib)
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(ONEDNN_PRIMITIVES))

@@ -14,6 +14,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from cluster.decode.prefills import PrefillLog
+from cluster.tracing import TRACEPARENT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -32,6 +33,8 @@ PROBE_TOKEN: Final = 0
 class EngineTimes:
     """The times of one call, in seconds of the machine's monotonic clock. The engine's process uses the same clock."""
 
+    traceparent: str | None = None
+    """The span that vLLM's own span of the call belongs to."""
     started_s: float = field(default_factory=time.monotonic)
     stats: Any = None
     """vLLM's ``RequestStateStats``, set at the first output. vLLM goes on changing it."""
@@ -68,9 +71,9 @@ SET_LATER: Final = frozenset({"prompt_text", "reasoning_ended", "reasoning_parse
 _times: Final[ContextVar[EngineTimes | None]] = ContextVar("prism_engine_times", default=None)
 
 
-def watch() -> EngineTimes:
+def watch(traceparent: str | None = None) -> EngineTimes:
     """Starts taking down the times of the engine's outputs in the current task."""
-    times = EngineTimes()
+    times = EngineTimes(traceparent)
     _times.set(times)
     return times
 
@@ -109,7 +112,10 @@ class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
         if _judging.get():
             outputs: AsyncGenerator[RequestOutput] = super().generate(prompt, *args, **kwargs)
             return outputs
-        return self._noted(prompt, super().generate(prompt, *args, **kwargs), _times.get())
+        times = _times.get()
+        if times is not None and times.traceparent is not None:
+            kwargs["trace_headers"] = {TRACEPARENT: times.traceparent}
+        return self._noted(prompt, super().generate(prompt, *args, **kwargs), times)
 
     async def probe(self, num_tokens: int = 1) -> None:
         """Generates one token from a prompt of so many tokens, and notes nothing of it.

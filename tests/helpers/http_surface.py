@@ -13,6 +13,7 @@ import uvicorn
 
 from cluster.admission import Admission
 from cluster.config import PrismConfig, RouterConfig, RouterUserConfig
+from cluster.tracing import Tracing
 from deployments.api import build_api
 
 if TYPE_CHECKING:
@@ -25,17 +26,23 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def served(serve: Serve, *, timeout_s: float, max_requests: int = 8) -> AsyncIterator[tuple[int, Admission]]:
+async def served(
+    serve: Serve, *, timeout_s: float, max_requests: int = 8, traces_endpoint: str | None = None
+) -> AsyncIterator[tuple[int, Admission]]:
     """Runs the HTTP surface in this event loop. Yields its port and its admission.
 
     Args:
         serve: Stands for ``Router.serve``.
         timeout_s: The ``request_timeout_s`` of the Router.
         max_requests: The most requests in flight.
+        traces_endpoint: The collector for traces.
     """
     admission = Admission(max_requests, 2**20)
+    tracing = Tracing(traces_endpoint)
     config = PrismConfig(router=RouterConfig(request_timeout_s=timeout_s))
-    router = SimpleNamespace(config=config, limits=RouterUserConfig(), admission=admission, serve=serve)
+    router = SimpleNamespace(
+        config=config, limits=RouterUserConfig(), admission=admission, serve=serve, tracing=tracing
+    )
     server = uvicorn.Server(
         uvicorn.Config(build_api(cast("Serving", router)), port=0, log_config=None, lifespan="off", access_log=False)
     )

@@ -21,6 +21,7 @@ from cluster import priority
 from deployments.local.processes import MINDING_S
 from loadtest.servers import APP, ROOT, free_port, sized
 from tests.helpers.ask import SAMPLES, chat, image, square, text
+from tests.helpers.collector import Collector, collecting
 from tests.helpers.launching import (
     PRISM,
     Launched,
@@ -38,14 +39,23 @@ from tests.serve.default.test_parity import compare, requests
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PATH = "/v1/chat/completions"
 NUM_COMPARED = 40
 MAX_IN_FLIGHT = 12
 
 
 @pytest.fixture(scope="module")
-def launched() -> Iterator[Launched]:
-    """A running ``prism serve`` with a tensor-parallel size of 2."""
+def collector() -> Iterator[Collector]:
+    """An OpenTelemetry collector."""
+    with collecting() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def launched(collector: Collector) -> Iterator[Launched]:
+    """A running ``prism serve`` with a tensor-parallel size of 2, and a collector for its traces."""
     changes: dict[str, dict[str, Any]] = {
+        "tracing": {"endpoint": collector.url},
         "decoder": {"tensor_parallel_size": 2, "bind_cores": "0|1"},
         # Tests stop preprocessors for longer than Serve would wait for a check.
         "Preprocessor": {**sized(2), "health_check_timeout_s": 60},
@@ -83,6 +93,23 @@ def test_pictures_come_after_tokens_where_engines_have_cores(launched: Launched)
         assert preprocessor.nice() == 0
         children = preprocessor.children(recursive=True)
         assert {child.nice() for child in children} == {priority.PICTURES_BESIDE_ENGINE}
+
+
+async def test_vllms_span_is_below_the_requests(launched: Launched, collector: Collector) -> None:
+    """A request with a ``traceparent`` is one trace, from the Router's stages to vLLM's own span."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    body = chat([text("Hello")], max_tokens=3)
+    async with httpx.AsyncClient(base_url=launched.url, timeout=30) as client:
+        answer = await client.post(PATH, json=body, headers=headers)
+    assert answer.status_code == httpx.codes.OK
+
+    async def has_come() -> bool:
+        return {"llm_request", PATH} <= collector.of_trace(trace).keys()
+
+    await until(has_come, 30, "the spans have not come")
+    spans = collector.of_trace(trace)
+    assert spans["llm_request"].parent_span_id == spans["prefill"].parent_span_id == spans[PATH].span_id
 
 
 def test_ask_streams_an_answer(launched: Launched) -> None:
