@@ -13,6 +13,7 @@ The template ends when its parent does, because the socket is closed then. Its c
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import os
 import resource
@@ -63,6 +64,7 @@ def main() -> None:
         if os.fork() == 0:
             control.close()
             _end_with(template_pid)
+            _be_quiet()
             prepare_pictures(channel, settings)
             os._exit(0)
         channel.close()
@@ -70,6 +72,7 @@ def main() -> None:
 
 def prepare_pictures(channel: socket.socket, settings: ProcessorSettings) -> None:
     """Prepares the pictures that come over a socket, one at a time, until it is closed."""
+    faulthandler.enable(channel.fileno(), all_threads=False)  # the parent then knows a crash from a kill
     own_bytes = _data_bytes()
     send(channel, Ready(os.getpid(), time.process_time()))
     while True:
@@ -105,6 +108,15 @@ def _end_with(template_pid: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != template_pid:  # it ended before the call
         os._exit(0)
+
+
+def _be_quiet() -> None:
+    """Sends what C libraries print to nowhere. libtiff prints a line for each broken row of a fax, so that one picture
+    of a kilobyte could write megabytes into the replica's log. Tracebacks and faults go over the socket."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        os.dup2(nowhere, output)
+    os.close(nowhere)
 
 
 def _data_bytes() -> int:

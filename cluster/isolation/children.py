@@ -74,7 +74,7 @@ class Children:
         Raises:
             InvalidPicture: The picture cannot be decoded, or its decoder crashes.
             PictureTooExpensive: The picture needs too much CPU time or memory.
-            PoolUnavailable: The child was lost, and the picture is not to blame.
+            PoolUnavailable: The child was lost or killed, and the picture is not to blame.
         """
         for is_last in (False, True):
             try:
@@ -85,6 +85,9 @@ class Children:
                 if not self._has_template():  # its children end with it
                     break
                 if is_last or crash.used_s > TICK_S:
+                    if crash.was_killed:
+                        message = "The process that decoded the picture was killed; send the request again."
+                        raise PoolUnavailable(message).because("the child was killed") from None
                     message = f"The picture's decoder crashed on it; {ADVICE}."
                     raise InvalidPicture(message, param=picture.param) from None
         raise PoolUnavailable("The preprocessor lost its child process; send the request again.")
@@ -190,11 +193,17 @@ class _NotBegun(Exception):
 
 
 class _Crashed(Exception):
-    """A child ended or got stuck. ``used_s`` is the CPU time in seconds that it was seen to use for its picture."""
+    """A child ended or got stuck.
 
-    def __init__(self, used_s: float) -> None:
+    Attributes:
+        used_s: The CPU time in seconds that it was seen to use for its picture.
+        was_killed: See ``ChildLost``.
+    """
+
+    def __init__(self, used_s: float, *, was_killed: bool) -> None:
         super().__init__(used_s)
         self.used_s = used_s
+        self.was_killed = was_killed
 
 
 class _Run:
@@ -245,9 +254,9 @@ class _Run:
                 if until_overdue and self._used_s > self._budget.usual_cpu_s:
                     return False
             self.answer.result()
-        except ChildLost:
+        except ChildLost as lost:
             self.child.end()
-            raise _Crashed(self._used_s) from None
+            raise _Crashed(self._used_s, was_killed=lost.was_killed) from None
         except BaseException:
             self.child.end()
             raise

@@ -37,7 +37,15 @@ glibc's defaults → with this: 38 ms → 26 ms, because 5,000 page faults becam
 
 
 class ChildLost(Exception):
-    """A child ended before it answered."""
+    """A child ended before it answered.
+
+    Args:
+        was_killed: It ended without a fault of its own. Most often the kernel killed it because memory ran out.
+    """
+
+    def __init__(self, *, was_killed: bool = False) -> None:
+        super().__init__()
+        self.was_killed = was_killed
 
 
 class Template:
@@ -85,7 +93,7 @@ class Template:
                 wire.send_socket(self._control, theirs)
             except OSError as error:
                 ours.close()
-                raise ChildLost("the template has ended; its output says why") from error
+                raise ChildLost from error  # the template's output says why
         child = Child(ours)
         try:
             await child.start()
@@ -118,6 +126,7 @@ class Child:
         self._process: psutil.Process | None = None
         self._loop.add_reader(channel, self._read)
         self.is_lost = False
+        self._was_killed = False
         self.cpu_s = 0.0
         """The CPU time that the child had used when it last answered, in seconds."""
 
@@ -158,7 +167,10 @@ class Child:
             times = self._process.cpu_times()
             return times.user + times.system - self.cpu_s, self._process.status() in COMPUTING
         except psutil.NoSuchProcess as error:
-            raise ChildLost from error
+            for _ in range(2):  # an answer, and the end
+                if not self.is_lost:
+                    self._read()
+            raise ChildLost(was_killed=self._was_killed) from error
 
     def yield_cores(self) -> None:
         """Lets the child compute only when no other process wants the core. This cannot be undone."""
@@ -178,7 +190,8 @@ class Child:
             message = wire.receive(self._channel)
         except BlockingIOError:
             return
-        except EOFError:
+        except EOFError as error:
+            self._was_killed = not isinstance(error, wire.Fault)
             self._lose()
             return
         if isinstance(message, Reply):
@@ -193,7 +206,7 @@ class Child:
             self._loop.remove_reader(self._channel)
             self._channel.close()
             if self._reply is not None and not self._reply.done():
-                self._reply.set_exception(ChildLost())
+                self._reply.set_exception(ChildLost(was_killed=self._was_killed))
                 self._reply.exception()  # nobody has to ask for it
 
 

@@ -30,6 +30,9 @@ of patches, 2026-11-30): CPU time of both ends with a memfd → in the packet: 0
 PACKET_BYTES: Final = 192 * 1024
 """No packet is longer. Linux's default buffer holds 208 KiB."""
 
+PICKLE: Final = pickle.PROTO
+"""The first byte of every message."""
+
 SMALLEST: Final = Picture(
     digest="",
     data=bytes.fromhex(
@@ -71,6 +74,10 @@ class Reply:
     cpu_s: float
 
 
+class Fault(EOFError):
+    """The other process ends because of a signal that its own code caused, such as SIGSEGV or SIGABRT."""
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two connected sockets that keep messages apart."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -101,6 +108,7 @@ def receive(channel: socket.socket) -> Any:
 
     Raises:
         EOFError: The other process has ended.
+        Fault: It is ending after a fault. ``faulthandler`` writes its report into the socket then.
         BlockingIOError: The socket does not block, and no message is there.
     """
     try:
@@ -109,6 +117,8 @@ def receive(channel: socket.socket) -> Any:
         packet, files = b"", []
     if not packet:
         raise EOFError
+    if packet[:1] != PICKLE:
+        raise Fault
     message = pickle.loads(packet)  # noqa: S301 -- from a process of our own
     if not files:
         return message

@@ -176,6 +176,37 @@ async def test_a_broken_picture_is_refused_as_the_stage_does(children: Children)
     assert await only_child(children) == child
 
 
+def test_a_broken_picture_prints_nothing() -> None:
+    """A TIFF on each of whose rows libtiff has a complaint writes nothing into the preprocessor's output."""
+    done = subprocess.run([sys.executable, "-c", FAX], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.stdout, done.stderr, done.returncode) == ("answered\n", "", 0)
+
+
+FAX = """
+import asyncio
+from cluster.checkpoint import ProcessorSettings
+from cluster.errors import PrismError
+from cluster.isolation.children import Children
+from cluster.messages import Picture
+from tests.helpers.pictures import encoded
+from PIL import Image
+
+async def main():
+    data = bytearray(encoded(Image.effect_noise((500, 500), 90).convert("1"), "TIFF", compression="group4"))
+    data[200:4000:7] = bytes(len(range(200, 4000, 7)))
+    children = Children(ProcessorSettings(), 0)
+    await children.start()
+    try:
+        await children.prepare(Picture("0" * 64, bytes(data), 500, 500, param="x"))
+    except PrismError:
+        pass
+    print("answered", flush=True)
+    children.end()
+
+asyncio.run(main())
+"""
+
+
 async def test_a_defect_comes_with_its_traceback(children: Children) -> None:
     """An exception that is no refusal arrives with the traceback of the child."""
     with pytest.raises(RuntimeError, match=r"(?s)structure\.py.*TypeError"):
@@ -241,14 +272,25 @@ async def test_a_caller_that_leaves_ends_the_work(children: Children) -> None:
     await children.prepare(GOOD)
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT])
 async def test_a_decoder_that_crashes_refuses_its_picture_only(number: signal.Signals, children: Children) -> None:
-    """A child that dies under way costs its own picture, and a new child prepares the next one."""
+    """A child that crashes under way costs its own picture, and a new child prepares the next one."""
     task = asyncio.create_task(children.prepare(SLOW.picture()))
     (await busy_child(children)).send_signal(number)
     with pytest.raises(InvalidPicture, match="decoder crashed") as caught:
         await task
     assert caught.value.param == PARAM
+    await children.prepare(GOOD)
+
+
+async def test_a_child_that_is_killed_does_not_blame_its_picture(children: Children) -> None:
+    """A child that the kernel kills under way, as it does when memory is short, ends with an error that a retry helps
+    against."""
+    task = asyncio.create_task(children.prepare(SLOW.picture()))
+    (await busy_child(children)).kill()
+    with pytest.raises(PoolUnavailable, match="was killed") as caught:
+        await task
+    assert (caught.value.can_retry, caught.value.cause) == (True, "the child was killed")
     await children.prepare(GOOD)
 
 
@@ -263,11 +305,14 @@ async def test_a_decoder_that_stops_refuses_its_picture_only(children: Children)
     await children.prepare(GOOD)
 
 
-async def test_a_picture_that_crashes_every_child_at_once_is_refused(
-    children: Children, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGSEGV, InvalidPicture), (signal.SIGKILL, PoolUnavailable)], ids=["crash", "kill"]
+)
+async def test_a_picture_that_loses_every_child_at_once_ends(
+    number: signal.Signals, error: type[PrismError], children: Children, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A child may be lost for another reason, so the picture gets a second one. If that crashes too, the picture is
-    refused."""
+    refused. If that is killed too, a retry may help."""
     sent: list[int] = []
     send = Child.send
 
@@ -275,12 +320,12 @@ async def test_a_picture_that_crashes_every_child_at_once_is_refused(
         reply = send(self, job)
         assert self._process is not None
         sent.append(self._process.pid)
-        self._process.kill()
+        self._process.send_signal(number)
         return reply
 
     with monkeypatch.context() as patch:
         patch.setattr(Child, "send", killing)
-        with pytest.raises(InvalidPicture, match="decoder crashed"):
+        with pytest.raises(error):
             await children.prepare(SLOW.picture())
     assert len(set(sent)) == 2
     await children.prepare(GOOD)
