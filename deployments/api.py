@@ -33,6 +33,7 @@ from cluster.metrics import FIRST_PIECE_S, IN_FLIGHT
 from cluster.stream import relay
 from cluster.tracing import TRACEPARENT
 from cluster.waterfall import LAST, ingress_s
+from deployments.openapi.document import openapi_json
 from deployments.responses import EventStream, WholeAnswer
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def build_api(router: Serving) -> Starlette:
             Route("/status", endpoints.status),
             Route("/version", endpoints.version),
             Route("/metrics", endpoints.metrics),
+            Route("/openapi.json", endpoints.openapi),
         ],
         exception_handlers={
             PrismError: _prism_error,
@@ -131,6 +133,7 @@ class Endpoints:
         self._router = router
         self._admission = router.admission
         self._started_s = int(time.time())
+        self._openapi = openapi_json(router.config)
         self._versions = {name: version(distribution) for name, distribution in _distributions()}
 
     async def handle(self, endpoint: Endpoint, http: Request) -> Response:
@@ -196,6 +199,10 @@ class Endpoints:
     async def metrics(self, _: Request) -> Response:
         """Answers ``GET /metrics``: the metrics of every replica as Prometheus text."""
         return Response(await self._router.cluster_metrics(), media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, _: Request) -> Response:
+        """Answers ``GET /openapi.json``: the OpenAPI document of these routes."""
+        return Response(self._openapi, media_type="application/json")
 
     def _enter(self, record: AccessRecord) -> Slot:
         try:
