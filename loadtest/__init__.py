@@ -25,6 +25,7 @@ The verdict on a run:
   fields.py        reads the fields of JSON and YAML strictly, for these files and for schedules
 
 Longer runs:
+  chaos/           kills processes under load and judges every request
   soak.py          sends requests for an hour and checks that memory stays flat
   servers.py       starts and ends the servers that a load test needs
   bench/           compares Prism with other servers on one machine

@@ -1,0 +1,173 @@
+"""The seeded schedule of kills, and the wait until the cluster is whole again after each."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import aiohttp
+import psutil
+
+from loadtest.chaos.processes import POOLS, is_alive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from loadtest.chaos.processes import ClusterProcesses
+
+KillSignal = Literal["kill", "stop"]
+SIGNALS: Final[Mapping[str, signal.Signals]] = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+KINDS: Final = tuple(
+    f"{part}:{name}"
+    for part in ("router", "preprocessor", "encoder", "decoder", "engine", "child", "template", "haproxy", "controller")
+    for name in SIGNALS
+)
+"""The ways to die that every cluster has."""
+MORE_KINDS: Final = ("worker:kill", "worker:stop", "raylet:kill")
+"""Further ones, for clusters with tensor-parallel workers or with several nodes."""
+RESUMED: Final = ("haproxy", "controller")
+"""Nobody replaces these when they hang, because Serve asks them for nothing in that time. They go on after a while."""
+RESUME_S: Final = 10.0
+PAUSE_S: Final = (0.5, 3.0)
+"""The shortest and the longest time between a cluster that is whole and the next kill."""
+POLL_S: Final = 0.5
+WHOLE_TIMEOUT_S: Final = 180.0
+
+
+@dataclass(slots=True)
+class Kill:
+    """One kill. Times are in seconds of ``time.monotonic``.
+
+    Args:
+        part: The part of the cluster, as in ``ClusterProcesses.of``.
+        name: ``kill`` for SIGKILL, ``stop`` for SIGSTOP.
+        at_s: When the signal was sent.
+        gone_s: When the process had ended. It stays None if the process was resumed.
+        whole_s: When the cluster was whole again, or None if that took too long.
+    """
+
+    part: str
+    name: str
+    at_s: float
+    gone_s: float | None = None
+    whole_s: float | None = None
+
+
+def plan_kills(seed: int, kinds: Sequence[str], num: int) -> Iterator[str]:
+    """Yields so many kinds of kills, in rounds: each round has every kind once, in another order."""
+    draw = random.Random(seed)
+    left: list[str] = []
+    for _ in range(num):
+        left = left or draw.sample(kinds, len(kinds))
+        yield left.pop()
+
+
+class Killer:
+    """Kills one process after another, each when the cluster is whole again.
+
+    Args:
+        url: The address of the cluster.
+        processes: Its processes.
+        seed: The seed of the choice among several processes and of the pauses.
+    """
+
+    def __init__(self, url: str, processes: ClusterProcesses, seed: int) -> None:
+        self._url: Final = url
+        self._processes: Final = processes
+        self._draw: Final = random.Random(f"killer {seed}")
+        self._num_expected: dict[str, int] = {}
+        self.kills: Final[list[Kill]] = []
+
+    async def look(self) -> None:
+        """Notes how many replicas each pool has. This many make the cluster whole later.
+
+        Raises:
+            RuntimeError: Not all replicas run in time, or the processes of the cluster are not below the root.
+        """
+        deadline_s = time.monotonic() + WHOLE_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            self._num_expected = await asyncio.to_thread(self._processes.num_replicas)
+            if await self.is_whole():
+                return
+            await asyncio.sleep(POLL_S)
+        raise RuntimeError(f"{self._num_expected} are the processes, and {await self._num_running()} replicas run")
+
+    async def replica_pids(self) -> set[int]:
+        """The ids of all replicas' processes."""
+        found = [await asyncio.to_thread(self._processes.of, pool) for pool in POOLS]
+        return {process.pid for processes in found for process in processes}
+
+    async def run(self, kinds: Sequence[str], say: Callable[[str], object], *, until_s: float) -> None:
+        """Carries out all kills, one after the other. A cluster that does not recover ends the run.
+
+        Args:
+            kinds: The kinds, in order.
+            say: Takes a line about each.
+            until_s: No kill comes after this time of ``time.monotonic``.
+        """
+        for kind in kinds:
+            await asyncio.sleep(self._draw.uniform(*PAUSE_S))
+            if time.monotonic() > until_s:
+                return
+            kill = await self.strike(kind)
+            if kill.whole_s is None:
+                say(f"{kind}: the cluster is not whole after {WHOLE_TIMEOUT_S:g} s")
+                return
+            say(f"{kind}: whole after {kill.whole_s - kill.at_s:.1f} s")
+
+    async def strike(self, kind: str) -> Kill:
+        """Kills or stops one process of a kind, and waits until it is gone and the cluster is whole.
+
+        Raises:
+            RuntimeError: There is no such process.
+        """
+        part, _, name = kind.partition(":")
+        found = await asyncio.to_thread(self._processes.of, part)
+        if not found:
+            raise RuntimeError(f"the cluster has no {part}")
+        victim = found[-1] if part == "haproxy" else self._draw.choice(found)
+        owner = await asyncio.to_thread(self._processes.owner, victim)
+        has_to_go = [victim] if part in ("child", "template") or owner is None else [victim, owner]
+        victim.send_signal(SIGNALS[name])
+        kill = Kill(part, name, time.monotonic())
+        self.kills.append(kill)
+        while time.monotonic() < kill.at_s + WHOLE_TIMEOUT_S:
+            if kill.gone_s is None and not any(is_alive(process) for process in has_to_go):
+                kill.gone_s = time.monotonic()
+            is_resumed = self._resume(kill, victim)
+            if (kill.gone_s is not None or is_resumed) and await self.is_whole():
+                kill.whole_s = time.monotonic()
+                break
+            await asyncio.sleep(POLL_S)
+        return kill
+
+    def _resume(self, kill: Kill, victim: psutil.Process) -> bool:
+        """Lets a stopped process go on if nobody replaces it. Returns True if it goes on."""
+        if kill.name != "stop" or kill.part not in RESUMED or time.monotonic() < kill.at_s + RESUME_S:
+            return False
+        with suppress(psutil.NoSuchProcess):
+            victim.resume()
+        return True
+
+    async def is_whole(self) -> bool:
+        """Returns True if every pool has as many processes and running replicas as at the beginning."""
+        if await asyncio.to_thread(self._processes.num_replicas) != self._num_expected:
+            return False
+        return await self._num_running() == self._num_expected
+
+    async def _num_running(self) -> dict[str, int]:
+        """The running replicas of each pool, by ``/status``; empty if it does not answer or a replica is no replica."""
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=8)) as client,
+                client.get(f"{self._url}/status") as response,
+            ):
+                pools = (await response.json())["pools"]
+            return {name: int(pool["replicas"]["RUNNING"]) for name, pool in pools.items()}
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError):
+            return {}

@@ -1,0 +1,172 @@
+"""One run of chaos: first the answers of the undisturbed cluster, then the load and the kills at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+
+from loadtest.chaos.asking import ask, connections
+from loadtest.chaos.judging import ChaosRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loadtest.chaos.asking import ChaosAnswer, Ending
+    from loadtest.chaos.killing import Kill, Killer
+    from loadtest.chaos.mix import ChaosRequest
+
+CALM_WORKERS: Final = 2
+"""How many requests of the undisturbed run are under way at a time."""
+RETRY_PAUSE_S: Final = 1.0
+"""The pause before each plain retry of a request whose connection was cut."""
+WAY_BACK_S: Final = 60.0
+"""A retry that is cut again is repeated for so long. HAProxy takes that time to start again, at most."""
+
+
+@dataclass
+class ChaosRun:
+    """The facts of one run, before any verdict.
+
+    Args:
+        expected: The undisturbed answers by the requests' numbers.
+        records: Every request of the load.
+        kills: Every kill.
+        began_s: When the load began, in seconds of ``time.monotonic``.
+        was_replaced: Whether a replica was replaced although nothing was killed.
+    """
+
+    expected: dict[int, ChaosAnswer]
+    records: list[ChaosRecord]
+    kills: list[Kill]
+    began_s: float
+    was_replaced: bool = False
+
+
+async def undisturbed(url: str, requests: Sequence[ChaosRequest]) -> dict[int, ChaosAnswer]:
+    """The answer to each request from a cluster that nobody disturbs.
+
+    Raises:
+        RuntimeError: A request was not answered.
+    """
+    waiting, answers = iter(requests), {}
+
+    async def work(client: aiohttp.ClientSession) -> None:
+        for request in waiting:
+            ending = await ask(client, url, request)
+            if ending.answer is None or ending.kind != "answer":
+                raise RuntimeError(f"request {request.index} failed without any kill: {ending.kind} {ending.cause}")
+            answers[request.index] = ending.answer
+
+    async with aiohttp.ClientSession(connector=connections(), timeout=NO_LIMIT) as client, asyncio.TaskGroup() as group:
+        for _ in range(CALM_WORKERS):
+            group.create_task(work(client))
+    return answers
+
+
+NO_LIMIT: Final = aiohttp.ClientTimeout(total=None)
+
+
+class ClosedLoop:
+    """Workers that each send one request after another, until they are told to stop.
+
+    Args:
+        url: The address of the cluster.
+        requests: The requests, which are drawn at random, each as often as the others.
+        seed: The seed of the draw.
+    """
+
+    def __init__(self, url: str, requests: Sequence[ChaosRequest], seed: int) -> None:
+        self._url: Final = url
+        self._requests: Final = requests
+        self._draw: Final = random.Random(f"load {seed}")
+        self._left: list[ChaosRequest] = []
+        self._is_ending = False
+        self.records: Final[list[ChaosRecord]] = []
+
+    async def run(self, num_workers: int) -> None:
+        """Sends requests until ``stop`` is called, and returns when the last one has ended."""
+        async with (
+            aiohttp.ClientSession(connector=connections(), timeout=NO_LIMIT) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            for _ in range(num_workers):
+                group.create_task(self._work(client))
+
+    def stop(self) -> None:
+        """Lets each worker end after the request that it has sent."""
+        self._is_ending = True
+
+    async def _work(self, client: aiohttp.ClientSession) -> None:
+        while not self._is_ending:
+            self._left = self._left or self._draw.sample(self._requests, len(self._requests))
+            request = self._left.pop()
+            started_s = time.monotonic()
+            ending = await ask(client, self._url, request)
+            ended_s, retried = time.monotonic(), None
+            if ending.kind == "cut":
+                retried = await self._retry(client, request)
+            back_s = time.monotonic() if retried else 0.0
+            self.records.append(ChaosRecord(request.index, request.kind, started_s, ended_s, ending, retried, back_s))
+
+    async def _retry(self, client: aiohttp.ClientSession, request: ChaosRequest) -> Ending:
+        deadline_s = time.monotonic() + WAY_BACK_S
+        while True:
+            await asyncio.sleep(RETRY_PAUSE_S)
+            ending = await ask(client, self._url, request)
+            if ending.kind != "cut" or time.monotonic() > deadline_s:
+                return ending
+
+
+async def chaos(
+    killer: Killer,
+    url: str,
+    requests: Sequence[ChaosRequest],
+    kinds: Sequence[str],
+    *,
+    num_workers: int,
+    seed: int,
+    seconds: float = 0.0,
+    limit_s: float = math.inf,
+) -> ChaosRun:
+    """Runs the undisturbed requests, then the load with its kills.
+
+    Args:
+        killer: Kills the processes.
+        url: The address of the cluster.
+        requests: The requests of the mix.
+        kinds: The kinds of the kills, in order.
+        num_workers: How many requests are under way at a time.
+        seed: The seed of the load.
+        seconds: How long the load runs at least. Without kills, replicas must be the same at its end.
+        limit_s: No kill comes so many seconds after the beginning of the load.
+
+    Raises:
+        RuntimeError: The cluster is not whole, an undisturbed request fails, or a part of the cluster is not there.
+    """
+    await killer.look()
+    expected = await undisturbed(url, requests)
+    before = await killer.replica_pids()
+    say(f"{len(expected)} undisturbed answers; the load begins")
+    loop, began_s = ClosedLoop(url, requests, seed), time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(loop.run(num_workers))
+        try:
+            await killer.run(kinds, say, until_s=began_s + limit_s)
+            await asyncio.sleep(max(0.0, began_s + seconds - time.monotonic()))
+        finally:
+            loop.stop()
+    was_replaced = not kinds and await killer.replica_pids() != before
+    return ChaosRun(expected, loop.records, killer.kills, began_s, was_replaced)
+
+
+def say(text: str) -> None:
+    """Prints a line at once."""
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stdout.flush()
