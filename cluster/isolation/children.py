@@ -72,7 +72,7 @@ class Children:
         """Decodes, resizes and cuts up one picture.
 
         Raises:
-            InvalidPicture: The picture cannot be decoded, or its decoder crashes.
+            InvalidPicture: The picture cannot be decoded, or its decoder crashed in two children.
             PictureTooExpensive: The picture needs too much CPU time or memory.
             PoolUnavailable: The child was lost or killed, and the picture is not to blame.
         """
@@ -81,13 +81,13 @@ class Children:
                 return await self._prepare(picture)
             except _NotBegun:  # another child gets the picture
                 continue
-            except _Crashed as crash:
+            except _Crashed as crash:  # another child gets the picture, because it may not be to blame
                 if not self._has_template():  # its children end with it
                     break
-                if is_last or crash.used_s > TICK_S:
-                    if crash.was_killed:
-                        message = "The process that decoded the picture was killed; send the request again."
-                        raise PoolUnavailable(message).because("the child was killed") from None
+                if is_last and crash.was_killed:
+                    message = "The process that decoded the picture was killed; send the request again."
+                    raise PoolUnavailable(message).because("the child was killed") from None
+                if is_last:
                     message = f"The picture's decoder crashed on it; {ADVICE}."
                     raise InvalidPicture(message, param=picture.param) from None
         raise PoolUnavailable("The preprocessor lost its child process; send the request again.")
@@ -193,16 +193,14 @@ class _NotBegun(Exception):
 
 
 class _Crashed(Exception):
-    """A child ended or got stuck.
+    """A child ended or got stuck after it had begun.
 
     Attributes:
-        used_s: The CPU time in seconds that it was seen to use for its picture.
         was_killed: See ``ChildLost``.
     """
 
-    def __init__(self, used_s: float, *, was_killed: bool) -> None:
-        super().__init__(used_s)
-        self.used_s = used_s
+    def __init__(self, *, was_killed: bool) -> None:
+        super().__init__()
         self.was_killed = was_killed
 
 
@@ -256,7 +254,7 @@ class _Run:
             self.answer.result()
         except ChildLost as lost:
             self.child.end()
-            raise _Crashed(self._used_s, was_killed=lost.was_killed) from None
+            raise _Crashed(was_killed=lost.was_killed) from None
         except BaseException:
             self.child.end()
             raise

@@ -28,7 +28,7 @@ from cluster.preprocess import preprocess
 from cluster.shared_memory import held_by
 from loadtest.servers import ROOT
 from tests.helpers.bombs import BOMBS, PARAM, SIDE, SLOW, blank
-from tests.helpers.pictures import BROKEN, SAMPLES
+from tests.helpers.pictures import BROKEN, SAMPLES, encoded, scene
 from tests.helpers.waiting import settled, until, wait_until
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ FRAME_BYTES = 64 * 2**20
 """What a child has mapped in addition to its data."""
 NICENESS = 3
 PATIENCE_S = 60.0
+NOISE_SIDE = 2400
+"""A PNG of this side takes a child a tenth of a second at least."""
 
 
 @pytest.fixture(scope="module")
@@ -272,11 +274,38 @@ async def test_a_caller_that_leaves_ends_the_work(children: Children) -> None:
     await children.prepare(GOOD)
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT])
-async def test_a_decoder_that_crashes_refuses_its_picture_only(number: signal.Signals, children: Children) -> None:
-    """A child that crashes under way costs its own picture, and a new child prepares the next one."""
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGSTOP])
+async def test_a_picture_whose_child_is_lost_gets_another_one(
+    number: signal.Signals, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that ends or stops under way costs its picture nothing but time."""
+    noise = Picture("3" * 64, encoded(scene(NOISE_SIDE, NOISE_SIDE), "PNG"), NOISE_SIDE, NOISE_SIDE, param=PARAM)
+    expected, look = await children.prepare(noise), Child.look
+    struck: list[psutil.Process] = []
+
+    def striking(self: Child) -> tuple[float, bool]:
+        used_s, is_computing = look(self)
+        if used_s > module.TICK_S and not struck:
+            assert self._process is not None
+            struck.append(self._process)
+            self._process.send_signal(number)
+        return used_s, is_computing
+
+    monkeypatch.setattr(module, "LOOK_S", 0.005)
+    monkeypatch.setattr(Child, "look", striking)
+    np.testing.assert_array_equal((await children.prepare(noise)).patches, expected.patches)
+    [lost] = struck
+    await until(lambda: gone(lost), PATIENCE_S, "the lost child lives on")
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGSTOP])
+async def test_a_picture_that_costs_two_children_is_refused(number: signal.Signals, children: Children) -> None:
+    """A picture under which two children die or stop is refused, its field is named, and the next one is prepared."""
     task = asyncio.create_task(children.prepare(SLOW.picture()))
-    (await busy_child(children)).send_signal(number)
+    for _ in range(2):
+        lost = await busy_child(children)
+        lost.send_signal(number)
+        await until(lambda lost=lost: gone(lost), PATIENCE_S, "the lost child lives on")  # type: ignore[misc]
     with pytest.raises(InvalidPicture, match="decoder crashed") as caught:
         await task
     assert caught.value.param == PARAM
@@ -284,24 +313,16 @@ async def test_a_decoder_that_crashes_refuses_its_picture_only(number: signal.Si
 
 
 async def test_a_child_that_is_killed_does_not_blame_its_picture(children: Children) -> None:
-    """A child that the kernel kills under way, as it does when memory is short, ends with an error that a retry helps
-    against."""
+    """A picture under which the kernel kills two children, as it does when memory is short, ends with an error that a
+    retry helps against."""
     task = asyncio.create_task(children.prepare(SLOW.picture()))
-    (await busy_child(children)).kill()
+    for _ in range(2):
+        lost = await busy_child(children)
+        lost.kill()
+        await until(lambda lost=lost: gone(lost), PATIENCE_S, "the lost child lives on")  # type: ignore[misc]
     with pytest.raises(PoolUnavailable, match="was killed") as caught:
         await task
     assert (caught.value.can_retry, caught.value.cause) == (True, "the child was killed")
-    await children.prepare(GOOD)
-
-
-async def test_a_decoder_that_stops_refuses_its_picture_only(children: Children) -> None:
-    """A child that stops computing under way is killed, and its picture is refused as one that crashes."""
-    task = asyncio.create_task(children.prepare(SLOW.picture()))
-    child = await busy_child(children)
-    child.suspend()
-    with pytest.raises(InvalidPicture, match="decoder crashed"):
-        await task
-    await until(lambda: gone(child), PATIENCE_S, "the stopped child lives on")
     await children.prepare(GOOD)
 
 
