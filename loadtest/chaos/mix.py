@@ -14,6 +14,8 @@ PICTURE_PIXELS: Final = (168, 112)
 TEXT_WORDS: Final = 12
 STREAM_TOKENS: Final = 64
 WHOLE_TOKENS: Final = 24
+MIN_TOKENS: Final = 4
+"""No right answer is empty, so that every empty one is a fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def _request(index: int, draw: random.Random, model: str, timeout_s: float) -> C
         "messages": [{"role": "user", "content": content}],
         "temperature": 0,
         "max_tokens": STREAM_TOKENS if is_stream else WHOLE_TOKENS,
+        "min_tokens": MIN_TOKENS,
         "ignore_eos": index % 3 > 0,  # some answers end by themselves, and the others are long
         "stream": is_stream,
         "prism": {"timeout_s": timeout_s},
