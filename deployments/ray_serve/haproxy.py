@@ -31,6 +31,9 @@ LEAN: Final = {
     # A client that takes no byte of its answer or sends no byte of its request for so long is cut off. Ray waits for an
     # hour. HAProxy does not count the time in which it waits for the Router.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+    # Three checks without an answer, and Serve starts another HAProxy. It asks every 10 s by default, so that a machine
+    # with one HAProxy would serve nothing for half a minute.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # Prism never blocks an event loop, so Serve's part of a replica and Prism's can share one.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",

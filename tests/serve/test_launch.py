@@ -263,11 +263,14 @@ async def last_events(client: httpx.AsyncClient, victims: list[psutil.Process]) 
             return [line.removeprefix("data: ") async for line in lines if line.startswith("data: ")]
 
 
-async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:
-    """A stream whose engine is killed ends with a typed error and ``[DONE]``, and ``/health`` answers 503."""
-    engines = [engine_of(decoder) for decoder in replicas(launched.root, "Decoder")]
+async def test_a_worker_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:
+    """If one of an engine's two workers is killed, the engine ends too. A stream in it ends with a typed error and
+    ``[DONE]``, and ``/health`` answers 503."""
+    [decoder] = replicas(launched.root, "Decoder")
+    workers = [child for child in engine_of(decoder).children() if "resource_tracker" not in " ".join(child.cmdline())]
+    assert len(workers) == 2
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
-        *_, error, done = await last_events(client, engines)
+        *_, error, done = await last_events(client, workers[:1])
         assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
         health = await client.get("/health")
         assert health.status_code == httpx.codes.SERVICE_UNAVAILABLE
@@ -276,8 +279,8 @@ async def test_an_engine_that_dies_fails_its_requests_with_a_typed_error(launche
 
 
 async def test_a_decoder_whose_engine_died_is_replaced(launched: Launched) -> None:
-    """After an engine's death Serve starts another decoder. ``/health`` answers 200 again, and the answers are
-    right."""
+    """After the death of a worker, and so of its engine, Serve starts another decoder. ``/health`` answers 200 again,
+    and the answers are right."""
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
         await is_ready_again(client)
     asked = run("ask", "--url", launched.url, SAMPLES / "shape.png", "What colour is the shape?")

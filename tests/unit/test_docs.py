@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(?:#[^)]*)?\)|(?:src|srcset)=\"(?!https?:)([^\"]+)\"")
+TEST_REFERENCE = re.compile(r"`(tests/[\w/]+\.py):(test_\w+)`")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("k8s/*.md")])
 MAX_README_WORDS = 900
 
@@ -49,6 +50,27 @@ def test_the_path_is_more_than_a_few_functions() -> None:
     """The pattern finds as many references as the page has occurrences of ``.py:``."""
     text = PATH_PAGE.read_text()
     assert len(REFERENCE.findall(text)) == text.count(".py:") > 50
+
+
+def failures() -> str:
+    """Returns the section of docs/operations.md about failures."""
+    return (ROOT / "docs" / "operations.md").read_text().partition("\n## Failures\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("reference", sorted(set(TEST_REFERENCE.findall(failures()))), ids=":".join)
+def test_the_failures_name_tests_that_exist(reference: tuple[str, str]) -> None:
+    """Each ``file:test`` in the section about failures is a test of that file."""
+    file, name = reference
+    assert (ROOT / file).is_file()
+    assert name in qualified_names(file)
+
+
+def test_each_failure_is_held() -> None:
+    """Each row of the table of failures names a test or a command of the load tests, or says that it has none."""
+    rows = [line for line in failures().splitlines() if line.startswith("| ")][1:]
+    held = re.compile(rf"{TEST_REFERENCE.pattern}|`loadtest\.chaos|`tests\.helpers\.two_nodes`|none: ")
+    assert len(rows) > 15
+    assert [row for row in rows if not held.search(row.split("|")[-2])] == []
 
 
 def test_the_configuration_page_is_up_to_date() -> None:

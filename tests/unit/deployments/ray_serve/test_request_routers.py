@@ -299,6 +299,19 @@ async def test_a_failed_call_is_sent_once_more_to_another_replica() -> None:
     assert pickle.loads(pickle.dumps(attempts)) is None
 
 
+async def test_a_call_that_kills_its_replicas_ends_two_at_most() -> None:
+    """A call under which every replica dies is tried twice, however many replicas the pool has, and then has failed."""
+    replicas = [Replica(name) for name in "abc"]
+    router, attempts = await encoders(*replicas), Attempts("encoder")
+    dead: list[str] = []
+    while not dead or attempts.can_retry():
+        dead.append(await sent(router, attempts))
+        attempts.note(GONE)
+    await settled()
+    assert len(set(dead)) == len(dead) == 2
+    assert router.trusted() == [replica.name for replica in replicas if replica.name not in dead]
+
+
 async def test_a_replica_that_is_under_suspicion_is_better_than_the_one_that_failed() -> None:
     """A retry goes to a replica that failed another call before it goes to the one that failed this call."""
     router, attempts = await encoders(Replica("a"), Replica("b")), Attempts("encoder")
