@@ -5,7 +5,8 @@
     python -m loadtest.chaos --minutes 10 --workers 64               # no kills: saturation must replace no replica
     python -m loadtest.chaos --sum bench/chaos/*/verdict.json        # adds up runs
 
-Each kill comes when the cluster is whole again. Every answer is compared with that of the undisturbed run before.
+Each kill comes when the cluster is whole again; with --overlap, when the pool that it hits is. Every answer is compared
+with that of the undisturbed run before.
 
 Exit codes: 0 nothing was lost; 1 a request was lost, or the cluster did not become whole, or it replaced a replica that
 nobody killed; 2 the command line is wrong.
@@ -66,6 +67,7 @@ def main(words: list[str] | None = None) -> int:
             seed=options.seed,
             seconds=(options.minutes or 0) * 60,
             limit_s=options.limit,
+            overlap=options.overlap,
         )
         run = asyncio.run(work)
     tally = results.ChaosTally.of(run)
@@ -87,6 +89,7 @@ def _options(words: list[str] | None) -> Any:
     parser.add_argument(
         "--limit", type=positive_number, default=1e9, help="no kill so many seconds after the beginning"
     )
+    parser.add_argument("--overlap", action="store_true", help="wait for the pool of the next kill only")
     parser.add_argument("--seed", type=int, default=0, help="seed of requests and kills")
     parser.add_argument("--workers", type=positive, default=4, help="how many requests are under way at a time")
     parser.add_argument("--requests", type=positive, default=64, help="how many different requests there are")

@@ -30,6 +30,17 @@ KINDS: Final = tuple(
 """The ways to die that every cluster has."""
 MORE_KINDS: Final = ("worker:kill", "worker:stop", "raylet:kill")
 """Further ones, for clusters with tensor-parallel workers or with several nodes."""
+POOL_OF: Final = {
+    **POOLS,
+    "engine": POOLS["decoder"],
+    "worker": POOLS["decoder"],
+    "child": POOLS["preprocessor"],
+    "template": POOLS["preprocessor"],
+    "haproxy": "haproxy",
+    "controller": "controller",
+    "raylet": "raylet",
+}
+"""The pool that each part belongs to. HAProxy, the controller and a node are pools of their own."""
 RESUMED: Final = ("haproxy", "controller")
 """Nobody replaces these when they hang, because Serve asks them for nothing in that time. They go on after a while."""
 RESUME_S: Final = 10.0
@@ -48,7 +59,7 @@ class Kill:
         name: ``kill`` for SIGKILL, ``stop`` for SIGSTOP.
         at_s: When the signal was sent.
         gone_s: When the process had ended. It stays None if the process was resumed.
-        whole_s: When the cluster was whole again, or None if that took too long.
+        whole_s: When its pool or the cluster was whole again, or None if that took too long.
     """
 
     part: str
@@ -81,6 +92,9 @@ class Killer:
         self._processes: Final = processes
         self._draw: Final = random.Random(f"killer {seed}")
         self._num_expected: dict[str, int] = {}
+        self._broken: Final[set[str]] = set()
+        self._mended: Final = asyncio.Event()
+        self._is_given_up = False
         self.kills: Final[list[Kill]] = []
 
     async def look(self) -> None:
@@ -102,37 +116,47 @@ class Killer:
         found = [await asyncio.to_thread(self._processes.of, pool) for pool in POOLS]
         return {process.pid for processes in found for process in processes}
 
-    async def run(self, kinds: Sequence[str], say: Callable[[str], object], *, until_s: float) -> None:
-        """Carries out all kills, one after the other. A cluster that does not recover ends the run.
+    async def run(
+        self, kinds: Sequence[str], say: Callable[[str], object], *, until_s: float, overlap: bool = False
+    ) -> None:
+        """Carries out all kills. A cluster that does not recover ends the run.
 
         Args:
             kinds: The kinds, in order.
             say: Takes a line about each.
             until_s: No kill comes after this time of ``time.monotonic``.
+            overlap: A kill waits for its own pool only. Otherwise it waits for the whole cluster.
         """
-        for kind in kinds:
-            await asyncio.sleep(self._draw.uniform(*PAUSE_S))
-            if time.monotonic() > until_s:
-                return
-            kill = await self.strike(kind)
-            if kill.whole_s is None:
-                say(f"{kind}: the cluster is not whole after {WHOLE_TIMEOUT_S:g} s")
-                return
-            say(f"{kind}: whole after {kill.whole_s - kill.at_s:.1f} s")
+        async with asyncio.TaskGroup() as group:
+            for kind in kinds:
+                await asyncio.sleep(self._draw.uniform(*PAUSE_S))
+                pool = POOL_OF[kind.partition(":")[0]]
+                while self._broken and (not overlap or pool in self._broken):
+                    self._mended.clear()
+                    await self._mended.wait()
+                if time.monotonic() > until_s or self._is_given_up:
+                    return
+                self._broken.add(pool)
+                group.create_task(self._carry_out(kind, say, pool if overlap and pool != "raylet" else None))
 
-    async def strike(self, kind: str) -> Kill:
-        """Kills or stops one process of a kind, and waits until it is gone and the cluster is whole.
+    async def _carry_out(self, kind: str, say: Callable[[str], object], pool: str | None) -> None:
+        kill = await self.strike(kind, pool)
+        if kill.whole_s is None:
+            self._is_given_up = True
+            say(f"{kind}: not whole after {WHOLE_TIMEOUT_S:g} s")
+        else:
+            say(f"{kind}: whole after {kill.whole_s - kill.at_s:.1f} s")
+        self._broken.discard(POOL_OF[kill.part])
+        self._mended.set()
+
+    async def strike(self, kind: str, pool: str | None = None) -> Kill:
+        """Kills or stops one process of a kind, and waits until it is gone and the pool, or the cluster, is whole.
 
         Raises:
             RuntimeError: There is no such process.
         """
         part, _, name = kind.partition(":")
-        found = await asyncio.to_thread(self._processes.of, part)
-        if not found:
-            raise RuntimeError(f"the cluster has no {part}")
-        victim = found[-1] if part == "haproxy" else self._draw.choice(found)
-        owner = await asyncio.to_thread(self._processes.owner, victim)
-        has_to_go = [victim] if part in ("child", "template") or owner is None else [victim, owner]
+        victim, has_to_go = await asyncio.to_thread(self._victim, part)
         victim.send_signal(SIGNALS[name])
         kill = Kill(part, name, time.monotonic())
         self.kills.append(kill)
@@ -140,11 +164,22 @@ class Killer:
             if kill.gone_s is None and not any(is_alive(process) for process in has_to_go):
                 kill.gone_s = time.monotonic()
             is_resumed = self._resume(kill, victim)
-            if (kill.gone_s is not None or is_resumed) and await self.is_whole():
+            if (kill.gone_s is not None or is_resumed) and await self.is_whole(pool):
                 kill.whole_s = time.monotonic()
                 break
             await asyncio.sleep(POLL_S)
         return kill
+
+    def _victim(self, part: str) -> tuple[psutil.Process, list[psutil.Process]]:
+        """One process of a part, and the processes that have to end because of it."""
+        deadline_s = time.monotonic() + WHOLE_TIMEOUT_S
+        while not (found := self._processes.of(part)):  # a template starts with the first picture
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(f"the cluster has no {part}")
+            time.sleep(POLL_S)
+        victim = found[-1] if part == "haproxy" else self._draw.choice(found)
+        owner = self._processes.owner(victim)
+        return victim, [victim] if part in ("child", "template") or owner is None else [victim, owner]
 
     def _resume(self, kill: Kill, victim: psutil.Process) -> bool:
         """Lets a stopped process go on if nobody replaces it. Returns True if it goes on."""
@@ -154,11 +189,12 @@ class Killer:
             victim.resume()
         return True
 
-    async def is_whole(self) -> bool:
-        """Returns True if every pool has as many processes and running replicas as at the beginning."""
-        if await asyncio.to_thread(self._processes.num_replicas) != self._num_expected:
-            return False
-        return await self._num_running() == self._num_expected
+    async def is_whole(self, pool: str | None = None) -> bool:
+        """Returns True if a pool, or every pool, has as many processes and running replicas as at the beginning."""
+        there, running = await asyncio.to_thread(self._processes.num_replicas), await self._num_running()
+        names = [pool] if pool in self._num_expected else [] if pool else [*self._num_expected]
+        wanted = {name: self._num_expected[name] for name in names}
+        return bool(running) and all(there[name] == running.get(name) == num for name, num in wanted.items())
 
     async def _num_running(self) -> dict[str, int]:
         """The running replicas of each pool, by ``/status``; empty if it does not answer or a replica is no replica."""

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 CALM_WORKERS: Final = 2
 """How many requests of the undisturbed run are under way at a time."""
 RETRY_PAUSE_S: Final = 1.0
-"""The pause before each plain retry of a request whose connection was cut."""
+"""The pause before each plain retry of a request whose connection was cut, and after a typed error. That is the
+``Retry-After`` of an error that a retry helps against."""
 WAY_BACK_S: Final = 60.0
-"""A retry that is cut again is repeated for so long. HAProxy takes that time to start again, at most."""
+"""A retry that is cut again, or that gets 503, is repeated for so long. HAProxy takes that time to start again, at
+most."""
 
 
 @dataclass
@@ -114,13 +116,16 @@ class ClosedLoop:
                 retried = await self._retry(client, request)
             back_s = time.monotonic() if retried else 0.0
             self.records.append(ChaosRecord(request.index, request.kind, started_s, ended_s, ending, retried, back_s))
+            if ending.kind == "typed":
+                await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _retry(self, client: aiohttp.ClientSession, request: ChaosRequest) -> Ending:
         deadline_s = time.monotonic() + WAY_BACK_S
         while True:
             await asyncio.sleep(RETRY_PAUSE_S)
             ending = await ask(client, self._url, request)
-            if ending.kind != "cut" or time.monotonic() > deadline_s:
+            can_retry = ending.kind == "cut" or (ending.kind == "typed" and ending.cause.startswith("503 "))
+            if not can_retry or time.monotonic() > deadline_s:
                 return ending
 
 
@@ -134,6 +139,7 @@ async def chaos(
     seed: int,
     seconds: float = 0.0,
     limit_s: float = math.inf,
+    overlap: bool = False,
 ) -> ChaosRun:
     """Runs the undisturbed requests, then the load with its kills.
 
@@ -145,6 +151,7 @@ async def chaos(
         num_workers: How many requests are under way at a time.
         seed: The seed of the load.
         seconds: How long the load runs at least. Without kills, replicas must be the same at its end.
+        overlap: A kill waits for its own pool only, not for the whole cluster.
         limit_s: No kill comes so many seconds after the beginning of the load.
 
     Raises:
@@ -158,7 +165,7 @@ async def chaos(
     async with asyncio.TaskGroup() as group:
         group.create_task(loop.run(num_workers))
         try:
-            await killer.run(kinds, say, until_s=began_s + limit_s)
+            await killer.run(kinds, say, until_s=began_s + limit_s, overlap=overlap)
             await asyncio.sleep(max(0.0, began_s + seconds - time.monotonic()))
         finally:
             loop.stop()

@@ -71,8 +71,8 @@ def two_nodes(folder: Path) -> Iterator[str]:
         with every(1.0, replace):
             yield f"http://{LOOPBACK}:{port}"
     finally:
-        ray.shutdown()  # type: ignore[no-untyped-call]
-        cluster.shutdown()
+        ray.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
         end_children(but=strangers)
 
 
