@@ -12,10 +12,11 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.errors import InternalError, PrismError
-from cluster.metrics import REQUESTS
+from cluster.metrics import REQUESTS, TENANT_REQUESTS
 from cluster.waterfall import Waterfall
 
 if TYPE_CHECKING:
+    from cluster.access.gate import Caller
     from cluster.messages import Replica
     from cluster.tracing import RequestTrace
 
@@ -41,6 +42,9 @@ class AccessRecord:
         num_pictures: The number of the request's pictures, once its body has been read.
         decoders: The decoders that it was sent to, in order.
         trace: The request's trace, if there is a collector for it.
+        tenant: The tenant whose API key the request has; empty without keys.
+        priority: The priority of that key; 0 without keys.
+        caller: The holder of that key; None without keys.
 
     Args:
         endpoint: The endpoint of vLLM's API that was called, or ``other``.
@@ -56,6 +60,9 @@ class AccessRecord:
         self.num_pictures: int | None = None
         self.decoders: list[Replica] = []
         self.trace: RequestTrace | None = None
+        self.tenant = ""
+        self.priority = 0
+        self.caller: Caller | None = None
         self._started_s: Final = time.perf_counter()
 
     def end(self, error: BaseException | None) -> None:
@@ -66,12 +73,15 @@ class AccessRecord:
         """
         status, code = _outcome(error)
         REQUESTS.labels(self.endpoint, status, code).inc()
+        if self.tenant:
+            TENANT_REQUESTS.labels(self.tenant, code).inc()
         if status == OK:
             self.waterfall.observe()
         facts: dict[str, Any] = {
             "endpoint": self.endpoint,
             "status": status,
             "code": code,
+            "tenant": self.tenant or None,
             "total_ms": round((time.perf_counter() - self._started_s) * 1000, 3),
             "pictures": self.num_pictures,
             "call_id": self.call_id,

@@ -16,6 +16,9 @@
     │   ├── TooManyPictures          400  more pictures than one request may carry
     │   ├── ContextTooLong           400  prompt and answer do not fit the model's context
     │   ├── EngineRefused            4xx  vLLM refused the request, with its own status and message
+    │   ├── InvalidKey               401  no API key, or one that is not valid
+    │   ├── ModelNotAllowed          403  a model that the API key may not use
+    │   ├── OperatorsOnly            403  a path that the API key may not read
     │   ├── ModelNotFound            404  a model that is not served here
     │   ├── RouteNotFound            404  a path that is not served here
     │   ├── MethodNotAllowed         405  a path that is served with another HTTP method
@@ -24,6 +27,7 @@
     │   └── PictureTooLarge          413  a picture with too many bytes or pixels
     └── ServingError                      the request is fine; Prism could not serve it now
         ├── Overloaded               429  no free slot or bytes for the request; a retry can help
+        ├── RateLimited              429  the API key has used up one of its limits; a retry can help
         ├── InternalError            500  a defect of Prism's
         ├── PictureUnavailable       502  a picture's server, or its name, does not answer now; a retry can help
         ├── EmbeddingLost            503  an embedding was gone before the engine read it; a retry can help
@@ -197,6 +201,24 @@ class EngineRefused(InvalidRequest):
         self.status = status
 
 
+class InvalidKey(InvalidRequest):
+    status = 401
+    code = "invalid_api_key"
+    can_retry = False
+
+
+class ModelNotAllowed(InvalidRequest):
+    status = 403
+    code = "model_not_allowed"
+    can_retry = False
+
+
+class OperatorsOnly(InvalidRequest):
+    status = 403
+    code = "operators_only"
+    can_retry = False
+
+
 class ModelNotFound(InvalidRequest):
     status = 404
     code = "model_not_found"
@@ -242,6 +264,25 @@ class Overloaded(ServingError):
     type = "rate_limit_error"
     code = "overloaded"
     can_retry = True
+
+
+class RateLimited(ServingError):
+    """The API key has used up one of its limits.
+
+    Args:
+        message: One sentence about the limit.
+        retry_after_s: The seconds after which the key can serve the request, if it serves no other before.
+        **options: See ``PrismError``.
+    """
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    can_retry = True
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, **options: Any) -> None:
+        super().__init__(message, **options)
+        self.retry_after_s: Final = retry_after_s
 
 
 class InternalError(ServingError):

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 REQUESTS: Final = Counter(
     "prism_requests", "Requests that ended, by endpoint, HTTP status and error code.", ["endpoint", "status", "code"]
 )
+TENANT_REQUESTS: Final = Counter("prism_tenant_requests", "Requests of each tenant that ended.", ["tenant", "code"])
+TENANT_PICTURE_TOKENS: Final = Counter(
+    "prism_tenant_picture_tokens", "Tokens of the pictures of each tenant, estimated from their headers.", ["tenant"]
+)
+KEYS: Final = Gauge("prism_keys", "API keys that are valid for this Router; 0 if it needs none.")
+KEYS_BROKEN: Final = Gauge(
+    "prism_keys_broken", "1 if the file of API keys cannot be read as it is now; 0 otherwise, and without a file."
+)
 RETRIES: Final = Counter(
     "prism_retries", "Calls that were sent again because a replica failed, by its pool.", ["called"]
 )
