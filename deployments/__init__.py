@@ -4,6 +4,7 @@ app.yaml             the application file of ``make serve``; qwen2_5_vl_32b.yaml
 app.py               builds the Serve application from the ``args:`` of such a file
 api.py               the HTTP surface of the Router: routes, admission, errors
 openapi/             the OpenAPI document, which ``GET /openapi.json`` answers
+authentication.py    API keys, which the HTTP surface asks for before it reads a body
 responses.py         whole answers and streams, which are sent by their request's deadline
 router.py            the Router pool: a request from its body to its last byte
 overview.py          what operators ask about the whole cluster: health, states, metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from functools import partial
 from importlib.metadata import distributions, version
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ray.exceptions import TaskCancelledError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -22,7 +24,9 @@ from cluster.errors import (
     BodyTooLarge,
     BodyTooSlow,
     InternalError,
+    InvalidKey,
     MethodNotAllowed,
+    ModelNotAllowed,
     ModelNotFound,
     Overloaded,
     PrismError,
@@ -33,12 +37,14 @@ from cluster.metrics import FIRST_PIECE_S, IN_FLIGHT
 from cluster.stream import relay
 from cluster.tracing import TRACEPARENT
 from cluster.waterfall import LAST, ingress_s
+from deployments.authentication import Authentication, admit, caller_of
 from deployments.openapi.document import openapi_json
 from deployments.responses import EventStream, WholeAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cluster.access.gate import Gate
     from cluster.admission import Admission, Slot
     from cluster.config import PrismConfig, RouterUserConfig
     from cluster.messages import Endpoint
@@ -78,6 +84,7 @@ class Serving(Protocol):
     limits: RouterUserConfig
     admission: Admission
     tracing: Tracing
+    gate: Gate
 
     async def serve(
         self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], deadline: Deadline, record: AccessRecord
@@ -117,6 +124,7 @@ def build_api(router: Serving) -> Starlette:
             ClientDisconnect: _client_gone,
             Exception: _defect,
         },
+        middleware=[Middleware(Authentication, gate=router.gate, respond=_prism_error, endpoints=ENDPOINTS)],
     )
     api.router.redirect_slashes = False
     return api
@@ -142,6 +150,7 @@ class Endpoints:
         deadline = Deadline(arrived_s, self._router.config.router.request_timeout_s)
         record = AccessRecord(endpoint, _request_id(http), ingress_s(http.headers.get("x-request-start"), time.time()))
         record.trace = self._router.tracing.begin(http.url.path, http.headers.get(TRACEPARENT))
+        admit(http, record, self._router.config.model.served_name)
         slot = self._enter(record)
         try:
             for header, instead in REFUSED_HEADERS.items():
@@ -171,9 +180,9 @@ class Endpoints:
         pieces = relay(answer.first, answer.rest, leave, request_id=record.request_id)
         return EventStream(pieces, leave, answer.deadline, headers)
 
-    async def models(self, _: Request) -> Response:
-        """Answers ``GET /v1/models``: the list of the one model that is served."""
-        return JSONResponse({"object": "list", "data": [self._card()]})
+    async def models(self, http: Request) -> Response:
+        """Answers ``GET /v1/models``: the list of the one model that is served, if the caller may use it."""
+        return JSONResponse({"object": "list", "data": [self._card()] if self._may_use_model(http) else []})
 
     async def model(self, http: Request) -> Response:
         """Answers ``GET /v1/models/{name}``: the description of the model."""
@@ -181,6 +190,8 @@ class Endpoints:
         if name != self._router.config.model.served_name:
             served = self._router.config.model.served_name
             raise ModelNotFound(f"The model {name!r} is not served here; ask for {served!r}.", param="model")
+        if not self._may_use_model(http):
+            raise ModelNotAllowed("The API key may not use this model.")
         return JSONResponse(self._card())
 
     async def health(self, _: Request) -> Response:
@@ -188,21 +199,30 @@ class Endpoints:
         await self._router.check_ready()
         return Response(status_code=200)
 
-    async def status(self, _: Request) -> Response:
-        """Answers ``GET /status``: every pool with the states of its replicas, for ``prism status``."""
+    async def status(self, http: Request) -> Response:
+        """Answers ``GET /status``: every pool with the states of its replicas, for operators and ``prism status``."""
+        self._check_operator(http)
         return JSONResponse({"model": self._router.config.model.served_name, "pools": await self._router.pool_states()})
 
     async def version(self, _: Request) -> Response:
         """Answers ``GET /version``: the versions of Prism, Ray, torch, transformers and vLLM."""
         return JSONResponse(self._versions)
 
-    async def metrics(self, _: Request) -> Response:
-        """Answers ``GET /metrics``: the metrics of every replica as Prometheus text."""
+    async def metrics(self, http: Request) -> Response:
+        """Answers ``GET /metrics`` for operators: the metrics of every replica as Prometheus text."""
+        self._check_operator(http)
         return Response(await self._router.cluster_metrics(), media_type="text/plain; version=0.0.4")
 
     async def openapi(self, _: Request) -> Response:
         """Answers ``GET /openapi.json``: the OpenAPI document of these routes."""
         return Response(self._openapi, media_type="application/json")
+
+    def _check_operator(self, http: Request) -> None:
+        self._router.gate.check_operator(caller_of(http))
+
+    def _may_use_model(self, http: Request) -> bool:
+        caller = caller_of(http)
+        return caller is None or caller.allows(self._router.config.model.served_name)
 
     def _enter(self, record: AccessRecord) -> Slot:
         try:
@@ -283,7 +303,11 @@ def _body_too_large(size: int, limit: int) -> BodyTooLarge:
 
 def _prism_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PrismError)
-    headers = {"retry-after": str(RETRY_AFTER_S)} if error.can_retry else None
+    headers: dict[str, str] = {}
+    if error.can_retry:
+        headers["retry-after"] = str(max(1, math.ceil(getattr(error, "retry_after_s", RETRY_AFTER_S))))
+    if isinstance(error, InvalidKey):
+        headers["www-authenticate"] = 'Bearer realm="prism"'
     return JSONResponse(error.to_openai(_request_id(request)), status_code=error.status, headers=headers)
 
 

@@ -8,11 +8,15 @@ of a pool takes a call is decided by that pool's request router (``deployments/r
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import uuid4
 
+from cluster.access.gate import Gate
+from cluster.access.keys import KeysError
+from cluster.access.salt import separate
 from cluster.admission import Admission
 from cluster.checkpoint import Checkpoint
 from cluster.concurrency import all_or_first_error
@@ -30,8 +34,9 @@ from deployments.overview import ClusterOverview
 from deployments.ray_serve.calls import BySize, calling, cancelled_if_left
 from deployments.ray_serve.ingress import AsgiIngress
 from deployments.ray_serve.replica import ProcessMetrics, UserConfig, freeze_heap
-from deployments.ray_serve.replicas import opened, own_pool
+from deployments.ray_serve.replicas import actors_of, opened, own_pool
 from deployments.ray_serve.retries import Attempts
+from deployments.ray_serve.status import read_http_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +50,8 @@ if TYPE_CHECKING:
     from cluster.messages import Endpoint, Picture
     from cluster.request import ClientRequest
 
+log: Final = logging.getLogger("ray.serve")
+
 
 class Router(AsgiIngress):
     """Reads requests, fetches their pictures, and calls decoders for the answers. It holds no model."""
@@ -52,23 +59,44 @@ class Router(AsgiIngress):
     def __init__(self, config: PrismConfig, **pools: DeploymentHandle[Any]) -> None:
         self.config = config
         self._pools = {name: opened(pool) for name, pool in pools.items()}
-        self._overview = ClusterOverview(config, own_pool(), self._pools)
+        self._own_pool = own_pool()
+        self._overview = ClusterOverview(config, self._own_pool, self._pools)
         self._generate = BySize(pools["decoder"].options(stream=True).generate)
         self._user_config = UserConfig(RouterUserConfig())
         self.limits = self._user_config.settings
         self.admission = Admission(self.limits.max_in_flight, self.limits.max_held_bytes)
+        self.gate = Gate()
+        self._watch: asyncio.Task[None] | None = None
         self._offered = OfferedWork()
         self._num_reported = 0
         self._reported_s = time.process_time()
         self._idle_s = self._reported_s
         self.tracing = Tracing(config.tracing.endpoint)
-        self._media = MediaReader(config.media, revision=Checkpoint(config.model).revision)
+        checkpoint = Checkpoint(config.model)
+        self._media = MediaReader(config.media, revision=checkpoint.revision)
+        self._processor = checkpoint.processor
         freeze_heap()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Called by Serve with the ``user_config`` at the start and after each change."""
         self.limits = self._user_config.take(user_config)
         self.admission.set_limits(self.limits.max_in_flight, self.limits.max_held_bytes)
+        await self._follow_keys()
+
+    async def _follow_keys(self) -> None:
+        """Uses the keys that the settings name. A Router that starts fails if they cannot be read. One that serves lets
+        nobody in until they can."""
+        is_starting = self._watch is None
+        if is_starting:
+            self.gate.listens_on(await asyncio.to_thread(read_http_host))
+        try:
+            await self.gate.follow(self.limits.keys_file)
+        except KeysError as error:
+            log.error("the keys cannot be read, so nobody gets in: %s: %s", self.limits.keys_file, error)
+            if is_starting:
+                raise
+        if is_starting:
+            self._watch = asyncio.create_task(self.gate.watch(lambda: len(actors_of(self._own_pool))))
 
     def build_api(self) -> Starlette:
         """The HTTP surface of this replica."""
@@ -94,6 +122,7 @@ class Router(AsgiIngress):
         self._offered.arrived(1)
         waterfall.reach("receive")
         request = read_request(raw, served_name=config.model.served_name, max_pictures=config.media.max_pictures)
+        separate(request.body, record.tenant)
         deadline, record.num_pictures = deadline.within(request.timeout_s), len(request.pictures)
         waterfall.reach("parse")
         try:
@@ -102,6 +131,8 @@ class Router(AsgiIngress):
         except TimeoutError:
             raise deadline.exceeded(cause="reading the pictures") from None
         waterfall.reach("fetch")
+        if record.caller is not None:
+            record.caller.spend_picture_tokens(sum(self._processor.num_tokens(one.num_pixels) for one in pictures))
         record.call_id = call_id = uuid4().hex
         call = Call(
             endpoint,

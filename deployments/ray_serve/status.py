@@ -31,6 +31,11 @@ def controller_client() -> Any:
     return client
 
 
+def read_http_host() -> str:
+    """Asks Serve's controller for the address on which HTTP requests are taken. The call blocks for milliseconds."""
+    return str(controller_client().http_config.host)
+
+
 def read_application_states() -> dict[str, tuple[ApplicationStatus, str]]:
     """Asks Serve's controller for the status of each application and its message, by the application's name.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
+from cluster.access.gate import Gate
 from cluster.admission import Admission
 from cluster.config import PrismConfig, RouterConfig, RouterUserConfig
 from cluster.tracing import Tracing
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def served(
-    serve: Serve, *, timeout_s: float, max_requests: int = 8, traces_endpoint: str | None = None
+    serve: Serve,
+    *,
+    timeout_s: float,
+    max_requests: int = 8,
+    gate: Gate | None = None,
+    traces_endpoint: str | None = None,
 ) -> AsyncIterator[tuple[int, Admission]]:
     """Runs the HTTP surface in this event loop. Yields its port and its admission.
 
@@ -36,13 +42,13 @@ async def served(
         timeout_s: The ``request_timeout_s`` of the Router.
         max_requests: The most requests in flight.
         traces_endpoint: The collector for traces.
+        gate: Decides who gets in. By default everybody does.
     """
     admission = Admission(max_requests, 2**20)
     tracing = Tracing(traces_endpoint)
     config = PrismConfig(router=RouterConfig(request_timeout_s=timeout_s))
-    router = SimpleNamespace(
-        config=config, limits=RouterUserConfig(), admission=admission, serve=serve, tracing=tracing
-    )
+    limits, gate = RouterUserConfig(), gate or Gate()
+    router = SimpleNamespace(config=config, limits=limits, admission=admission, gate=gate, serve=serve, tracing=tracing)
     server = uvicorn.Server(
         uvicorn.Config(build_api(cast("Serving", router)), port=0, log_config=None, lifespan="off", access_log=False)
     )

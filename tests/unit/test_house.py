@@ -54,6 +54,7 @@ PRIVATE_SYMBOLS: Final = {
 LESS_PUBLIC_SYMBOLS: Final = {
     "curr_replicas": getsource(request_router.RequestRouter),
     "get_serve_instance_details": getsource(client),
+    "http_config": getsource(client),
     "internal_request_id": getsource(router),
     "is_initialized": getsource(handle),
     "list_serve_statuses": getsource(client),
