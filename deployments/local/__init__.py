@@ -1,11 +1,12 @@
 """Prism on one machine: the ``prism`` command, and what it needs to start and end a cluster.
 
 cli.py               the ``prism`` command: ``serve``, ``check``, ``ask``, ``status``, ``schedule``, ``plan``,
-                     ``simulate``, ``measure``
+                     ``simulate``, ``measure``, ``key``
 schedule.py          the command ``prism schedule``
 plan.py              the command ``prism plan``
 simulate.py          the command ``prism simulate``
 measure.py           the command ``prism measure``
+key.py               the command ``prism key``, and the key that the other commands send
 plan_plot.py         draws a plan
 catalogue.py         reads the catalogue of GPUs that a plan is made from
 gpus.yaml            the catalogue that comes with Prism

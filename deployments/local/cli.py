@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments.local import torchvision_cure
+from deployments.local.key import key, key_header
 from deployments.local.measure import measure
 from deployments.local.plan import plan
 from deployments.local.schedule import schedule
@@ -46,6 +47,7 @@ app.command()(schedule)
 app.command()(plan)
 app.command()(simulate)
 app.command()(measure)
+app.command()(key)
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
@@ -253,7 +255,7 @@ def _stream(url: str, body: dict[str, Any]) -> Iterator[str]:
 @contextlib.contextmanager
 def _client(url: str) -> Iterator[httpx.Client]:
     try:
-        with httpx.Client(base_url=url, timeout=httpx.Timeout(600, connect=5)) as client:
+        with httpx.Client(base_url=url, timeout=httpx.Timeout(600, connect=5), headers=key_header()) as client:
             yield client
     except httpx.ConnectError:
         _fail(

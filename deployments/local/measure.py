@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.scaling.simulation.speeds import RouterSpeeds, Speeds
 from deployments.local.entries import DEPLOYMENTS
+from deployments.local.key import key_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -247,7 +248,7 @@ def measure(
 ) -> None:
     """Measures how fast each pool of a running cluster is, for prism simulate. It expects to be alone with it."""
     try:
-        with httpx.Client(base_url=url, timeout=300) as client:
+        with httpx.Client(base_url=url, timeout=300, headers=key_header()) as client:
             speeds = measure_all(Prober(client), lambda words: typer.echo(f"measuring {words} …", err=True))
         file.write_text(yaml.safe_dump(speeds.model_dump(mode="json", exclude={"processor"}), sort_keys=False))
     except httpx.HTTPStatusError as error:
