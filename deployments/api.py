@@ -100,6 +100,12 @@ class Serving(Protocol):
     async def cluster_metrics(self) -> bytes:
         """The metrics of every replica as Prometheus text."""
 
+    async def replica_metrics(self, name: str) -> bytes:
+        """The metrics of one replica as Prometheus text."""
+
+    def scrape_targets(self, host: str) -> list[dict[str, Any]]:
+        """All replicas for Prometheus's HTTP service discovery."""
+
 
 def build_api(router: Serving) -> Starlette:
     """Builds the HTTP application that Serve runs in each Router replica."""
@@ -117,6 +123,7 @@ def build_api(router: Serving) -> Starlette:
             Route("/version", endpoints.version),
             Route("/metrics", endpoints.metrics),
             Route("/openapi.json", endpoints.openapi),
+            Route("/metrics/targets", endpoints.targets),
         ],
         exception_handlers={
             PrismError: _prism_error,
@@ -209,9 +216,16 @@ class Endpoints:
         return JSONResponse(self._versions)
 
     async def metrics(self, http: Request) -> Response:
-        """Answers ``GET /metrics`` for operators: the metrics of every replica as Prometheus text."""
+        """Answers ``GET /metrics`` for operators: the metrics of every replica, or of one, as Prometheus text."""
         self._check_operator(http)
-        return Response(await self._router.cluster_metrics(), media_type="text/plain; version=0.0.4")
+        name = http.query_params.get("replica")
+        text = await (self._router.cluster_metrics() if name is None else self._router.replica_metrics(name))
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+    async def targets(self, http: Request) -> Response:
+        """Answers ``GET /metrics/targets`` for operators: each replica as a target of its own, for Prometheus."""
+        self._check_operator(http)
+        return JSONResponse(self._router.scrape_targets(http.headers.get("host", "")))
 
     async def openapi(self, _: Request) -> Response:
         """Answers ``GET /openapi.json``: the OpenAPI document of these routes."""

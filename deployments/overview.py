@@ -1,8 +1,8 @@
 """Answers operators about the whole cluster: whether it can serve, the states of its pools, and its metrics.
 
-In: ``GET /health``, ``/status`` and ``/metrics``. Out: answers about every pool.
+In: ``GET /health``, ``/status`` and ``/metrics``. Out: answers about every pool, or the metrics of one replica.
 
-Users reach these paths too, so each has a time limit, at most one run at a time, and threads that nothing else uses.
+Questions about every pool have a time limit, at most one run at a time, and threads that nothing else uses.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from cluster import metrics
-from cluster.errors import ControllerUnavailable, PoolUnavailable
+from cluster.errors import ControllerUnavailable, PoolUnavailable, RouteNotFound
 from deployments.ray_serve.decisions import can_start, read_decisions
-from deployments.ray_serve.replicas import GONE, ask_all, call, check_health
+from deployments.ray_serve.replicas import GONE, actors_of, ask_all, call, check_health
 from deployments.ray_serve.status import read_pool_states
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ ANSWER_TIMEOUT_S: Final = 5.0
 """How long a run waits for the replicas of a pool, or for Serve's controller."""
 STORE_TIMEOUT_S: Final = 1.0
 """How long a run waits for Ray's key-value store, which answers in a few milliseconds."""
+CLUSTER: Final = "cluster"
+"""The scrape target for what belongs to no replica."""
 PAUSE_S: Final = 0.5
 """The shortest time between the beginnings of two runs of one kind."""
 
@@ -87,6 +89,45 @@ class ClusterOverview:
         self.check_ready = SharedRun(self._check_ready)
         self.pool_states = SharedRun(self._pool_states)
         self.cluster_metrics = SharedRun(self._cluster_metrics)
+
+    def scrape_targets(self, host: str) -> list[dict[str, Any]]:
+        """Every replica as a target of its own, in the form of Prometheus's HTTP service discovery. One more target has
+        what belongs to no replica.
+
+        Args:
+            host: The address by which the caller reaches Prism. Every Router answers for every replica.
+        """
+        names = [f"{pool}/{name}" for pool, handle in self._all_pools.items() for name in sorted(actors_of(handle))]
+        return [
+            {
+                "targets": [host],
+                "labels": {"__metrics_path__": "/metrics", "__param_replica": name, "instance": name},
+            }
+            for name in [*names, CLUSTER]
+        ]
+
+    async def replica_metrics(self, name: str) -> bytes:
+        """The metrics of one target of ``scrape_targets``, with the labels that the text of the whole cluster has.
+
+        Args:
+            name: ``pool/replica``, or ``CLUSTER``.
+
+        Raises:
+            RouteNotFound: There is no such replica now.
+            PoolUnavailable: It did not answer in time.
+        """
+        if name == CLUSTER:
+            return metrics.scaling_text(await self._decisions())
+        pool, _, replica = name.partition("/")
+        actor = actors_of(self._all_pools[pool]).get(replica) if pool in self._all_pools else None
+        if actor is None:
+            raise RouteNotFound("There is no such replica; GET /metrics/targets lists all.", param="replica")
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                found = await call(actor, "metrics")
+        except (TimeoutError, *GONE):
+            raise PoolUnavailable(f"The replica did not answer within {ANSWER_TIMEOUT_S:g} s.", pool=pool) from None
+        return metrics.merge([({"pool": pool, "replica": replica}, found.text)])
 
     async def _check_ready(self) -> None:
         """Checks that every pool can serve, or can start: a pool that may have no replica starts one for a call.

@@ -226,6 +226,14 @@ class Router(AsgiIngress):
         """The metrics of every replica, vLLM's own included, as one Prometheus text."""
         return await self._overview.cluster_metrics()
 
+    async def replica_metrics(self, name: str) -> bytes:
+        """The metrics of one replica: see ``ClusterOverview.replica_metrics``."""
+        return await self._overview.replica_metrics(name)
+
+    def scrape_targets(self, host: str) -> list[dict[str, Any]]:
+        """All replicas for Prometheus's HTTP service discovery."""
+        return self._overview.scrape_targets(host)
+
     def metrics(self) -> ProcessMetrics:
         """This process's metrics."""
         return ProcessMetrics.of_this_replica()

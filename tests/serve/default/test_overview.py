@@ -54,3 +54,24 @@ async def test_many_scrapes_share_their_runs(prism: httpx.AsyncClient) -> None:
     assert len({scrape.text for scrape in scrapes}) <= 3
     answered = [line for line in scrapes[0].text.splitlines() if line.startswith("prism_replica_answered{")]
     assert [line.split()[-1] for line in answered] == 4 * ["1.0"]
+
+
+async def test_each_series_has_one_target(prism: httpx.AsyncClient) -> None:
+    """The targets for Prometheus have all series of the merged text, each exactly once and with the same labels. Only
+    the series about the scrape itself are left out."""
+    merged = (await prism.get("/metrics")).text
+    targets = (await prism.get("/metrics/targets")).raise_for_status().json()
+    assert len(targets) == 5
+    series: list[str] = []
+    for target in targets:
+        assert target["targets"] == [prism.base_url.netloc.decode()]
+        replica = target["labels"]["__param_replica"]
+        answer = await prism.get(target["labels"]["__metrics_path__"], params={"replica": replica})
+        series += names_of(answer.raise_for_status().text)
+    assert len(set(series)) == len(series)
+    assert {name for name in names_of(merged) if not name.startswith("prism_replica_answered{")} <= set(series)
+
+
+def names_of(text: str) -> list[str]:
+    """Returns the series of a Prometheus text, with their labels and without their values."""
+    return [line.rpartition(" ")[0] for line in text.splitlines() if line and line[0] != "#"]

@@ -182,7 +182,7 @@ async def test_a_key_may_use_its_models_only(client: httpx.AsyncClient, pools: P
     assert pools.records == []
 
 
-@pytest.mark.parametrize("path", ["/status", "/metrics"])
+@pytest.mark.parametrize("path", ["/status", "/metrics", "/metrics?replica=cluster", "/metrics/targets"])
 async def test_operators_paths_need_an_operators_key(client: httpx.AsyncClient, path: str) -> None:
     """A user's key is not enough for what operators read, and headers of proxies do not help."""
     forged = {
@@ -196,7 +196,7 @@ async def test_operators_paths_need_an_operators_key(client: httpx.AsyncClient, 
     assert "pool" not in refused.text
 
 
-@pytest.mark.parametrize("path", ["/status", "/metrics"])
+@pytest.mark.parametrize("path", ["/status", "/metrics", "/metrics?replica=cluster", "/metrics/targets"])
 async def test_without_keys_operators_paths_need_loopback(pools: Pools, path: str) -> None:
     """A server without keys that others can reach answers no operator, although this client is on loopback."""
     gate = Gate()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from cluster.errors import ControllerUnavailable, PoolUnavailable
+from cluster.errors import ControllerUnavailable, PoolUnavailable, RouteNotFound
 from deployments import overview
 from deployments.overview import ClusterOverview, SharedRun
 from deployments.ray_serve.replica import ProcessMetrics
@@ -165,6 +165,42 @@ async def test_metrics_name_the_replicas_that_did_not_answer(monkeypatch: pytest
     assert 'jobs{pool="decoder",replica="one"} 5.0' in lines
     assert 'prism_replica_answered{pool="decoder",replica="one"} 1.0' in lines
     assert 'prism_replica_answered{pool="decoder",replica="two"} 0.0' in lines
+
+
+@pytest.mark.usefixtures("hanging")
+async def test_each_replica_is_a_target_and_answers_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The targets are the replicas that run, and one for the cluster. Each of them gives its own samples, with the
+    labels of the text of the whole cluster."""
+
+    async def call(actor: str, method: str) -> ProcessMetrics:
+        assert method == "metrics"
+        if actor == "silent":
+            await asyncio.Event().wait()
+        return ProcessMetrics("one", f'# TYPE jobs gauge\njobs{{of="{actor}"}} 5.0\n'.encode())
+
+    def actors_of(pool: Any) -> dict[str, str]:
+        return {"one": "first", "two": "silent"} if pool else {}
+
+    monkeypatch.setattr(overview, "call", call)
+    monkeypatch.setattr(overview, "actors_of", actors_of)
+    monkeypatch.setattr(overview, "read_decisions", lambda: {"Decoder": {"target": 2, "wanted": 2, "reason": "demand"}})
+    cluster = overview_of("decoder")
+    targets = cluster.scrape_targets("prism:8000")
+    assert {target["targets"][0] for target in targets} == {"prism:8000"}
+    names = [target["labels"]["__param_replica"] for target in targets]
+    assert names == [target["labels"]["instance"] for target in targets] == ["decoder/one", "decoder/two", "cluster"]
+    assert b'jobs{pool="decoder",replica="one",of="first"} 5.0' in await cluster.replica_metrics("decoder/one")
+    assert b'prism_scaling_target{deployment="Decoder"} 2.0' in await cluster.replica_metrics("cluster")
+    with pytest.raises(PoolUnavailable):
+        await cluster.replica_metrics("decoder/two")
+
+
+@pytest.mark.parametrize("name", ["", "decoder", "decoder/", "decoder/three", "nothing/one", "one", "a/b/c"])
+async def test_a_target_that_is_gone_is_not_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A replica that does not run is 404, so Prometheus shows its target as down."""
+    monkeypatch.setattr(overview, "actors_of", lambda _: {"one": "first"})
+    with pytest.raises(RouteNotFound, match="targets"):
+        await overview_of("decoder").replica_metrics(name)
 
 
 @pytest.mark.usefixtures("hanging")
