@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,11 @@ PERIOD_S: Final = 2.0
 MAX_HEADER_BYTES: Final = 512
 SCHEME: Final = b"bearer"
 SEND_KEY: Final = "send the header Authorization: Bearer, a space, and the key"
+
+PUBLIC: Final = (
+    "ANYBODY CAN USE THIS SERVER: Prism listens on %s, and no API keys are set. "
+    "Set keys_file in the Router's user_config, or listen on loopback behind a gateway."
+)
 
 
 class Caller:
@@ -206,11 +212,8 @@ class Gate:
 
     def _warn_if_public(self) -> None:
         if self._host and self._path is None and not self._is_private():
-            log.warning(
-                "ANYBODY CAN USE THIS SERVER: Prism listens on %s, and no API keys are set. "
-                "Set keys_file in the Router's user_config, or listen on loopback behind a gateway.",
-                self._host,
-            )
+            log.warning(PUBLIC, self._host)
+            sys.stderr.write(PUBLIC % self._host + "\n")  # `serve run` shows it; Serve's own log goes to a file
 
     async def _read(self) -> None:
         if (file := self._file) is None:

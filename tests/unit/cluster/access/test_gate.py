@@ -220,13 +220,15 @@ async def test_a_key_ends_at_its_time(path: Path) -> None:
     [("127.0.0.1", True), ("127.8.0.1", True), ("::1", True), ("localhost", True)]
     + [(host, False) for host in ("0.0.0.0", "::", "", "10.0.0.1", "example.org")],
 )
-def test_operators_need_a_key_or_loopback(host: str, is_private: bool) -> None:
-    """Without keys only a server on loopback answers operators. Any other one warns, once."""
+def test_operators_need_a_key_or_loopback(host: str, is_private: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without keys only a server on loopback answers operators. Any other one warns, once in the log and once on the
+    standard error."""
     gate = Gate()
     with logged() as records:
         gate.listens_on(host)
     warned = [record for record in records if "ANYBODY CAN USE THIS SERVER" in record["message"]]
-    assert len(warned) == (not is_private and bool(host))
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ANYBODY CAN USE THIS SERVER")]
+    assert len(warned) == len(shown) == (not is_private and bool(host))
     if is_private:
         gate.check_operator(None)
     else:
