@@ -46,7 +46,10 @@ def test_an_empty_file_has_no_keys() -> None:
         f"- {SECRET}",
         f"- {{tenant: {SECRET}, tenant: b, sha256: {HASH}}}",
         f'[{{"tenant": "{SECRET}", "tenant": "b", "sha256": "{HASH}"}}]',
-        f"- &a {{tenant: {SECRET}}}\n- {{<<: *a, sha256: {HASH}}}",
+        "- "
+        + "".join(f"{{<<: [&a{n} " for n in range(24))
+        + "{k: 1}"
+        + "".join(f", *a{n}]}}" for n in reversed(range(24))),
         f"!!python/object/apply:os.system [{SECRET}]",
         f'"{SECRET}',
         "\ufeff\0" + SECRET,
