@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments.local import torchvision_cure
-from deployments.local.key import key, key_header
+from deployments.local.key import VARIABLE, key, key_header
 from deployments.local.measure import measure
 from deployments.local.plan import plan
 from deployments.local.schedule import schedule
@@ -275,8 +275,9 @@ def _checked(response: httpx.Response) -> httpx.Response:
 
 
 def _error(response: httpx.Response) -> str:
+    hint = f" (This command sends the key in {VARIABLE}.)" if response.status_code == httpx.codes.UNAUTHORIZED else ""
     try:
-        return str(response.json()["error"]["message"])
+        return str(response.json()["error"]["message"]) + hint
     except (ValueError, KeyError, TypeError):
         return f"HTTP {response.status_code}"
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -101,3 +102,10 @@ def test_check_says_everything_that_is_wrong(here: Path) -> None:
     ]
     (here / "mine.yaml").write_text("applications: [")
     assert "mine.yaml: the file is no YAML at line 1:" in CliRunner().invoke(cli.app, ["check", "mine.yaml"]).stderr
+
+
+def test_a_refused_key_names_the_variable() -> None:
+    """The message of a server that asks for a key tells where the command takes it from. Other errors do not."""
+    body = {"error": {"message": "No key."}}
+    assert cli._error(httpx.Response(401, json=body)) == "No key. (This command sends the key in PRISM_API_KEY.)"
+    assert cli._error(httpx.Response(403, json=body)) == "No key."
