@@ -157,7 +157,10 @@ class Gate:
             period_s: The time between two looks.
         """
         while True:
-            await self.look(num_routers())
+            try:
+                await self.look(num_routers())
+            except Exception:
+                log.exception("the keys were not looked at; this is tried again")
             await asyncio.sleep(period_s)
 
     async def look(self, num_routers: int) -> None:

@@ -182,9 +182,17 @@ async def test_a_file_that_was_never_right_lets_nobody_in(tmp_path: Path) -> Non
 
 
 async def test_the_watch_reads_changes_and_counts_routers(gate: Gate, path: Path) -> None:
-    """The watch takes up a new file and the number of Routers by itself."""
-    num_routers = 1
-    watch = asyncio.create_task(gate.watch(lambda: num_routers, period_s=0.0))
+    """The watch takes up a new file and the number of Routers by itself. A look that fails does not end it."""
+    num_routers, num_looks = 1, 0
+
+    def count() -> int:
+        nonlocal num_looks
+        num_looks += 1
+        if num_looks == 1:
+            raise ZeroDivisionError
+        return num_routers
+
+    watch = asyncio.create_task(gate.watch(count, period_s=0.0))
     write(path, b={"key": OTHER, "requests_per_minute": 8})
     async with asyncio.timeout(10):
         while True:
