@@ -30,7 +30,7 @@ What the stages share:
 What the pools share or need besides the stages:
 
     access/           API keys, and what each of them may do
-    admission.py      how many requests and bytes one Router takes on at a time
+    admission/        how many requests and bytes one Router takes on at a time
     routing/          which replica of a pool takes a call
     scaling/          how many replicas each pool should have, and the loads to try that on
     embeddings/       what a process keeps of embeddings, and which replica makes one that several were asked for

@@ -286,9 +286,9 @@ class RouterUserConfig(Frozen):
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
     """The most bytes of a request body."""
     max_held_bytes: int = Field(default=2**30, ge=1)
-    """The bytes of bodies and pictures that one Router replica holds for requests that have not begun to answer. A
-    request that does not fit is refused with 429. The process needs up to three times as much memory: raw, parsed
-    and decoded."""
+    """The bytes of bodies and pictures that one Router replica holds for its requests. Pictures whose embeddings have
+    reached a decoder make way for new requests. A request that does not fit is refused with 429. The process needs up
+    to three times as much memory: raw, parsed and decoded."""
     scaling: Literal["advise", "act"] = "advise"
     """``advise`` only shows the decisions on the sizes of pools, and ``act`` carries them out. There are decisions if
     the application has Prism's ``autoscaling_policy``."""

@@ -1,7 +1,7 @@
 """The messages between processes: one frozen dataclass per edge of the path.
 
     Router ──Call, Picture──> Decoder ──Picture──> VisionEncoder ──Picture──> Preprocessor
-    Router <──FirstPiece, text── Decoder <──Embedding── VisionEncoder <──Pixels── Preprocessor
+    Router <──Begun, FirstPiece, text── Decoder <──Embedding── VisionEncoder <──Pixels── Preprocessor
 
 Encoders ask each other about a ``Digest``. An encoder may answer ``Elsewhere`` instead of an ``Embedding``.
 
@@ -116,6 +116,12 @@ class Call:
     body: dict[str, Any] = field(repr=False)
     num_pixels: Mapping[Digest, int] = field(default_factory=dict, repr=False)
     traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A decoder's word that it has the embeddings of a call's pictures. It comes before the ``FirstPiece`` of a call
+    with pictures, and once more if an embedding is lost and pulled again."""
 
 
 @dataclass(frozen=True, slots=True)

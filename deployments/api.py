@@ -42,10 +42,10 @@ from deployments.openapi.document import openapi_json
 from deployments.responses import EventStream, WholeAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from cluster.access.gate import Gate
-    from cluster.admission import Admission, Slot
+    from cluster.admission.slots import Admission, Slot
     from cluster.config import PrismConfig, RouterUserConfig
     from cluster.messages import Endpoint
     from cluster.stream import Answer
@@ -87,7 +87,7 @@ class Serving(Protocol):
     gate: Gate
 
     async def serve(
-        self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], deadline: Deadline, record: AccessRecord
+        self, endpoint: Endpoint, raw: bytes, slot: Slot, deadline: Deadline, record: AccessRecord
     ) -> Answer:
         """Serves one request up to its first piece."""
 
@@ -140,8 +140,8 @@ def build_api(router: Serving) -> Starlette:
 class Endpoints:
     """The handlers of all routes.
 
-    A request holds its slot until its last byte is sent, and its bytes of body and pictures until its first piece is
-    ready.
+    A request holds its slot and the bytes of its text until its last byte is sent. The bytes of its pictures can be
+    evicted as soon as a decoder has their embeddings.
     """
 
     def __init__(self, router: Serving) -> None:
@@ -163,8 +163,10 @@ class Endpoints:
             for header, instead in REFUSED_HEADERS.items():
                 if header in http.headers:
                     raise UnknownField(f"The header {header} is not accepted; {instead}.", param=header)
-            raw = await self._read_body(http, slot, deadline)
-            answer = await self._router.serve(endpoint, raw, slot.hold, deadline, record)
+            # The body gets no name here, because it would stay for the whole answer.
+            answer = await self._router.serve(
+                endpoint, await self._read_body(http, slot, deadline), slot, deadline, record
+            )
             is_stream = answer.stream and endpoint in STREAMING
             whole = answer.first if is_stream else answer.first + "".join([piece async for piece in answer.rest])
         except ClientDisconnect:
@@ -174,7 +176,6 @@ class Endpoints:
             self._leave(slot, record, error)
             raise
         headers = {"server-timing": record.waterfall.server_timing()} if answer.wants_waterfall else {}
-        slot.drop_bytes()
         if not is_stream:
             return WholeAnswer(whole, partial(self._leave, slot, record), answer.deadline, headers)
         FIRST_PIECE_S.labels(endpoint).observe(record.waterfall.ttft_s)

@@ -9,7 +9,7 @@ from cluster.checkpoint import Checkpoint
 from cluster.embeddings.cache import EmbeddingCache
 from cluster.errors import EmbeddingLost, PoolUnavailable
 from cluster.health import StuckWatch
-from cluster.messages import Elsewhere, Embedding
+from cluster.messages import Begun, Elsewhere, Embedding
 from cluster.metrics import ENGINE_REQUESTS
 from deployments.ray_serve.calls import BySize, answering, calling, cancelled_if_left
 from deployments.ray_serve.replica import ProcessMetrics, end_replica, freeze_heap, log_refusals_briefly
@@ -45,12 +45,12 @@ class Decoder:
         call: Call,
         *pictures: Picture,
         attempts: None = None,  # noqa: ARG002 -- for the request router
-    ) -> AsyncIterator[FirstPiece | str]:
+    ) -> AsyncIterator[Begun | FirstPiece | str]:
         """Runs one call about the given pictures. A stream yields SSE text piece by piece; any other call yields its
         JSON.
 
-        The first item is a ``FirstPiece``. If an embedding is lost on its way to the engine, it is pulled once more,
-        unless the first item has been sent.
+        A call with pictures yields ``Begun`` when their embeddings are here. The first text is a ``FirstPiece``. If an
+        embedding is lost on its way to the engine, it is pulled once more, unless the first text has been sent.
         """
         from cluster.decode.answer import generate  # imports vLLM: not before the engine has started
 
@@ -67,8 +67,9 @@ class Decoder:
                 try:
                     async with aclosing(generate(self._engine, call, grids, pull)) as pieces:
                         async for piece in pieces:
-                            has_begun = True
-                            waiting.clear()  # the bytes of the pictures are not needed while tokens are made
+                            if not isinstance(piece, Begun):
+                                has_begun = True
+                                waiting.clear()  # the bytes of the pictures are not needed while tokens are made
                             yield piece
                     return
                 except EmbeddingLost:

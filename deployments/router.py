@@ -10,20 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import uuid4
 
 from cluster.access.gate import Gate
 from cluster.access.keys import KeysError
 from cluster.access.salt import separate
-from cluster.admission import Admission
+from cluster.admission.slots import Admission
 from cluster.checkpoint import Checkpoint
 from cluster.concurrency import all_or_first_error
 from cluster.config import RouterUserConfig
 from cluster.errors import PoolUnavailable
 from cluster.media.reader import MediaReader
-from cluster.messages import Call, FirstPiece, cache_salt
+from cluster.messages import Begun, Call, FirstPiece, cache_salt
 from cluster.request import read_request
 from cluster.scaling.readings import ScalingSettings
 from cluster.scaling.work import OfferedWork
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from cluster.access_log import AccessRecord
+    from cluster.admission.kept import KeptPictures
+    from cluster.admission.slots import Slot
     from cluster.config import PrismConfig
     from cluster.deadline import Deadline
     from cluster.messages import Endpoint, Picture
@@ -103,7 +105,7 @@ class Router(AsgiIngress):
         return build_api(self)
 
     async def serve(
-        self, endpoint: Endpoint, raw: bytes, hold: Callable[[int], None], deadline: Deadline, record: AccessRecord
+        self, endpoint: Endpoint, raw: bytes, slot: Slot, deadline: Deadline, record: AccessRecord
     ) -> Answer:
         """Serves one request up to its first piece. The answer's ``rest`` gives the other pieces as the decoder makes
         them.
@@ -111,7 +113,7 @@ class Router(AsgiIngress):
         Args:
             endpoint: The endpoint of vLLM's API that was called.
             raw: The request's body.
-            hold: Called with a number of bytes before the request holds that many more; it may refuse by raising.
+            slot: Holds the bytes of the request: first of its body and its pictures as they are read, then of the call.
             deadline: The time that the request may take at most. It may ask for less.
             record: Takes down where the request went and which stage its time was spent in.
 
@@ -127,7 +129,7 @@ class Router(AsgiIngress):
         waterfall.reach("parse")
         try:
             async with asyncio.timeout_at(deadline.at_s):
-                pictures = await self._read_pictures(request, hold)
+                pictures = await self._read_pictures(request, slot.hold)
         except TimeoutError:
             raise deadline.exceeded(cause="reading the pictures") from None
         waterfall.reach("fetch")
@@ -141,13 +143,14 @@ class Router(AsgiIngress):
             num_pixels={picture.digest: picture.num_pixels for picture in pictures},
             traceparent=None if record.trace is None else record.trace.traceparent,
         )
-        distinct = list({picture.digest: picture for picture in pictures}.values())
-        # A text that is parsed and packed again may take three times its bytes.
-        num_bytes = 3 * (len(raw) - request.num_url_chars) + sum(len(picture.data) for picture in distinct)
+        num_text_bytes = len(raw) - request.num_url_chars
+        kept = slot.keep({picture.digest: picture for picture in pictures}.values(), num_text_bytes)
+        is_stream, wants_waterfall = request.stream, request.wants_waterfall
+        del raw, request, pictures  # an answer that is not streamed takes long, and only ``slot`` counts what stays
         attempts = Attempts("decoder", record.decoders)
-        first, rest = await self._begin(call, distinct, num_bytes, deadline, attempts)
+        first, rest = await self._begin(call, kept, num_text_bytes, deadline, attempts)
         waterfall.reach_first_piece(first.spent)
-        return Answer(first.text, rest, request.stream, request.wants_waterfall, deadline)
+        return Answer(first.text, rest, is_stream, wants_waterfall, deadline)
 
     async def _read_pictures(self, request: ClientRequest, hold: Callable[[int], None]) -> list[Picture]:
         """Reads all pictures of a request concurrently; gives one for each of its picture fields, in their order."""
@@ -157,32 +160,37 @@ class Router(AsgiIngress):
         )
 
     async def _begin(
-        self, call: Call, pictures: Sequence[Picture], num_bytes: int, deadline: Deadline, attempts: Attempts
+        self, call: Call, kept: KeptPictures, num_text_bytes: int, deadline: Deadline, attempts: Attempts
     ) -> tuple[FirstPiece, AsyncGenerator[str]]:
         """The first piece of an answer, and the rest. If a decoder fails before its first piece, another one is asked,
-        once."""
+        once. The pictures may be evicted as soon as the decoder has begun."""
         while True:
-            pieces = self._decode(call, pictures, num_bytes, deadline, attempts)
+            pieces = self._decode(call, kept, num_text_bytes, deadline, attempts)
             try:
-                return cast(FirstPiece, await anext(pieces)), cast(AsyncGenerator[str], pieces)
+                while isinstance(first := await anext(pieces), Begun):
+                    kept.release()
+                kept.release()
+                return cast(FirstPiece, first), cast(AsyncGenerator[str], pieces)
             except PoolUnavailable:
                 if not attempts.can_retry():
                     raise
 
     async def _decode(
-        self, call: Call, pictures: Sequence[Picture], num_bytes: int, deadline: Deadline, attempts: Attempts
-    ) -> AsyncGenerator[FirstPiece | str]:
-        """Calls a decoder and yields its answer piece by piece: first a ``FirstPiece``, then text.
+        self, call: Call, kept: KeptPictures, num_text_bytes: int, deadline: Deadline, attempts: Attempts
+    ) -> AsyncGenerator[Begun | FirstPiece | str]:
+        """Calls a decoder and yields its answer piece by piece: ``Begun`` if there are pictures, a ``FirstPiece``, then
+        text.
 
         Raises:
             DeadlineExceeded: A piece did not come in time; the call is cancelled.
             PrismError: The decoder's own error.
         """
-        generate = self._generate.for_size(num_bytes)
+        # A text that is parsed and packed again may take three times its bytes.
+        generate = self._generate.for_size(3 * num_text_bytes + kept.num_bytes)
+        asked = generate.remote(call, *kept.pictures, attempts=attempts)
         try:
-            with cancelled_if_left(generate.remote(call, *pictures, attempts=attempts)) as response, calling("decoder"):
-                del pictures  # their bytes are not needed while tokens are made
-                pieces = cast(AsyncIterator[FirstPiece | str], response)
+            with cancelled_if_left(asked) as response, calling("decoder"):
+                pieces = cast(AsyncIterator[Begun | FirstPiece | str], response)
                 while True:
                     try:
                         async with asyncio.timeout_at(deadline.at_s):

@@ -27,7 +27,7 @@ from cluster.decode.prompts import (
 from cluster.decode.refusals import chunk_refusal, engine_died, invalid_field, misread, refusal
 from cluster.decode.stats import Accepted, judging, watch
 from cluster.errors import EmbeddingLost, InternalError, PrismError
-from cluster.messages import Call, Embedding, FirstPiece, is_picture, picture_part
+from cluster.messages import Begun, Call, Embedding, FirstPiece, is_picture, picture_part
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -44,10 +44,11 @@ MAX_PIECE_CHARS: Final = 2**20 - 2**10
 Request = TypeVar("Request", bound=BaseModel)
 
 
-async def generate(engine: Engine, call: Call, grids: Grids, pull: Pull) -> AsyncGenerator[FirstPiece | str]:
+async def generate(engine: Engine, call: Call, grids: Grids, pull: Pull) -> AsyncGenerator[Begun | FirstPiece | str]:
     """Runs one call. A stream yields SSE text piece by piece; any other call yields its JSON text.
 
-    The first item is a ``FirstPiece``. Closing the iterator, or cancelling its task, frees the engine's slot.
+    A call with pictures yields ``Begun`` as soon as their embeddings are here, long before an answer that is not
+    streamed. The first text is a ``FirstPiece``. Closing the iterator, or cancelling its task, frees the engine's slot.
 
     If an embedding is missing, vLLM judges the request first. Then room for all embeddings is reserved, and then they
     are pulled. If one is removed while the request waits for room, it is judged after that. If none is missing, vLLM
@@ -61,8 +62,8 @@ async def generate(engine: Engine, call: Call, grids: Grids, pull: Pull) -> Asyn
 
     Raises:
         EmbeddingLost: An embedding was gone before the engine read it. The caller may run the call again if it has got
-            no item.
-        PrismError: vLLM refused the request, or an embedding could not be pulled. These come before the first item, so
+            no text.
+        PrismError: vLLM refused the request, or an embedding could not be pulled. These come before the first text, so
             that the client gets a proper status. The engine may fail later, too.
     """
     if call.endpoint == "tokenize":  # to count tokens, the size of a picture is enough
@@ -79,6 +80,8 @@ async def generate(engine: Engine, call: Call, grids: Grids, pull: Pull) -> Asyn
         if room.empty and not is_judged:  # what was here may have made way for others while this request waited
             spent["render"] = await _judge(engine, call, grids)
         handoff = await _filled(room, pull, spent)
+        if grids:
+            yield Begun()
         try:
             async with aclosing(_run(engine, call, handoff, spent)) as pieces:
                 async for piece in pieces:

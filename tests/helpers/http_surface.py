@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, cast
 import uvicorn
 
 from cluster.access.gate import Gate
-from cluster.admission import Admission
+from cluster.admission.slots import Admission
 from cluster.config import PrismConfig, RouterConfig, RouterUserConfig
 from cluster.tracing import Tracing
 from deployments.api import build_api
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from starlette.applications import Starlette
 
     from cluster.stream import Answer
     from deployments.api import Serving
@@ -49,14 +51,19 @@ async def served(
     config = PrismConfig(router=RouterConfig(request_timeout_s=timeout_s))
     limits, gate = RouterUserConfig(), gate or Gate()
     router = SimpleNamespace(config=config, limits=limits, admission=admission, gate=gate, serve=serve, tracing=tracing)
-    server = uvicorn.Server(
-        uvicorn.Config(build_api(cast("Serving", router)), port=0, log_config=None, lifespan="off", access_log=False)
-    )
+    async with listening(build_api(cast("Serving", router))) as port:
+        yield port, admission
+
+
+@asynccontextmanager
+async def listening(api: Starlette) -> AsyncIterator[int]:
+    """Runs an application in this event loop, and yields its port."""
+    server = uvicorn.Server(uvicorn.Config(api, port=0, log_config=None, lifespan="off", access_log=False))
     running = asyncio.ensure_future(server.serve())
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0)
     try:
-        yield server.servers[0].sockets[0].getsockname()[1], admission
+        yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = server.force_exit = True
         await running

@@ -22,7 +22,7 @@ from cluster.checkpoint import Checkpoint, ProcessorSettings
 from cluster.concurrency import all_or_first_error
 from cluster.config import PrismConfig
 from cluster.embeddings.cache import EmbeddingCache
-from cluster.messages import Call, Embedding, FirstPiece, Grid, Picture, Pixels
+from cluster.messages import Begun, Call, Embedding, FirstPiece, Grid, Picture, Pixels
 from deployments import app, decoder, encoder, preprocessor
 from deployments.ray_serve.calls import BySize, answering
 from deployments.ray_serve.replica import freeze_heap, log_refusals_briefly
@@ -135,11 +135,13 @@ class Decoder(decoder.Decoder):
         call: Call,
         *pictures: Picture,
         attempts: None = None,  # noqa: ARG002 -- for the request router
-    ) -> AsyncIterator[FirstPiece | str]:
+    ) -> AsyncIterator[Begun | FirstPiece | str]:
         """Pulls the embeddings, and streams the engine's words."""
         with answering("decoder"):
             found = await all_or_first_error(self._pulls.embedding_for(picture, self._encoded) for picture in pictures)
             embeddings, spent = {one.digest: one for one in found}, found[-1].spent if found else {}
+            if found:
+                yield Begun()
             async with aclosing(self._engine.generate(call, embeddings, spent)) as pieces:
                 async for piece in pieces:
                     yield piece

@@ -21,7 +21,7 @@ from cluster.decode.start import start_engine
 from cluster.decode.transport.store import BLOCK_BYTES
 from cluster.embeddings.cache import EmbeddingCache
 from cluster.errors import EmbeddingLost, InvalidRequest, TooManyPictures
-from cluster.messages import Call, Embedding, FirstPiece, Picture, picture_part
+from cluster.messages import Begun, Call, Embedding, FirstPiece, Picture, picture_part
 from deployments.decoder import Decoder
 from tests.helpers.ask import chat
 from tests.helpers.servers import with_changes
@@ -116,7 +116,8 @@ async def said(engine: Engine, name: str, pictures: list[Embedding], **options: 
 
     grids = {picture.digest: picture.grid for picture in pictures}
     answer = generate(engine, asked(name, pictures, **options), grids, pull)
-    return [piece.text if isinstance(piece, FirstPiece) else piece async for piece in answer]
+    texts = [piece.text if isinstance(piece, FirstPiece) else piece async for piece in answer]
+    return [text for text in texts if not isinstance(text, Begun)]
 
 
 async def tokens(

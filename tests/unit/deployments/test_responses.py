@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from cluster.access_log import AccessRecord
-    from cluster.admission import Admission
+    from cluster.admission.slots import Admission
     from cluster.deadline import Deadline
 
 CHAT = "/v1/chat/completions"

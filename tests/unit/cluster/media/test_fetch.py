@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from cluster.admission import Admission
+from cluster.admission.slots import Admission
 from cluster.config import MediaConfig
 from cluster.errors import (
     BodyTooLarge,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from cluster.admission import Admission
+from cluster.admission.slots import Admission
 from cluster.config import MediaConfig
 from cluster.errors import BodyTooLarge, ForbiddenUrl, InvalidPicture, PictureTooLarge, PrismError, UnsupportedScheme
 from cluster.media.reader import MediaReader

@@ -14,7 +14,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
-from cluster.admission import Admission
+from cluster.admission.slots import Admission
 from cluster.config import MediaConfig, ModelConfig, PrismConfig, RouterUserConfig
 from cluster.errors import MethodNotAllowed, PrismError, RouteNotFound
 from cluster.request import OPERATOR_FIELDS

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cluster.admission import Admission, Slot
+from cluster.admission.slots import Admission, Slot
 from cluster.errors import BodyTooLarge, Overloaded
 
 

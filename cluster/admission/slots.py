@@ -1,13 +1,19 @@
-"""Admission: the requests and bytes that one Router replica takes on at a time.
+"""The limits of one Router on requests in flight and on bytes, and what each request holds of them.
 
 In: a request that arrives, and the bytes that it needs. Out: a ``Slot``, or an error at once if it does not fit.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from cluster.admission.kept import EvictableBytes, KeptPictures
 from cluster.errors import BodyTooLarge, Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cluster.messages import Picture
 
 
 class Admission:
@@ -15,11 +21,13 @@ class Admission:
 
     Args:
         max_requests: The most requests in flight.
-        max_bytes: The most bytes of bodies and pictures, over all requests that have not begun to answer.
+        max_bytes: The most bytes of bodies and pictures, over all requests in flight. Pictures that may be evicted
+            count as free.
     """
 
     def __init__(self, max_requests: int, max_bytes: int) -> None:
         self.set_limits(max_requests, max_bytes)
+        self.evictable = EvictableBytes()
         self.num_requests = 0
         self.num_bytes = 0
 
@@ -51,7 +59,7 @@ class Admission:
         self.num_bytes -= num_bytes
 
     def take_bytes(self, num_bytes: int, *, held: int) -> None:
-        """Takes bytes for a request.
+        """Takes bytes for a request. If they do not fit, pictures that may be evicted make way, the oldest first.
 
         Args:
             num_bytes: The bytes to take.
@@ -67,12 +75,15 @@ class Admission:
                 "send fewer pictures."
             )
             raise BodyTooLarge(message, asked_bytes=held + num_bytes, limit_bytes=self._max_bytes)
-        if self.num_bytes + num_bytes > self._max_bytes:
+        needed_bytes = self.num_bytes - self.evictable.num_bytes
+        if needed_bytes + num_bytes > self._max_bytes:
             message = (
-                f"{self.num_bytes} bytes of requests and pictures are held here, near the limit; "
+                f"{needed_bytes} bytes of requests and pictures are held here, near the limit; "
                 "send the request again shortly."
             )
-            raise Overloaded(message, held_bytes=self.num_bytes, limit_bytes=self._max_bytes)
+            raise Overloaded(message, held_bytes=needed_bytes, limit_bytes=self._max_bytes)
+        while self.num_bytes + num_bytes > self._max_bytes:
+            self.num_bytes -= self.evictable.evict()
         self.num_bytes += num_bytes
 
 
@@ -86,6 +97,7 @@ class Slot:
     def __init__(self, admission: Admission) -> None:
         self._admission: Final = admission
         self._num_bytes = 0
+        self._kept: KeptPictures | None = None
         self._is_refused = False
         self.is_left = False
 
@@ -107,10 +119,25 @@ class Slot:
             raise
         self._num_bytes += num_bytes
 
+    def keep(self, pictures: Iterable[Picture], num_text_bytes: int) -> KeptPictures:
+        """Holds these bytes in place of all that the request has reserved: its body was read and is gone.
+
+        Args:
+            pictures: The distinct pictures of the request.
+            num_text_bytes: The bytes of the rest of its body. They are held until the request ends.
+        """
+        assert self._kept is None, "a request keeps its pictures once"
+        kept = self._kept = KeptPictures(pictures, self._admission.evictable)
+        self._admission.release_bytes(self._num_bytes - kept.num_bytes - num_text_bytes)
+        self._num_bytes = num_text_bytes
+        return kept
+
     def drop_bytes(self) -> None:
-        """Releases the reserved bytes of the request and keeps its slot. A second call has no effect."""
-        self._admission.release_bytes(self._num_bytes)
+        """Releases all bytes of the request and keeps its slot. A second call has no effect."""
+        self._admission.release_bytes(self._num_bytes + (self._kept.num_bytes if self._kept else 0))
         self._num_bytes = 0
+        if self._kept:
+            self._kept.drop()
 
     def leave(self) -> None:
         """Gives the bytes and the slot back."""

@@ -1,0 +1,159 @@
+"""A Router over HTTP, with a function in place of its decoders."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from cluster.errors import PoolUnavailable
+from cluster.messages import Begun, Call, FirstPiece, Picture
+from tests.helpers.ask import chat, image, random_png, text
+from tests.helpers.http_surface import here
+from tests.helpers.local_router import routed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+
+    from deployments.router import Router
+
+CHAT = "/v1/chat/completions"
+MIB = 2**20
+NUM_ASKED = 12
+PICTURE_BYTES = 9 * MIB // 8
+HELD_BYTES = 32 * MIB
+"""An eighth of the sizes at which a dozen requests once filled a Router."""
+
+
+def about(*seeds: int, **options: Any) -> Mapping[str, Any]:
+    """Returns a request about large pictures."""
+    pictures = [image(random_png(56, 56, seed).ljust(PICTURE_BYTES, b"\0")) for seed in seeds]
+    return chat([*pictures, text("What is it?")], **options)
+
+
+class Decoders:
+    """Decoders that begin at once and answer when they are told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Call, tuple[Picture, ...]]] = []
+        self.may_begin = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.num_failing = 0
+
+    async def generate(self, call: Call, *pictures: Picture) -> AsyncGenerator[Begun | FirstPiece | str]:
+        """See ``Decoder.generate``."""
+        self.calls.append((call, pictures))
+        await self.may_begin.wait()
+        if pictures:
+            yield Begun()
+        await self.may_answer.wait()
+        if self.num_failing:
+            self.num_failing -= 1
+            raise PoolUnavailable("The engine died.", pool="decoder")
+        yield FirstPiece("{}", {})
+
+
+@asynccontextmanager
+async def asked_by(decoders: Decoders, num_decoders: int = 1) -> AsyncIterator[tuple[httpx.AsyncClient, Router]]:
+    """Runs a Router in front of the decoders. Yields a client of it, and the Router."""
+    async with (
+        routed(decoders.generate, num_decoders=num_decoders, max_body_bytes=4 * MIB, max_held_bytes=HELD_BYTES) as (
+            port,
+            router,
+        ),
+        httpx.AsyncClient(base_url=here(port), timeout=60) as client,
+    ):
+        yield client, router
+
+
+async def reaches(number: int, decoders: Decoders) -> None:
+    """Waits until the decoders have got so many calls."""
+    while len(decoders.calls) < number:  # noqa: ASYNC110 - nothing else tells
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_generation_keeps_nobody_from_sending_pictures(stream: bool) -> None:
+    """While as many answers are made as once filled the Router with their pictures, a further request with pictures
+    is served, however the answers are sent."""
+    decoders = Decoders()
+    decoders.may_begin.set()
+    async with asked_by(decoders) as (client, router):
+        waiting = []
+        for number in range(NUM_ASKED):
+            waiting.append(asyncio.ensure_future(client.post(CHAT, json=about(number, stream=stream))))
+            await reaches(number + 1, decoders)
+        last = asyncio.ensure_future(client.post(CHAT, json=about(99, 98)))
+        await reaches(NUM_ASKED + 1, decoders)
+        assert router.admission.num_bytes <= HELD_BYTES
+        decoders.may_answer.set()
+        answers = [one.status_code for one in await asyncio.gather(*waiting, last)]
+    assert answers == [200] * (NUM_ASKED + 1)
+    assert (router.admission.num_bytes, router.admission.evictable.num_bytes) == (0, 0)
+
+
+async def test_pictures_that_wait_for_a_decoder_are_not_evicted() -> None:
+    """Requests whose decoder has not begun keep their bytes, and the one that does not fit is refused."""
+    decoders = Decoders()
+    async with asked_by(decoders) as (client, _):
+        asked = [asyncio.ensure_future(client.post(CHAT, json=about(number))) for number in range(40)]
+        refused: set[int] = set()
+        while not refused:
+            done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            refused = {one.result().status_code for one in done}
+        decoders.may_begin.set()
+        decoders.may_answer.set()
+        statuses = {one.status_code for one in await asyncio.gather(*asked)}
+    assert (refused, statuses) == ({429}, {200, 429})
+    assert all(len(picture.data) == PICTURE_BYTES for _, pictures in decoders.calls for picture in pictures)
+
+
+async def test_the_body_itself_is_gone_while_the_answer_is_made() -> None:
+    """What is counted while a whole answer is made is its text and its pictures, without the base64 of its body."""
+    decoders = Decoders()
+    body = json.dumps(about(1)).encode()
+    async with asked_by(decoders) as (client, router):
+        asked = asyncio.ensure_future(client.post(CHAT, content=body))
+        await reaches(1, decoders)
+        num_text_bytes = router.admission.num_bytes - PICTURE_BYTES
+        assert 0 < num_text_bytes < 1000
+        decoders.may_begin.set()
+        decoders.may_answer.set()
+        assert (await asked).status_code == 200
+
+
+async def test_an_error_after_the_beginning_is_still_a_status() -> None:
+    """A decoder that fails after it has begun, and before its first text, makes an error with a proper status."""
+    decoders = Decoders()
+    decoders.may_begin.set()
+    decoders.may_answer.set()
+    decoders.num_failing = 1
+    async with asked_by(decoders) as (client, router):
+        for stream in (False, True):
+            decoders.num_failing = 1
+            answer = await client.post(CHAT, json=about(1, stream=stream))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stage_unavailable")
+        assert (router.admission.num_requests, router.admission.num_bytes) == (0, 0)
+
+
+async def test_a_second_try_asks_for_evicted_pictures_by_their_digest() -> None:
+    """If a decoder fails after it has begun, the next one gets the pictures whose bytes are still here, and of the
+    others all but the bytes."""
+    decoders = Decoders()
+    decoders.may_begin.set()
+    decoders.num_failing = 1
+    async with asked_by(decoders, num_decoders=2) as (client, router):
+        asked = asyncio.ensure_future(client.post(CHAT, json=about(1, 2)))
+        while not router.admission.evictable.num_bytes:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(0)
+        filling = router.admission.enter()
+        filling.hold(HELD_BYTES - router.admission.num_bytes + 1)
+        decoders.may_answer.set()
+        assert (await asked).status_code == 200
+    [(_, sent), (_, again)] = decoders.calls
+    assert [len(picture.data) for picture in again] == [0, PICTURE_BYTES]
+    assert [picture.digest for picture in again] == [picture.digest for picture in sent]
