@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -174,3 +175,23 @@ async def test_the_estimate_is_near_the_answer(prism: httpx.AsyncClient, path: s
     assert response.status_code == httpx.codes.OK, response.text
     frame = 600 * (len(prompts) * body.get("n", 1))  # the same for any request: names, usage, an object for each choice
     assert 0.8 * (len(response.content) - frame) <= size.num_bytes <= 3 * len(response.content)
+
+
+NUM_ASKED, LARGE_BYTES = 12, 9 * 2**20
+"""With their bodies, the pictures of so many requests fill the default ``max_held_bytes``."""
+
+
+async def test_answers_that_are_not_streamed_do_not_hold_their_pictures(prism: httpx.AsyncClient) -> None:
+    """While a dozen long answers about large pictures are made, one more request with such a picture is served."""
+
+    async def ask(number: int, num_tokens: int) -> int:
+        picture = image(random_png(56, 56, 90_000 + number).ljust(LARGE_BYTES, b"\0"))
+        body = chat([picture, text("?")], max_tokens=num_tokens, ignore_eos=True)
+        return (await prism.post(CHAT, json=body)).status_code
+
+    long = [asyncio.ensure_future(ask(number, 1500)) for number in range(NUM_ASKED)]
+    while (await counted(prism, "prism_engine_requests", "decoder")).total() < NUM_ASKED:
+        assert not any(one.done() for one in long)
+    assert await ask(NUM_ASKED, 4) == 200
+    assert not any(one.done() for one in long)
+    assert [await one for one in long] == [200] * NUM_ASKED
