@@ -43,7 +43,7 @@ class AccessRecord:
         decoders: The decoders that it was sent to, in order.
         trace: The request's trace, if there is a collector for it.
         tenant: The tenant whose API key the request has; empty without keys.
-        priority: The priority of that key; 0 without keys.
+        priority: The priority of that key: higher ones go first where requests wait.
         caller: The holder of that key; None without keys.
 
     Args:

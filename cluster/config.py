@@ -289,6 +289,9 @@ class RouterUserConfig(Frozen):
     """The bytes of bodies and pictures that one Router replica holds for its requests. Pictures whose embeddings have
     reached a decoder make way for new requests. A request that does not fit is refused with 429. The process needs up
     to three times as much memory: raw, parsed and decoded."""
+    max_wait_s: float = Field(default=30.0, gt=0)
+    """The longest time that a new request may wait in the Router while the stages behind it are full, as estimated. If
+    it would wait longer, it is refused with 429, and ``Retry-After`` says when a retry succeeds."""
     scaling: Literal["advise", "act"] = "advise"
     """``advise`` only shows the decisions on the sizes of pools, and ``act`` carries them out. There are decisions if
     the application has Prism's ``autoscaling_policy``."""

@@ -67,6 +67,8 @@ class PrismError(Exception):
         self.message: Final = message
         self.param = param
         self.figures: Final = figures
+        self.retry_after_s: float = 1
+        """The seconds for ``Retry-After``, if a retry can help."""
         self.replica: str | None = None
         """The pool and the replica that failed or refused, as ``pool/replica``, for the log; None if it was the Router
         itself."""
@@ -282,7 +284,7 @@ class RateLimited(ServingError):
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0, **options: Any) -> None:
         super().__init__(message, **options)
-        self.retry_after_s: Final = retry_after_s
+        self.retry_after_s = retry_after_s
 
 
 class InternalError(ServingError):

@@ -26,6 +26,12 @@ RETRIES: Final = Counter(
     "prism_retries", "Calls that were sent again because a replica failed, by its pool.", ["called"]
 )
 IN_FLIGHT: Final = Gauge("prism_requests_in_flight", "Requests that hold a slot of this Router replica now.")
+WAITING: Final = Gauge(
+    "prism_waiting_requests", "Requests that wait in this Router replica because a stage is full, by stage.", ["stage"]
+)
+OLDEST_WAIT_S: Final = Gauge(
+    "prism_oldest_wait_seconds", "Seconds that the oldest of these requests has waited, by stage.", ["stage"]
+)
 ENGINE_REQUESTS: Final = Gauge(
     "prism_engine_requests",
     "Requests that the decoder's engine holds now. vLLM's own gauge is not updated while the engine is idle.",

@@ -23,6 +23,7 @@ STAGES: Final = {
     "receive": "receiving the body",
     "parse": "parsing and checking the body",
     "fetch": "turning picture URLs into bounded bytes",
+    "admission": "waiting in the Router because the encoders or the decoders are full; missing if it did not wait",
     "preprocess_queue": "the call to a preprocessor, and waiting for its earlier pictures",
     "preprocess": "decoding, resizing and cutting up the picture",
     "encode_queue": "waiting for the encoder's earlier pictures, and for a batch",

@@ -60,8 +60,6 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
     "/detokenize": "detokenize",
 }
 STREAMING: Final[frozenset[Endpoint]] = frozenset({"chat", "completions"})
-RETRY_AFTER_S: Final = 1
-"""The value of ``Retry-After`` on errors that a retry can help against."""
 BODY_GRACE_S: Final = 20.0
 BODY_MIN_RATE: Final = 64 * 2**10
 """Bytes per second. A body may take ``BODY_GRACE_S``, and one more second for each ``BODY_MIN_RATE`` bytes that have
@@ -320,7 +318,7 @@ def _prism_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PrismError)
     headers: dict[str, str] = {}
     if error.can_retry:
-        headers["retry-after"] = str(max(1, math.ceil(getattr(error, "retry_after_s", RETRY_AFTER_S))))
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, InvalidKey):
         headers["www-authenticate"] = 'Bearer realm="prism"'
     return JSONResponse(error.to_openai(_request_id(request)), status_code=error.status, headers=headers)

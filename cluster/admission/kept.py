@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from cluster.messages import Picture
 
@@ -61,6 +61,8 @@ class KeptPictures:
     def __init__(self, pictures: Iterable[Picture], evictable: EvictableBytes) -> None:
         self.pictures: Final = list(pictures)
         self._evictable: Final = evictable
+        self.when_released: Callable[[], None] = lambda: None
+        """Called once, at the release."""
         self._is_released = False
 
     @property
@@ -72,6 +74,7 @@ class KeptPictures:
         """Allows that the bytes are evicted, because the decoder has the embeddings. A second call has no effect."""
         if not self._is_released:
             self._is_released = True
+            self.when_released()
             for index, picture in enumerate(self.pictures):
                 self._evictable.add(self, index, len(picture.data))
 

@@ -11,8 +11,9 @@ from cluster.admission.kept import EvictableBytes, KeptPictures
 from cluster.errors import BodyTooLarge, Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from cluster.admission.gate import Pass
     from cluster.messages import Picture
 
 
@@ -28,6 +29,8 @@ class Admission:
     def __init__(self, max_requests: int, max_bytes: int) -> None:
         self.set_limits(max_requests, max_bytes)
         self.evictable = EvictableBytes()
+        self.retry_after_s: Callable[[], int] = lambda: 1
+        """Tells the seconds for ``Retry-After`` of a request that is refused here."""
         self.num_requests = 0
         self.num_bytes = 0
 
@@ -46,7 +49,7 @@ class Admission:
             message = (
                 f"{self.num_requests} requests are in flight here, which is the limit; send the request again shortly."
             )
-            raise Overloaded(message, in_flight=self.num_requests, limit=self._max_requests)
+            raise self._told(Overloaded(message, in_flight=self.num_requests, limit=self._max_requests))
         self.num_requests += 1
         return Slot(self)
 
@@ -81,14 +84,24 @@ class Admission:
                 f"{needed_bytes} bytes of requests and pictures are held here, near the limit; "
                 "send the request again shortly."
             )
-            raise Overloaded(message, held_bytes=needed_bytes, limit_bytes=self._max_bytes)
+            raise self._told(Overloaded(message, held_bytes=needed_bytes, limit_bytes=self._max_bytes))
         while self.num_bytes + num_bytes > self._max_bytes:
             self.num_bytes -= self.evictable.evict()
         self.num_bytes += num_bytes
 
+    @property
+    def num_free(self) -> int:
+        """The slots that are free."""
+        return max(0, self._max_requests - self.num_requests)
+
+    def _told(self, error: Overloaded) -> Overloaded:
+        """The error with the time after which the client may try again."""
+        error.retry_after_s = self.retry_after_s()
+        return error
+
 
 class Slot:
-    """One request's slot and its bytes. Giving them back a second time has no effect.
+    """One request's slot, its bytes and its passes. Giving them back a second time has no effect.
 
     When a request cannot reserve more bytes, it releases the ones it holds immediately. Otherwise two requests that do
     not fit together could each be rejected because of the other.
@@ -98,6 +111,7 @@ class Slot:
         self._admission: Final = admission
         self._num_bytes = 0
         self._kept: KeptPictures | None = None
+        self._passes: Final[list[Pass]] = []
         self._is_refused = False
         self.is_left = False
 
@@ -132,6 +146,10 @@ class Slot:
         self._num_bytes = num_text_bytes
         return kept
 
+    def attach(self, one: Pass) -> None:
+        """Has a pass given back when the request leaves, at the latest."""
+        self._passes.append(one)
+
     def drop_bytes(self) -> None:
         """Releases all bytes of the request and keeps its slot. A second call has no effect."""
         self._admission.release_bytes(self._num_bytes + (self._kept.num_bytes if self._kept else 0))
@@ -140,8 +158,10 @@ class Slot:
             self._kept.drop()
 
     def leave(self) -> None:
-        """Gives the bytes and the slot back."""
+        """Gives the bytes, the slot and the passes back."""
         self.drop_bytes()
         if not self.is_left:
             self.is_left = True
             self._admission.release()
+            for one in self._passes:
+                one.leave()

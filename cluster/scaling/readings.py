@@ -27,6 +27,10 @@ TTFT_SLO_S: Final = "ttft_slo_s"
 WINDOW_S: Final = "window_s"
 """The names of the settings that a Router reports as numbers."""
 
+HELD: Final = {"Preprocessor": "held_preprocessor", "VisionEncoder": "held_encoder", "Decoder": "held_decoder"}
+"""The names of the figures in which a Router reports the requests that it holds back because a pool is full, by the
+name of the pool's deployment."""
+
 SHARES: Final = {"Router": 0.1, "Preprocessor": 0.15, "VisionEncoder": 0.25, "Decoder": 0.5}
 """Each pool's share of the time to the first token, by the name of its deployment. Work may wait so long."""
 LEADS_S: Final = {"Router": 30.0, "Preprocessor": 30.0, "VisionEncoder": 30.0, "Decoder": 300.0}
@@ -94,6 +98,23 @@ def settings_in(figures: Figures, now_s: float) -> ScalingSettings | None:
         return None
     acts, slos_s, windows_s = zip(*found, strict=True)
     return ScalingSettings(all(acts), min(slos_s), min(windows_s))
+
+
+def num_held(router_figures: Figures, pool: str, running: frozenset[str], now_s: float) -> float:
+    """The requests that the running Routers hold back because a pool is full.
+
+    Args:
+        router_figures: What the Routers report.
+        pool: The name of the pool's deployment.
+        running: The names of the running Routers.
+        now_s: The time in seconds, on the clock of the figures.
+    """
+    held = router_figures.get(HELD.get(pool, ""), {})
+    return sum(
+        (num_requests if is_sound(Offered(at_s, num_requests), now_s, MAX_AGE_S) else 0.0)
+        for replica, (at_s, num_requests) in held.items()
+        if replica in running
+    )
 
 
 def reading_of(

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.scaling.policy import JointPolicy
-from cluster.scaling.readings import ScalingSettings, reading_of, settings_in
+from cluster.scaling.readings import ScalingSettings, num_held, reading_of, settings_in
 from deployments.ray_serve.decisions import publish
 
 if TYPE_CHECKING:
@@ -77,10 +77,13 @@ class JointScaling:
 
     def _decide(self, contexts: Mapping[DeploymentKey, AutoscalingContext], now_s: float) -> dict[DeploymentKey, int]:
         by_name = {deployment.name: (deployment, context) for deployment, context in contexts.items()}
-        settings = settings_in(figures_of(by_name[ROUTER][1]), now_s) if ROUTER in by_name else None
+        router = by_name[ROUTER][1] if ROUTER in by_name else None
+        told = figures_of(router) if router else {}
+        routers = names_of(router) if router else frozenset()
+        settings = settings_in(told, now_s)
         if settings is not None:
             self._policy.set_traits(settings.traits(self._start_s))
-        readings = {name: read(context) for name, (_, context) in by_name.items()}
+        readings = {name: read(context, num_held(told, name, routers, now_s)) for name, (_, context) in by_name.items()}
         decisions = self._policy.decide(readings, now_s)
         acts = settings is not None and settings.acts
         self._show(decisions, acts=acts)
@@ -135,15 +138,25 @@ def figures_of(context: AutoscalingContext) -> Figures:
     }
 
 
-def read(context: AutoscalingContext) -> PoolReading:
-    """The reading of one pool."""
+def names_of(context: AutoscalingContext) -> frozenset[str]:
+    """The names of a pool's running replicas."""
+    return frozenset(replica.unique_id for replica in context.running_replicas)
+
+
+def read(context: AutoscalingContext, num_held: float = 0.0) -> PoolReading:
+    """The reading of one pool.
+
+    Args:
+        context: What Serve knows of the pool.
+        num_held: The requests that wait for it in the Routers.
+    """
     return reading_of(
         figures_of(context),
-        frozenset(replica.unique_id for replica in context.running_replicas),
+        names_of(context),
         target=context.target_num_replicas,
         min_replicas=context.capacity_adjusted_min_replicas,
         max_replicas=context.capacity_adjusted_max_replicas,
-        num_queued=context.total_queued_requests or 0.0,
+        num_queued=(context.total_queued_requests or 0.0) + num_held,
     )
 
 

@@ -53,6 +53,12 @@ def actors_of(pool: DeploymentHandle[Any]) -> dict[Replica, ActorHandle[Any]]:
     return {name.unique_id: replica._actor_handle for name, replica in router.curr_replicas.items()} if router else {}
 
 
+def max_calls(pool: DeploymentHandle[Any]) -> list[int]:
+    """The most calls that each replica of an opened pool takes at a time, as far as this process knows the pool."""
+    router = _router(pool)
+    return [replica.max_ongoing_requests for replica in router.curr_replicas.values()] if router else []
+
+
 def call(actor: ActorHandle[Any], method: str, *arguments: Any) -> Awaitable[Any]:
     """Calls a method of a replica on its actor's event loop. The method must not be async."""
     return cast("Awaitable[Any]", actor.__ray_call__.remote(_call, method, *arguments))

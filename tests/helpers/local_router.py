@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     Generate = Callable[..., AsyncGenerator[Piece]]
 
 
+MAX_CALLS = 1024
+
+
 class LocalPool:
     """Stands for Serve's handle of a pool and of its method.
 
@@ -35,7 +38,7 @@ class LocalPool:
     def __init__(self, num_replicas: int, generate: Generate | None = None) -> None:
         self._generate = generate
         self._num_calls = 0
-        self.replicas = dict.fromkeys(range(num_replicas))
+        self.replicas = {number: SimpleNamespace(max_ongoing_requests=MAX_CALLS) for number in range(num_replicas)}
         self._router = SimpleNamespace(
             _asyncio_router=SimpleNamespace(_request_router=SimpleNamespace(curr_replicas=self.replicas))
         )

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 
+from cluster.config import DecoderConfig, PrismConfig
 from cluster.errors import PoolUnavailable
 from cluster.messages import Begun, Call, FirstPiece, Picture
 from tests.helpers.ask import chat, image, random_png, text
@@ -157,3 +159,82 @@ async def test_a_second_try_asks_for_evicted_pictures_by_their_digest() -> None:
     [(_, sent), (_, again)] = decoders.calls
     assert [len(picture.data) for picture in again] == [0, PICTURE_BYTES]
     assert [picture.digest for picture in again] == [picture.digest for picture in sent]
+
+
+async def test_what_the_decoders_have_no_room_for_waits_in_the_router() -> None:
+    """The Router sends its decoders as many answers as they make at a time. The others wait and are all answered, and
+    the metrics and the scaling policy see them."""
+    decoders = Decoders()
+    config = PrismConfig(decoder=DecoderConfig(max_num_seqs=3))
+    async with (
+        routed(decoders.generate, config=config) as (port, router),
+        httpx.AsyncClient(base_url=here(port), timeout=60) as client,
+    ):
+        asked = [asyncio.ensure_future(client.post(CHAT, json=chat([text(f"{number}")]))) for number in range(8)]
+        while router.gates.decoder.num_waiting < 5:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(0)
+        assert len(decoders.calls) == 3
+        assert router.record_autoscaling_stats()["held_decoder"] == 5
+        router.gates.observe()
+        assert REGISTRY.get_sample_value("prism_waiting_requests", {"stage": "decoder"}) == 5
+        tokenized = asyncio.ensure_future(client.post("/tokenize", json={"prompt": "?"}))
+        await reaches(4, decoders)
+        decoders.may_begin.set()
+        decoders.may_answer.set()
+        assert {one.status_code for one in await asyncio.gather(*asked, tokenized)} == {200}
+        assert router.gates.decoder.num_waiting == 0
+
+
+async def test_without_a_running_decoder_nothing_waits_in_the_router() -> None:
+    """Calls to an empty pool go to Serve, which starts a replica for them."""
+    decoders = Decoders()
+    config = PrismConfig(decoder=DecoderConfig(max_num_seqs=1))
+    async with (
+        routed(decoders.generate, config=config, num_decoders=0) as (port, _),
+        httpx.AsyncClient(base_url=here(port), timeout=60) as client,
+    ):
+        asked = [asyncio.ensure_future(client.post(CHAT, json=chat([text(f"{number}")]))) for number in range(5)]
+        await reaches(5, decoders)
+        decoders.may_begin.set()
+        decoders.may_answer.set()
+        assert {one.status_code for one in await asyncio.gather(*asked)} == {200}
+
+
+async def test_pictures_that_wait_do_not_delay_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While more pictures are sent than the encoders have room for, a text goes to a decoder at once."""
+    monkeypatch.setattr("deployments.router.ENCODER_PATCHES", 200)
+    decoders = Decoders()
+    async with (
+        routed(decoders.generate, num_decoders=2) as (port, router),
+        httpx.AsyncClient(base_url=here(port), timeout=60) as client,
+    ):
+        pages = [chat([image(random_png(230, 150, number)), text("?")]) for number in range(5)]
+        asked = [asyncio.ensure_future(client.post(CHAT, json=page)) for page in pages]
+        while router.gates.encoder.num_waiting < 3:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(0)
+        assert len(decoders.calls) == 2
+        asked.append(asyncio.ensure_future(client.post(CHAT, json=chat([text("?")]))))
+        await reaches(3, decoders)
+        assert [len(pictures) for _, pictures in decoders.calls] == [1, 1, 0]
+        decoders.may_begin.set()  # the embeddings are made, so the next pictures may come
+        await reaches(6, decoders)
+        decoders.may_answer.set()
+        assert {one.status_code for one in await asyncio.gather(*asked)} == {200}
+
+
+async def test_a_request_that_waits_ends_at_its_deadline() -> None:
+    """A request that gets no room by its deadline is 504, and takes no room after it."""
+    decoders = Decoders()
+    config = PrismConfig(decoder=DecoderConfig(max_num_seqs=1))
+    async with (
+        routed(decoders.generate, config=config) as (port, router),
+        httpx.AsyncClient(base_url=here(port), timeout=60) as client,
+    ):
+        first = asyncio.ensure_future(client.post(CHAT, json=chat([text("1")])))
+        await reaches(1, decoders)
+        late = await client.post(CHAT, json={**chat([text("2")]), "prism": {"timeout_s": 0.05}})
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        decoders.may_begin.set()
+        decoders.may_answer.set()
+        assert (await first).status_code == 200
+        assert router.gates.decoder.try_enter("", 1, 1) is not None

@@ -7,7 +7,16 @@ import math
 import pytest
 
 from cluster.config import RouterUserConfig
-from cluster.scaling.readings import ACTS, TTFT_SLO_S, WINDOW_S, ScalingSettings, reading_of, settings_in
+from cluster.scaling.readings import (
+    ACTS,
+    HELD,
+    TTFT_SLO_S,
+    WINDOW_S,
+    ScalingSettings,
+    num_held,
+    reading_of,
+    settings_in,
+)
 from cluster.scaling.work import NUM_CALLS, OFFERED, OfferedWork
 
 NOW_S = 1000.0
@@ -98,3 +107,12 @@ def test_a_shorter_time_to_first_token_leaves_less_time_to_wait() -> None:
     assert sum(one.wait_budget_s for one in traits.values()) == pytest.approx(1)
     assert (traits["Decoder"].lead_s, traits["Decoder"].is_costly_to_stop) == (80, True)
     assert traits["VisionEncoder"].lead_s == 30
+
+
+def test_requests_that_running_routers_hold_back_count() -> None:
+    """Requests that wait in the Routers for a pool are added up. Old reports and Routers that are gone do not count."""
+    reports = figures(a={HELD["Decoder"]: 3}, b={HELD["Decoder"]: 4}, gone={HELD["Decoder"]: 50})
+    running = frozenset("ab")
+    assert num_held(reports, "Decoder", running, NOW_S) == 7
+    assert num_held(reports, "Decoder", running, NOW_S + 60) == 0
+    assert num_held(reports, "VisionEncoder", running, NOW_S) == num_held(reports, "Router", running, NOW_S) == 0

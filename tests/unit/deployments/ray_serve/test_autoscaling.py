@@ -12,7 +12,7 @@ from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
 from ray.serve.autoscaling_policy import _apply_app_level_autoscaling_config
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from cluster.scaling.readings import ScalingSettings
+from cluster.scaling.readings import HELD, ScalingSettings
 from cluster.scaling.work import OfferedWork
 from deployments.local.entries import MEASURED
 from deployments.ray_serve import autoscaling
@@ -75,6 +75,7 @@ class Cluster:
     def __init__(self, settings: ScalingSettings, num_encoders: int = 1, **config: Any) -> None:
         self.settings, self.config, self.target = settings, config_of(**config), num_encoders
         self.rate = 50.0
+        self.num_held = 0
         self._offered = {f"e{number}": OfferedWork() for number in range(num_encoders)}
         self._done = 0.0
         self._now_s = NOW_S
@@ -93,7 +94,8 @@ class Cluster:
             offered.arrived(self.rate * PERIOD_S / len(self._offered))
             done = self._done / len(self._offered)
             stats[name] = offered.stats(done, done / 100)
-        routers = {"r": OfferedWork().stats(0, 0) | self.settings.stats()}
+        held = {HELD["VisionEncoder"]: float(self.num_held)}
+        routers = {"r": OfferedWork().stats(0, 0) | self.settings.stats() | held}
         answer, _ = self._policy(
             {
                 ROUTER: context_of(ROUTER, routers, target=1, at_s=self._now_s, config=self.config),
@@ -136,6 +138,14 @@ def test_a_spike_raises_the_pool_that_is_short(stored: dict[str, Any]) -> None:
     cluster.rate = 500
     assert after(cluster, 3)[ENCODER] == math.ceil(5 + 0.7 * math.sqrt(5)) == 7
     assert (stored["VisionEncoder"]["target"], stored["VisionEncoder"]["acts"]) == (7, True)
+
+
+def test_what_waits_in_the_routers_raises_the_pool() -> None:
+    """Requests that the Routers hold back because the pool is full count as work that waits for it."""
+    cluster = Cluster(ACT)
+    assert after(cluster, 30)[ENCODER] == 1
+    cluster.num_held = 20
+    assert after(cluster, 10)[ENCODER] > 1
 
 
 def test_advice_changes_nothing(stored: dict[str, Any]) -> None:

@@ -1,0 +1,217 @@
+"""A gate in front of a stage: it bounds the work inside, and lets the rest wait in the Router in fair order.
+
+In: the size and the cost of a request. Out: a ``Pass``, at once or when there is room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter, defaultdict
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final
+
+from cluster.admission.fair_queue import FairQueue
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+LOOK_PERIOD_S: Final = 0.5
+"""While requests wait, the gate looks so often for room that nobody has told it of."""
+SLOW_CLIENT_S: Final = 1.0
+"""A request whose client has not taken a piece for so long no longer counts: its stage does not wait for the client."""
+LATEST_WEIGHT: Final = 0.05
+"""The weight of the latest request in the mean of the times that requests stay inside."""
+
+
+class Pass:
+    """The right of one request to be inside a stage. Giving it back a second time has no effect."""
+
+    __slots__ = ("_clock", "_gate", "cost", "entered_s", "paused_s", "size")
+
+    def __init__(self, gate: Gate, size: float, cost: float, clock: Callable[[], float]) -> None:
+        self._gate: Gate | None = gate
+        self._clock: Final = clock
+        self.size: Final = size
+        self.cost: Final = cost
+        self.entered_s: Final = clock()
+        self.paused_s = math.inf
+        """The time since which a piece of the answer waits for the client; infinite if none does."""
+
+    def leave(self, *, is_done: bool = False) -> None:
+        """Gives the pass back.
+
+        Args:
+            is_done: True if the stage has done all of its work. Only then its time tells how fast the stage is.
+        """
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.left(self, is_done=is_done)
+
+    async def watched(self, pieces: AsyncGenerator[str]) -> AsyncGenerator[str]:
+        """Yields the pieces of an answer, and gives the pass back when the stage has made all of them."""
+        is_done = False
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    self.paused_s = self._clock()
+                    yield piece
+                    self.paused_s = math.inf
+            is_done = True
+        finally:
+            self.leave(is_done=is_done)
+
+
+class _Waiter:
+    __slots__ = ("cost", "passed", "since_s", "size", "tenant")
+
+    def __init__(self, tenant: str, size: float, cost: float, since_s: float) -> None:
+        self.tenant: Final = tenant
+        self.size: Final = size
+        self.cost: Final = cost
+        self.since_s: Final = since_s
+        self.passed: Final[asyncio.Future[Pass]] = asyncio.get_running_loop().create_future()
+
+
+class Gate:
+    """Lets requests into a stage while it is not full. The last one may be larger than the room that is left.
+
+    Args:
+        room: The size inside at which the stage is full. It is asked each time, because pools grow and shrink.
+        clock: A monotonic clock in seconds.
+    """
+
+    def __init__(self, room: Callable[[], float], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._room: Final = room
+        self._clock: Final = clock
+        self._inside: Final[dict[Pass, None]] = {}
+        self._size_inside = self._cost_inside = 0.0
+        self._queue: Final[FairQueue[_Waiter]] = FairQueue()
+        self._waiting: Final[dict[_Waiter, None]] = {}
+        self._waiting_cost: Final[defaultdict[str, float]] = defaultdict(float)
+        self._num_waiting: Final[Counter[str]] = Counter()
+        self._done_cost = self._done_cost_s = 0.0
+        self._look: asyncio.TimerHandle | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        """The requests that wait."""
+        return len(self._waiting)
+
+    @property
+    def oldest_wait_s(self) -> float:
+        """The seconds that the request has waited which waits for the longest time; 0 if none waits."""
+        return self._clock() - next(iter(self._waiting)).since_s if self._waiting else 0.0
+
+    def num_waiting_of(self, tenant: str) -> int:
+        """The requests of one tenant that wait."""
+        return self._num_waiting[tenant]
+
+    def try_enter(self, tenant: str, size: float, cost: float) -> Pass | None:
+        """A pass at once, or None if there is no room or others wait."""
+        if self._waiting or not self._has_room():
+            return None
+        self._queue.charge(tenant, cost)
+        return self._let_in(size, cost)
+
+    async def enter(self, tenant: str, size: float, cost: float, priority: int = 0) -> Pass:
+        """Waits for a pass, in fair order.
+
+        Args:
+            tenant: The tenant that pays.
+            size: The room that the request takes inside.
+            cost: What it costs, in the unit in which the tenants are treated alike.
+            priority: See ``FairQueue.push``.
+        """
+        waiter = _Waiter(tenant, size, cost, self._clock())
+        number = self._queue.push(waiter, tenant, cost, priority)
+        self._waiting[waiter] = None
+        self._waiting_cost[tenant] += cost
+        self._num_waiting[tenant] += 1
+        self.look()
+        try:
+            return await waiter.passed
+        except asyncio.CancelledError:
+            if waiter in self._waiting:
+                self._queue.remove(number)
+                self._forget(waiter)
+                self.look()
+            elif waiter.passed.done() and not waiter.passed.cancelled():
+                waiter.passed.result().leave()
+            raise
+
+    def left(self, one: Pass, *, is_done: bool) -> None:
+        """Called by a pass that is given back."""
+        del self._inside[one]
+        self._size_inside -= one.size
+        self._cost_inside -= one.cost
+        if is_done:
+            cost_s = one.cost * (self._clock() - one.entered_s)
+            weight = LATEST_WEIGHT if self._done_cost else 1.0
+            self._done_cost += weight * (one.cost - self._done_cost)
+            self._done_cost_s += weight * (cost_s - self._done_cost_s)
+        self.look()
+
+    def look(self) -> None:
+        """Lets those in for whom there is room. It must be called when the room may have grown."""
+        while self._waiting and self._has_room():
+            waiter = self._queue.pop()
+            self._forget(waiter)
+            if not waiter.passed.done():
+                waiter.passed.set_result(self._let_in(waiter.size, waiter.cost))
+        if self._waiting and self._look is None:
+            self._look = asyncio.get_running_loop().call_later(LOOK_PERIOD_S, self._look_again)
+
+    def rate(self) -> float | None:
+        """The cost that the stage gets done per second when it is full. None as long as no request has ended.
+
+        By Little's law, it is the cost inside, divided by the time that a unit of cost stays inside.
+        """
+        return self._cost_inside * self._done_cost / self._done_cost_s if self._done_cost_s else None
+
+    def share(self, tenant: str) -> float:
+        """The share of the stage that a tenant gets while the others that wait go on waiting."""
+        return 1 / (len(self._num_waiting) + (tenant not in self._num_waiting))
+
+    def wait_s(self, tenant: str) -> float:
+        """The seconds that a new request of a tenant would wait, as far as that can be told: the time in which the
+        requests of the tenant that wait already are let in. It is 0 as long as the stage's rate is not known."""
+        if not self._waiting and self._has_room():
+            return 0.0
+        rate = self.rate()
+        return self._waiting_cost.get(tenant, 0.0) / (rate * self.share(tenant)) if rate else 0.0
+
+    def takes_s(self, tenant: str, cost: float | None = None) -> float:
+        """The seconds that a request takes of a tenant's share, or 0 if the stage's rate is not known.
+
+        Args:
+            tenant: The tenant.
+            cost: What the request costs; None for the usual.
+        """
+        rate = self.rate()
+        return (self._done_cost if cost is None else cost) / (rate * self.share(tenant)) if rate else 0.0
+
+    def _has_room(self) -> bool:
+        return not self._inside or self._size_inside < self._room()
+
+    def _let_in(self, size: float, cost: float) -> Pass:
+        one = Pass(self, size, cost, self._clock)
+        self._inside[one] = None
+        self._size_inside += size
+        self._cost_inside += cost
+        return one
+
+    def _forget(self, waiter: _Waiter) -> None:
+        del self._waiting[waiter]
+        self._waiting_cost[waiter.tenant] -= waiter.cost
+        self._num_waiting[waiter.tenant] -= 1
+        if not self._num_waiting[waiter.tenant]:
+            del self._num_waiting[waiter.tenant], self._waiting_cost[waiter.tenant]
+
+    def _look_again(self) -> None:
+        self._look = None
+        now_s = self._clock()
+        for one in [one for one in self._inside if now_s - one.paused_s > SLOW_CLIENT_S]:
+            one.leave()
+        self.look()
