@@ -48,7 +48,9 @@ def two_nodes(folder: Path) -> Iterator[str]:
     """
     adopt_orphans()
     strangers = descendants()
-    os.environ.update({"TMPDIR": str(folder), **haproxy.environment(folder, max_stream_s=60)})
+    os.environ.update(
+        {"TMPDIR": str(folder), **haproxy.environment(folder, max_stream_s=60, fallback_port=free_port())}
+    )
     tempfile.tempdir = None  # read TMPDIR again
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
