@@ -42,6 +42,7 @@ whole: they pickle with their message and parameters.
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from typing import Any, ClassVar, Final, Self
 
@@ -67,7 +68,7 @@ class PrismError(Exception):
         self.message: Final = message
         self.param = param
         self.figures: Final = figures
-        self.retry_after_s: float = 1
+        self.retry_after_s = 1
         """The seconds for ``Retry-After``, if a retry can help."""
         self.replica: str | None = None
         """The pool and the replica that failed or refused, as ``pool/replica``, for the log; None if it was the Router
@@ -273,7 +274,7 @@ class RateLimited(ServingError):
 
     Args:
         message: One sentence about the limit.
-        retry_after_s: The seconds after which the key can serve the request, if it serves no other before.
+        wait_s: The seconds until the key can serve the request, if it serves no other before.
         **options: See ``PrismError``.
     """
 
@@ -282,9 +283,9 @@ class RateLimited(ServingError):
     code = "rate_limit_exceeded"
     can_retry = True
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0, **options: Any) -> None:
+    def __init__(self, message: str, *, wait_s: float = 1.0, **options: Any) -> None:
         super().__init__(message, **options)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = max(1, math.ceil(wait_s))
 
 
 class InternalError(ServingError):

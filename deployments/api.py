@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from functools import partial
 from importlib.metadata import distributions, version
@@ -316,9 +315,7 @@ def _body_too_large(size: int, limit: int) -> BodyTooLarge:
 
 def _prism_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PrismError)
-    headers: dict[str, str] = {}
-    if error.can_retry:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    headers = {"retry-after": str(error.retry_after_s)} if error.can_retry else {}
     if isinstance(error, InvalidKey):
         headers["www-authenticate"] = 'Bearer realm="prism"'
     return JSONResponse(error.to_openai(_request_id(request)), status_code=error.status, headers=headers)

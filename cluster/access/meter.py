@@ -57,7 +57,7 @@ class Meter:
         """
         if self._max_running is not None and self._num_running >= self._max_running:
             message = "The API key has too many requests at the same time; wait for one of them to end."
-            raise RateLimited(message, retry_after_s=CONCURRENT_RETRY_S, limit=self._max_running)
+            raise RateLimited(message, wait_s=CONCURRENT_RETRY_S, limit=self._max_running)
         self._take(REQUESTS, 1)
         self._num_running += 1
 
@@ -88,7 +88,7 @@ class Meter:
             words = name.replace("-", " ")
             message = f"The API key has used up its {words} per minute; send the request again later."
             limit = self._limits[name] or 0
-            raise RateLimited(message, retry_after_s=bucket.wait_s(num_tokens), limit=limit, asked=num_tokens)
+            raise RateLimited(message, wait_s=bucket.wait_s(num_tokens), limit=limit, asked=num_tokens)
 
 
 def _duration(seconds: float) -> str:
