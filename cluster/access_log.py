@@ -16,7 +16,7 @@ from cluster.metrics import REQUESTS, TENANT_REQUESTS
 from cluster.waterfall import Waterfall
 
 if TYPE_CHECKING:
-    from cluster.access.gate import Caller
+    from cluster.access.control import Caller
     from cluster.messages import Replica
     from cluster.tracing import RequestTrace
 

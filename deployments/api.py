@@ -43,7 +43,7 @@ from deployments.responses import EventStream, WholeAnswer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cluster.access.gate import Gate
+    from cluster.access.control import AccessControl
     from cluster.admission.slots import Admission, Slot
     from cluster.config import PrismConfig, RouterUserConfig
     from cluster.messages import Endpoint
@@ -81,7 +81,7 @@ class Serving(Protocol):
     limits: RouterUserConfig
     admission: Admission
     tracing: Tracing
-    gate: Gate
+    access: AccessControl
 
     async def serve(
         self, endpoint: Endpoint, raw: bytes, slot: Slot, deadline: Deadline, record: AccessRecord
@@ -128,7 +128,7 @@ def build_api(router: Serving) -> Starlette:
             ClientDisconnect: _client_gone,
             Exception: _defect,
         },
-        middleware=[Middleware(Authentication, gate=router.gate, respond=_prism_error, endpoints=ENDPOINTS)],
+        middleware=[Middleware(Authentication, access=router.access, respond=_prism_error, endpoints=ENDPOINTS)],
     )
     api.router.redirect_slashes = False
     return api
@@ -230,7 +230,7 @@ class Endpoints:
         return Response(self._openapi, media_type="application/json")
 
     def _check_operator(self, http: Request) -> None:
-        self._router.gate.check_operator(caller_of(http))
+        self._router.access.check_operator(caller_of(http))
 
     def _may_use_model(self, http: Request) -> bool:
         caller = caller_of(http)

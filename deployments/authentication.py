@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from cluster.access.gate import Caller, Gate
+    from cluster.access.control import AccessControl, Caller
 
 OPEN_PATHS: Final = frozenset({"/health", "/version"})
 """The paths that need no key: load balancers ask for the first one, and neither says anything about users."""
@@ -30,7 +30,7 @@ class Authentication:
 
     Args:
         app: The application behind.
-        gate: Knows the keys.
+        access: Knows the keys.
         respond: Makes the response of an error.
         endpoints: The endpoint of each path that has one, for the log.
     """
@@ -39,12 +39,12 @@ class Authentication:
         self,
         app: ASGIApp,
         *,
-        gate: Gate,
+        access: AccessControl,
         respond: Callable[[Request, Exception], Response],
         endpoints: Mapping[str, str],
     ) -> None:
         self._app = app
-        self._gate = gate
+        self._gate = access
         self._respond = respond
         self._endpoints = endpoints
 

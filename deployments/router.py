@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import uuid4
 
-from cluster.access.gate import Gate
+from cluster.access.control import AccessControl
 from cluster.access.keys import KeysError
 from cluster.access.salt import separate
 from cluster.admission.cost import cost_of
@@ -83,7 +83,7 @@ class Router(AsgiIngress):
         self._user_config = UserConfig(RouterUserConfig())
         self.limits = self._user_config.settings
         self.admission = Admission(self.limits.max_in_flight, self.limits.max_held_bytes)
-        self.gate = Gate()
+        self.access = AccessControl()
         self._watch: asyncio.Task[None] | None = None
         self._offered = OfferedWork()
         self._num_reported = 0
@@ -109,15 +109,15 @@ class Router(AsgiIngress):
         nobody in until they can."""
         is_starting = self._watch is None
         if is_starting:
-            self.gate.listens_on(await asyncio.to_thread(read_http_host))
+            self.access.listens_on(await asyncio.to_thread(read_http_host))
         try:
-            await self.gate.follow(self.limits.keys_file)
+            await self.access.follow(self.limits.keys_file)
         except KeysError as error:
             log.error("the keys cannot be read, so nobody gets in: %s: %s", self.limits.keys_file, error)
             if is_starting:
                 raise
         if is_starting:
-            self._watch = asyncio.create_task(self.gate.watch(lambda: len(actors_of(self._own_pool))))
+            self._watch = asyncio.create_task(self.access.watch(lambda: len(actors_of(self._own_pool))))
 
     def build_api(self) -> Starlette:
         """The HTTP surface of this replica."""

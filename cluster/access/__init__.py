@@ -7,6 +7,6 @@ keys.py        what the file of keys says: one entry per key, found by the hash 
 keys_file.py   the file, or the directory of a Kubernetes Secret: bounded, and read again when it changes
 buckets.py     a token bucket
 meter.py       what one key has used of its limits
-gate.py        lets requests in by their keys, and reads the file again while requests run
+control.py     lets requests in by their keys, and reads the file again while requests run
 salt.py        keeps the caches of tenants apart
 """

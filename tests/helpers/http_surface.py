@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
-from cluster.access.gate import Gate
+from cluster.access.control import AccessControl
 from cluster.admission.slots import Admission
 from cluster.config import PrismConfig, RouterConfig, RouterUserConfig
 from cluster.tracing import Tracing
@@ -34,7 +34,7 @@ async def served(
     *,
     timeout_s: float,
     max_requests: int = 8,
-    gate: Gate | None = None,
+    access: AccessControl | None = None,
     traces_endpoint: str | None = None,
 ) -> AsyncIterator[tuple[int, Admission]]:
     """Runs the HTTP surface in this event loop. Yields its port and its admission.
@@ -44,13 +44,15 @@ async def served(
         timeout_s: The ``request_timeout_s`` of the Router.
         max_requests: The most requests in flight.
         traces_endpoint: The collector for traces.
-        gate: Decides who gets in. By default everybody does.
+        access: Decides who gets in. By default everybody does.
     """
     admission = Admission(max_requests, 2**20)
     tracing = Tracing(traces_endpoint)
     config = PrismConfig(router=RouterConfig(request_timeout_s=timeout_s))
-    limits, gate = RouterUserConfig(), gate or Gate()
-    router = SimpleNamespace(config=config, limits=limits, admission=admission, gate=gate, serve=serve, tracing=tracing)
+    limits, access = RouterUserConfig(), access or AccessControl()
+    router = SimpleNamespace(
+        config=config, limits=limits, admission=admission, access=access, serve=serve, tracing=tracing
+    )
     async with listening(build_api(cast("Serving", router))) as port:
         yield port, admission
 

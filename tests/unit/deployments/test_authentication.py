@@ -11,7 +11,7 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY, generate_latest
 
-from cluster.access.gate import Gate
+from cluster.access.control import AccessControl
 from cluster.access.keys import hash_of
 from cluster.stream import Answer
 from tests.helpers.http_surface import here, logged, served
@@ -70,9 +70,9 @@ async def client(pools: Pools, tmp_path: Path) -> AsyncIterator[httpx.AsyncClien
     path = tmp_path / "keys.yaml"
     entries = [{"tenant": name, "sha256": hash_of(KEYS[name].encode()), **more} for name, more in ENTRIES.items()]
     path.write_text(yaml.safe_dump(entries))
-    gate = Gate(clock=lambda: 0.0)
-    await gate.follow(str(path))
-    opened = served(pools.serve, timeout_s=5.0, gate=gate)
+    access = AccessControl(clock=lambda: 0.0)
+    await access.follow(str(path))
+    opened = served(pools.serve, timeout_s=5.0, access=access)
     async with opened as (port, admission), httpx.AsyncClient(base_url=here(port)) as client:
         yield client
         assert admission.num_requests == 0
@@ -199,9 +199,9 @@ async def test_operators_paths_need_an_operators_key(client: httpx.AsyncClient, 
 @pytest.mark.parametrize("path", ["/status", "/metrics", "/metrics?replica=cluster", "/metrics/targets"])
 async def test_without_keys_operators_paths_need_loopback(pools: Pools, path: str) -> None:
     """A server without keys that others can reach answers no operator, although this client is on loopback."""
-    gate = Gate()
-    gate.listens_on("0.0.0.0")
-    async with served(pools.serve, timeout_s=5.0, gate=gate) as (port, _), httpx.AsyncClient() as client:
+    access = AccessControl()
+    access.listens_on("0.0.0.0")
+    async with served(pools.serve, timeout_s=5.0, access=access) as (port, _), httpx.AsyncClient() as client:
         refused = await client.get(here(port) + path, headers={"x-forwarded-for": "127.0.0.1"})
         assert error_of(refused) == (403, "operators_only")
         assert "keys_file" in refused.json()["error"]["message"]

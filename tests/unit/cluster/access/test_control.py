@@ -10,7 +10,7 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-from cluster.access.gate import Gate
+from cluster.access.control import AccessControl
 from cluster.access.keys import KeysError, hash_of
 from cluster.errors import InvalidKey, ModelNotAllowed, OperatorsOnly, RateLimited
 from tests.helpers.http_surface import logged
@@ -47,18 +47,18 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def gate(path: Path) -> Gate:
-    """Returns a gate that uses this file."""
-    gate = Gate(clock=lambda: 0.0)
-    await gate.follow(str(path))
-    return gate
+async def access(path: Path) -> AccessControl:
+    """Returns an access control that uses this file."""
+    access = AccessControl(clock=lambda: 0.0)
+    await access.follow(str(path))
+    return access
 
 
 def test_without_a_file_everybody_gets_in() -> None:
     """Without a file of keys no header is looked at."""
-    gate = Gate()
-    assert gate.is_open
-    assert gate.caller([]) is gate.caller([b"\xff"]) is None
+    access = AccessControl()
+    assert access.is_open
+    assert access.caller([]) is access.caller([b"\xff"]) is None
 
 
 @pytest.mark.parametrize(
@@ -81,24 +81,24 @@ def test_without_a_file_everybody_gets_in() -> None:
     ],
     ids=lambda headers: b",".join(headers)[:40].hex() or "none",
 )
-async def test_what_is_no_valid_key_is_refused_and_not_repeated(gate: Gate, headers: list[bytes]) -> None:
+async def test_what_is_no_valid_key_is_refused_and_not_repeated(access: AccessControl, headers: list[bytes]) -> None:
     """Every header but one with a valid key is refused, in words that do not repeat it."""
     with pytest.raises(InvalidKey) as refusal:
-        gate.caller(headers)
+        access.caller(headers)
     assert "prism-the-key" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("header", [b"Bearer " + KEY, b"bearer  " + KEY, b" BEARER " + KEY + b" "])
-async def test_a_valid_key_names_its_tenant(gate: Gate, header: bytes) -> None:
+async def test_a_valid_key_names_its_tenant(access: AccessControl, header: bytes) -> None:
     """The scheme may have any case, and blanks do not count."""
-    caller = gate.caller([header])
+    caller = access.caller([header])
     assert caller is not None
     assert (caller.tenant, caller.priority, caller.is_operator) == ("a", 0, False)
 
 
-async def test_limits_count_over_all_requests_of_a_key(gate: Gate) -> None:
+async def test_limits_count_over_all_requests_of_a_key(access: AccessControl) -> None:
     """Requests of one key share its limits, and leaving twice gives one place back."""
-    callers = [gate.caller(bearer(KEY)) for _ in range(3)]
+    callers = [access.caller(bearer(KEY)) for _ in range(3)]
     first, second, third = [caller for caller in callers if caller]
     first.enter(MODEL)
     second.enter(MODEL)
@@ -108,80 +108,80 @@ async def test_limits_count_over_all_requests_of_a_key(gate: Gate) -> None:
     first.leave()
     first.leave()
     third.enter(MODEL)
-    fourth = gate.caller(bearer(KEY))
+    fourth = access.caller(bearer(KEY))
     assert fourth is not None
     with pytest.raises(RateLimited):
         fourth.enter(MODEL)
 
 
-async def test_a_model_that_is_not_allowed_uses_nothing(gate: Gate, path: Path) -> None:
+async def test_a_model_that_is_not_allowed_uses_nothing(access: AccessControl, path: Path) -> None:
     """A key with a list of models is refused for others, and no request is counted."""
     write(path, a={"key": KEY, "models": ["n"], "requests_per_minute": 1})
-    await gate.look(1)
-    caller = gate.caller(bearer(KEY))
+    await access.look(1)
+    caller = access.caller(bearer(KEY))
     assert caller is not None
     with pytest.raises(ModelNotAllowed):
         caller.enter(MODEL)
     caller.enter("n")
 
 
-async def test_new_keys_count_at_the_next_look(gate: Gate, path: Path) -> None:
+async def test_new_keys_count_at_the_next_look(access: AccessControl, path: Path) -> None:
     """A key that is new gets in, one that is gone does not, and what a key has used stays used."""
-    caller = gate.caller(bearer(KEY))
+    caller = access.caller(bearer(KEY))
     assert caller is not None
     for _ in range(2):
         caller.enter(MODEL)
         caller.leave()
     write(path, a={"key": KEY, "requests_per_minute": 8}, b={"key": OTHER})
-    await gate.look(1)
+    await access.look(1)
     for _ in range(2):
         caller.enter(MODEL)
     with pytest.raises(RateLimited):
         caller.enter(MODEL)
-    assert gate.caller(bearer(OTHER))
+    assert access.caller(bearer(OTHER))
     write(path, b={"key": OTHER})
-    await gate.look(1)
+    await access.look(1)
     with pytest.raises(InvalidKey):
-        gate.caller(bearer(KEY))
+        access.caller(bearer(KEY))
     assert REGISTRY.get_sample_value("prism_keys") == 1
 
 
-async def test_a_broken_file_keeps_the_keys_and_is_told_once(gate: Gate, path: Path) -> None:
+async def test_a_broken_file_keeps_the_keys_and_is_told_once(access: AccessControl, path: Path) -> None:
     """A file that cannot be read changes nothing. The log has it once, without its content, and a metric shows it."""
     path.write_text("- prism-a-secret: [")  # noqa: ASYNC240
     with logged() as records:
-        await gate.look(1)
-        await gate.look(1)
+        await access.look(1)
+        await access.look(1)
     [record] = [record for record in records if record["levelname"] == "ERROR"]
     assert "prism-a-secret" not in record["message"]
-    assert gate.caller(bearer(KEY))
+    assert access.caller(bearer(KEY))
     assert REGISTRY.get_sample_value("prism_keys_broken") == 1
     write(path, b={"key": OTHER})
-    await gate.look(1)
-    assert gate.caller(bearer(OTHER))
+    await access.look(1)
+    assert access.caller(bearer(OTHER))
     assert REGISTRY.get_sample_value("prism_keys_broken") == 0
 
 
 async def test_a_file_that_was_never_right_lets_nobody_in(tmp_path: Path) -> None:
     """If the file that the settings name cannot be read, nobody gets in until it can."""
-    gate, path = Gate(), tmp_path / "keys.yaml"
+    access, path = AccessControl(), tmp_path / "keys.yaml"
     for _ in range(2):
         with pytest.raises(KeysError):
-            await gate.follow(str(path))
+            await access.follow(str(path))
         with pytest.raises(InvalidKey):
-            gate.caller(bearer(KEY))
+            access.caller(bearer(KEY))
     write(path, a={"key": KEY})
-    await gate.look(1)
-    assert gate.caller(bearer(KEY))
+    await access.look(1)
+    assert access.caller(bearer(KEY))
     with pytest.raises(KeysError):
-        await gate.follow(str(tmp_path / "another"))
+        await access.follow(str(tmp_path / "another"))
     with pytest.raises(InvalidKey):
-        gate.caller(bearer(KEY))
-    await gate.follow(None)
-    assert gate.caller([]) is None
+        access.caller(bearer(KEY))
+    await access.follow(None)
+    assert access.caller([]) is None
 
 
-async def test_the_watch_reads_changes_and_counts_routers(gate: Gate, path: Path) -> None:
+async def test_the_watch_reads_changes_and_counts_routers(access: AccessControl, path: Path) -> None:
     """The watch takes up a new file and the number of Routers by itself. A look that fails does not end it."""
     num_routers, num_looks = 1, 0
 
@@ -192,12 +192,12 @@ async def test_the_watch_reads_changes_and_counts_routers(gate: Gate, path: Path
             raise ZeroDivisionError
         return num_routers
 
-    watch = asyncio.create_task(gate.watch(count, period_s=0.0))
+    watch = asyncio.create_task(access.watch(count, period_s=0.0))
     write(path, b={"key": OTHER, "requests_per_minute": 8})
     async with asyncio.timeout(10):
         while True:
             try:
-                caller = gate.caller(bearer(OTHER))
+                caller = access.caller(bearer(OTHER))
                 break
             except InvalidKey:
                 await asyncio.sleep(0)
@@ -213,14 +213,14 @@ async def test_the_watch_reads_changes_and_counts_routers(gate: Gate, path: Path
 async def test_a_key_ends_at_its_time(path: Path) -> None:
     """A key is valid until the time that its entry names."""
     now_s = 0.0
-    gate = Gate(now_s=lambda: now_s)
+    access = AccessControl(now_s=lambda: now_s)
     write(path, a={"key": KEY, "expires": datetime.datetime.fromtimestamp(1000, datetime.UTC)})
-    await gate.follow(str(path))
+    await access.follow(str(path))
     now_s = 999.0
-    assert gate.caller(bearer(KEY))
+    assert access.caller(bearer(KEY))
     now_s = 1000.0
     with pytest.raises(InvalidKey, match="expired"):
-        gate.caller(bearer(KEY))
+        access.caller(bearer(KEY))
 
 
 @pytest.mark.parametrize(
@@ -231,27 +231,27 @@ async def test_a_key_ends_at_its_time(path: Path) -> None:
 def test_operators_need_a_key_or_loopback(host: str, is_private: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """Without keys only a server on loopback answers operators. Any other one warns, once in the log and once on the
     standard error."""
-    gate = Gate()
+    access = AccessControl()
     with logged() as records:
-        gate.listens_on(host)
+        access.listens_on(host)
     warned = [record for record in records if "ANYBODY CAN USE THIS SERVER" in record["message"]]
     shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ANYBODY CAN USE THIS SERVER")]
     assert len(warned) == len(shown) == (not is_private and bool(host))
     if is_private:
-        gate.check_operator(None)
+        access.check_operator(None)
     else:
         with pytest.raises(OperatorsOnly, match="keys_file"):
-            gate.check_operator(None)
+            access.check_operator(None)
 
 
-async def test_operators_are_those_whose_entry_says_so(gate: Gate, path: Path) -> None:
+async def test_operators_are_those_whose_entry_says_so(access: AccessControl, path: Path) -> None:
     """With keys loopback does not help: the key's entry must say ``operator: true``."""
-    gate.listens_on("127.0.0.1")
+    access.listens_on("127.0.0.1")
     with pytest.raises(OperatorsOnly, match="operator: true"):
-        gate.check_operator(gate.caller(bearer(KEY)))
+        access.check_operator(access.caller(bearer(KEY)))
     write(path, a={"key": KEY, "operator": True, "priority": 3})
-    await gate.look(1)
-    caller = gate.caller(bearer(KEY))
-    gate.check_operator(caller)
+    await access.look(1)
+    caller = access.caller(bearer(KEY))
+    access.check_operator(caller)
     assert caller is not None
     assert caller.priority == 3

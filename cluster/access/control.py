@@ -97,7 +97,7 @@ class Caller:
         return self._meter.headers()
 
 
-class Gate:
+class AccessControl:
     """Decides who gets in. Without a file of keys everybody does.
 
     Args:
