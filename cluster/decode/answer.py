@@ -242,7 +242,7 @@ def _read(kind: type[Request], body: dict[str, Any]) -> Request:
     try:
         request = kind.model_validate(body)
     except (AttributeError, LookupError, TypeError) as error:
-        raise misread(error) from None
+        raise misread(error, body) from None
     check_bounds(request)
     return request
 

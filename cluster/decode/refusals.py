@@ -30,6 +30,9 @@ MAX_MESSAGE_CHARS: Final = 600
 """vLLM quotes the value that it refuses, which may be as long as the request."""
 
 CONTEXT_WORDS: Final = ("maximum context length", "maximum model length")
+EMPTY_WORDS: Final = ("prompt cannot be empty", "at least one prompt")
+OBJECTS: Final = ("structured_outputs",)
+"""Fields that vLLM reads as objects before it knows that they are objects."""
 POINTER: Final = re.compile(r" \(parameter=.*\)$", re.DOTALL)
 """A part that vLLM adds to a message for its own log."""
 
@@ -42,7 +45,7 @@ def refusal(failure: Exception | ErrorResponse, body: Mapping[str, Any]) -> Pris
         body: The client's body; ``param`` names one of its fields, or none.
     """
     if isinstance(failure, TypeError):
-        return misread(failure)
+        return misread(failure, body)
     response = failure if isinstance(failure, ErrorResponse) else create_error_response(failure)
     status, message, param = response.error.code, _sentence(response.error.message), response.error.param
     if status == 501:  # NotImplementedError: a combination of options that vLLM does not have
@@ -53,7 +56,11 @@ def refusal(failure: Exception | ErrorResponse, body: Mapping[str, Any]) -> Pris
         return ModelNotFound(message, param="model")
     if any(words in message for words in CONTEXT_WORDS):
         return ContextTooLong(message, param="messages" if "messages" in body else "prompt")
-    named = (param, message.split()[0].partition(".")[0])  # "n must be at least 1, got 0."
+    named: tuple[str | None, ...] = (param, message.split()[0].partition(".")[0])  # "n must be at least 1, got 0."
+    if "max_tokens" in named and body.get("max_completion_tokens") is not None:  # vLLM copies it into max_tokens
+        named = ("max_completion_tokens",)
+    if any(words in message for words in EMPTY_WORDS):
+        named = ("truncate_prompt_tokens", "prompt", "messages")
     if message.startswith("Grammar error"):
         named = ("response_format", "structured_outputs")
     return EngineRefused(message, param=next((name for name in named if name in body), None), status=status)
@@ -72,13 +79,14 @@ def invalid_field(error: ValidationError, body: Mapping[str, Any]) -> InvalidFie
     return InvalidField(_sentence(f"{field}: {message}" if field else message), param=field or None)
 
 
-def misread(error: Exception) -> InvalidField:
+def misread(error: Exception, body: Mapping[str, Any]) -> InvalidField:
     """The error for a value of the wrong kind on which vLLM's own parsing fails before pydantic's."""
+    param = next((name for name in OBJECTS if not isinstance(body.get(name), dict | None)), None)
     message = (
         "A field's value is of the wrong kind, such as a string in place of an object "
         f"({type(error).__name__}: {error})."
     )
-    return InvalidField(_sentence(message))
+    return InvalidField(_sentence(message), param=param)
 
 
 def chunk_refusal(chunk: str, body: Mapping[str, Any]) -> PrismError | None:

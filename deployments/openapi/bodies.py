@@ -170,7 +170,12 @@ SAMPLING: Final[dict[str, Schema]] = {
     "stop": {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": {"type": "string"}}]},
     "presence_penalty": _number(minimum=-2, maximum=2),
     "frequency_penalty": _number(minimum=-2, maximum=2),
-    "logit_bias": {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
+    "logit_bias": {
+        "type": ["object", "null"],
+        "propertyNames": {"pattern": "^[0-9]+$"},
+        "additionalProperties": {"type": "number"},
+        "description": "A bias from -100 to 100 by the number of a token.",
+    },
     "user": {"type": ["string", "null"]},
     "cache_salt": {
         "type": ["string", "null"],

@@ -67,8 +67,14 @@ DESCRIPTION: Final = (
 )
 
 
+STREAM: Final = (
+    "With `stream`: the answer as SSE events with chunks of the OpenAI API, and then `[DONE]`. If it breaks, the last "
+    "event before `[DONE]` is an error of the schema `Error`."
+)
+
+
 def _paths() -> dict[str, Schema]:
-    stream: dict[str, Schema] = {"text/event-stream": {"type": "string"}}
+    stream: dict[str, Schema] = {"text/event-stream": {"description": STREAM}}
     return {
         "/v1/chat/completions": _post("chat", "Continues a conversation", "ChatBody", "ChatAnswer", stream),
         "/v1/completions": _post("completions", "Continues a text", "CompletionBody", "CompletionAnswer", stream),

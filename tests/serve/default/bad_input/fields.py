@@ -96,7 +96,7 @@ def chat_fields() -> Iterator[Bad]:
         ("invalid_value", None, {"tools": [None], "tool_choice": {"type": "function", "function": {"name": "a"}}}),
         ("invalid_request", "logprobs", {"logprobs": True, "top_logprobs": 21}),
         ("invalid_request", "logprob_token_ids", {"logprobs": True, "logprob_token_ids": [-1]}),
-        ("invalid_value", None, {"structured_outputs": "a"}),
+        ("invalid_value", "structured_outputs", {"structured_outputs": "a"}),
         ("invalid_request", None, {"structured_outputs": {}}),
         ("invalid_request", "structured_outputs", {"structured_outputs": {"regex": "((("}}),
         ("invalid_request", None, {"structured_outputs": {"choice": []}}),
