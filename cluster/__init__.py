@@ -29,6 +29,7 @@ What the stages share:
 
 What the pools share or need besides the stages:
 
+    queues.py         how many calls wait in a replica, and how long
     access/           API keys, and what each of them may do
     admission/        how many requests and bytes one Router takes on at a time
     routing/          which replica of a pool takes a call

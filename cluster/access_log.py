@@ -17,7 +17,7 @@ from cluster.waterfall import Waterfall
 
 if TYPE_CHECKING:
     from cluster.access.control import Caller
-    from cluster.messages import Replica
+    from cluster.messages import Replica, TokenCounts
     from cluster.tracing import RequestTrace
 
 log: Final = logging.getLogger("ray.serve")
@@ -45,6 +45,7 @@ class AccessRecord:
         tenant: The tenant whose API key the request has; empty without keys.
         priority: The priority of that key: higher ones go first where requests wait.
         caller: The holder of that key; None without keys.
+        tokens: Its tokens, once the decoder has told them.
 
     Args:
         endpoint: The endpoint of vLLM's API that was called, or ``other``.
@@ -63,6 +64,7 @@ class AccessRecord:
         self.tenant = ""
         self.priority = 0
         self.caller: Caller | None = None
+        self.tokens: TokenCounts | None = None
         self._started_s: Final = time.perf_counter()
 
     def end(self, error: BaseException | None) -> None:
@@ -84,6 +86,7 @@ class AccessRecord:
             "tenant": self.tenant or None,
             "total_ms": round((time.perf_counter() - self._started_s) * 1000, 3),
             "pictures": self.num_pictures,
+            **self._token_facts(),
             "call_id": self.call_id,
             "decoders": self.decoders or None,
             "waterfall_ms": self.waterfall.milliseconds(),
@@ -97,6 +100,12 @@ class AccessRecord:
         if self.trace is not None:
             known = {name: facts[name] for name in TRACED if name in facts}
             self.trace.end(self.waterfall.spent, status, code, {**known, "request_id": self.request_id})
+
+    def _token_facts(self) -> dict[str, int | None]:
+        if self.tokens is None:
+            return {}
+        facts = {"prompt_tokens": self.tokens.prompt, "picture_tokens": self.tokens.picture}
+        return {**facts, "completion_tokens": self.tokens.completion}
 
 
 def _outcome(error: BaseException | None) -> tuple[int, str]:

@@ -125,11 +125,25 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """The tokens of a request: its prompts with their pictures, its pictures alone, and its answers.
+
+    ``completion`` is None if the answers are not complete yet.
+    """
+
+    prompt: int
+    picture: int
+    completion: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class FirstPiece:
-    """The beginning of an answer, with the time that its pictures and its decoder took until then."""
+    """The beginning of an answer, with the time that its pictures and its decoder took until then, and its tokens if
+    they are known."""
 
     text: str
     spent: Spent
+    tokens: TokenCounts | None = None
 
 
 PICTURE_PART: Final = "prism_picture"

@@ -47,6 +47,23 @@ CACHE_LOOKUPS: Final = Counter(
     ["outcome"],
 )
 CACHE_BYTES: Final = Gauge("prism_embedding_cache_bytes", "Bytes of the embeddings that this replica keeps.")
+QUEUE_LENGTH: Final = Gauge("prism_queue_length", "Calls that wait for their turn in this replica.")
+QUEUE_OLDEST_S: Final = Gauge("prism_queue_oldest_wait_seconds", "Seconds that the oldest of these calls has waited.")
+EMBEDDINGS_LOST: Final = Counter(
+    "prism_embeddings_lost", "Embeddings that were gone from shared memory before the engine read them."
+)
+CLAIMS: Final = Counter(
+    "prism_claims",
+    "Questions of an encoder at a picture's home: granted, lent, elsewhere (another encoder makes it), "
+    "absent (the home has gone), or failed (no reply in time).",
+    ["outcome"],
+)
+CHILDREN_ENDED: Final = Counter(
+    "prism_children_ended",
+    "Child processes of a preprocessor that ended: overdue, expensive, crashed, killed, stuck, left (the caller), "
+    "idle (between pictures), template (with their template).",
+    ["reason"],
+)
 STAGE_S: Final = Histogram(
     "prism_stage_seconds",
     "Seconds that answered requests spent in each stage. "

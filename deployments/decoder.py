@@ -11,6 +11,7 @@ from cluster.errors import EmbeddingLost, PoolUnavailable
 from cluster.health import StuckWatch
 from cluster.messages import Begun, Elsewhere, Embedding
 from cluster.metrics import ENGINE_REQUESTS
+from cluster.queues import report_queue
 from deployments.ray_serve.calls import BySize, answering, calling, cancelled_if_left
 from deployments.ray_serve.replica import ProcessMetrics, end_replica, freeze_heap, log_refusals_briefly
 from deployments.ray_serve.request_routers import description
@@ -150,6 +151,7 @@ class Decoder:
     def metrics(self) -> ProcessMetrics:
         """This process's metrics, vLLM's included, as Prometheus text."""
         ENGINE_REQUESTS.set(self._engine.num_requests)
+        report_queue(*self._engine.queue())
         return ProcessMetrics.of_this_replica()
 
     async def parameter_names(self) -> list[list[str]]:

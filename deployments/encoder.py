@@ -18,7 +18,9 @@ from cluster.embeddings.cache import EmbeddingCache
 from cluster.embeddings.single_flight import SingleFlight
 from cluster.errors import InvalidRequest, PoolUnavailable
 from cluster.health import PATIENCE_S, StuckWatch
-from cluster.metrics import PICTURES, RETRIES
+from cluster.messages import Embedding
+from cluster.metrics import CLAIMS, PICTURES, RETRIES
+from cluster.queues import report_queue
 from cluster.scaling.work import OfferedWork
 from deployments.ray_serve.calls import BySize, answering, calling, cancelled_if_left
 from deployments.ray_serve.replica import ProcessMetrics, UserConfig, end_replica, freeze_heap, log_refusals_briefly
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
     from cluster.config import PrismConfig
-    from cluster.messages import Digest, Elsewhere, Embedding, Picture, Pixels, Replica
+    from cluster.messages import Digest, Elsewhere, Picture, Pixels, Replica
 
 log: Final = logging.getLogger("ray.serve")
 
@@ -116,13 +118,16 @@ class VisionEncoder:
 
     async def _ask(self, peer: Replica, picture: Picture) -> Embedding | Elsewhere | None:
         if (actor := actors_of(self._own_pool).get(peer)) is None:
+            CLAIMS.labels("absent").inc()
             return None
         try:
             async with asyncio.timeout(CLAIM_TIMEOUT_S):
                 reply: Embedding | Elsewhere | None = await call(actor, "claim", picture.digest, self._name)
         except (TimeoutError, *GONE) as error:
             log.warning("the encoder %s did not reply to a claim: %r", peer, error)
+            CLAIMS.labels("failed").inc()
             return None
+        CLAIMS.labels(_outcome(reply)).inc()
         return reply
 
     async def _encode(self, picture: Picture) -> Embedding:
@@ -199,8 +204,15 @@ class VisionEncoder:
 
     def metrics(self) -> ProcessMetrics:
         """This process's metrics as Prometheus text."""
+        report_queue(self._queue.num_waiting, self._queue.oldest_s)
         return ProcessMetrics.of_this_replica()
 
     async def parameter_names(self) -> list[str]:
         """The names of all weights of the vision tower."""
         return self._tower.parameter_names
+
+
+def _outcome(reply: Embedding | Elsewhere | None) -> str:
+    if reply is None:
+        return "granted"
+    return "lent" if isinstance(reply, Embedding) else "elsewhere"

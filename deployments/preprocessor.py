@@ -9,6 +9,7 @@ from cluster.checkpoint import Checkpoint
 from cluster.health import PATIENCE_S, StuckWatch
 from cluster.isolation.children import Children
 from cluster.metrics import PICTURES
+from cluster.queues import report_queue
 from cluster.scaling.work import OfferedWork
 from deployments.ray_serve.calls import answering
 from deployments.ray_serve.replica import ProcessMetrics, end_replica, freeze_heap, log_refusals_briefly
@@ -71,4 +72,5 @@ class Preprocessor:
 
     def metrics(self) -> ProcessMetrics:
         """This process's metrics as Prometheus text."""
+        report_queue(len(self._children.waiting), self._children.waiting.oldest_s)
         return ProcessMetrics.of_this_replica()

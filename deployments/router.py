@@ -173,6 +173,7 @@ class Router(AsgiIngress):
         if answering is not None:
             rest = answering.watched(rest)
         waterfall.reach_first_piece(first.spent)
+        record.tokens = first.tokens
         return Answer(first.text, rest, is_stream, wants_waterfall, deadline)
 
     def _judge(

@@ -27,12 +27,14 @@ from cluster.decode.prompts import (
 from cluster.decode.refusals import chunk_refusal, engine_died, invalid_field, misread, refusal
 from cluster.decode.stats import Accepted, judging, watch
 from cluster.errors import EmbeddingLost, InternalError, PrismError
-from cluster.messages import Begun, Call, Embedding, FirstPiece, is_picture, picture_part
+from cluster.messages import Begun, Call, Embedding, FirstPiece, TokenCounts, is_picture, picture_part
+from cluster.metrics import EMBEDDINGS_LOST
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
     from cluster.decode.engine import Engine
+    from cluster.decode.stats import EngineTimes
     from cluster.decode.transport.handoff import Grids, Handoff, Pull, Reservation
     from cluster.messages import Digest, Spent
 
@@ -88,6 +90,7 @@ async def generate(engine: Engine, call: Call, grids: Grids, pull: Pull) -> Asyn
                     yield piece
         except InternalError as error:
             if engine.transport.is_lost(call.request_id):
+                EMBEDDINGS_LOST.inc()
                 raise EmbeddingLost(
                     "An embedding was gone before the engine came to it; send the request again."
                 ) from error
@@ -148,7 +151,8 @@ async def _run(engine: Engine, call: Call, handoff: Handoff, spent: Spent) -> As
     result = await _begin(engine, call, handoff)
     if isinstance(result, BaseModel):
         first, *rest = _cut(result.model_dump_json())
-        yield FirstPiece(first, _sum(spent, times.spent(is_stream=False)))
+        tokens = _counted(engine, call, handoff, times, is_whole=True)
+        yield FirstPiece(first, _sum(spent, times.spent(is_stream=False)), tokens)
         for part in rest:
             yield part
         return
@@ -157,7 +161,8 @@ async def _run(engine: Engine, call: Call, handoff: Handoff, spent: Spent) -> As
         if call.endpoint == "chat":  # the first chunk only names the role; the next one has the first token
             begun += await anext(chunks, "")
         first, *rest = _cut(begun)
-        yield FirstPiece(first, _sum(spent, times.spent(is_stream=True)))
+        tokens = _counted(engine, call, handoff, times, is_whole=False)
+        yield FirstPiece(first, _sum(spent, times.spent(is_stream=True)), tokens)
         for part in rest:
             yield part
         engine.num_streams += 1
@@ -168,6 +173,14 @@ async def _run(engine: Engine, call: Call, handoff: Handoff, spent: Spent) -> As
                         yield part
         finally:
             engine.num_streams -= 1
+
+
+def _counted(engine: Engine, call: Call, handoff: Handoff, times: EngineTimes, *, is_whole: bool) -> TokenCounts | None:
+    """The tokens of a call, or None if they are not known. In a beam search each step is a request of its own."""
+    if not times.num_prompt_tokens or call.body.get("use_beam_search"):
+        return None
+    num_completion_tokens = times.num_completion_tokens if is_whole else None
+    return TokenCounts(times.num_prompt_tokens, sum(_picture_tokens(engine, call, handoff)), num_completion_tokens)
 
 
 def _sum(first: Spent, second: Spent) -> Spent:
@@ -230,12 +243,17 @@ async def _serve(engine: Engine, call: Call, handoff: Handoff) -> Any:
 
 def _checked_prompts(engine: Engine, call: Call, handoff: Handoff, request: CheckedRequest) -> CheckedRequest:
     """The request with the check of its prompts."""
+    pictures = _picture_tokens(engine, call, handoff)
+    return request.checked(PromptCheck(AnswerSize(request), engine.token_lengths, pictures))
+
+
+def _picture_tokens(engine: Engine, call: Call, handoff: Handoff) -> list[int]:
+    """The tokens of each picture, in their order."""
     num_tokens = {
         digest: engine.embedding_shape.num_tokens(part["image_embeds"]["image_grid_thw"])
         for digest, part in handoff.parts.items()
     }
-    pictures = [num_tokens[digest] for digest in _pictures(call.body)]
-    return request.checked(PromptCheck(AnswerSize(request), engine.token_lengths, pictures))
+    return [num_tokens[digest] for digest in _pictures(call.body)]
 
 
 def _read(kind: type[Request], body: dict[str, Any]) -> Request:

@@ -102,6 +102,13 @@ class Engine:
             "kv_use": round(self._log.kv_use, 2),
         }
 
+    def queue(self) -> tuple[int, float]:
+        """The requests of the engine that have no token yet, and the age of the oldest in seconds."""
+        waiting = [
+            state.arrival_time for state in self._llm.output_processor.request_states.values() if state.is_prefilling
+        ]
+        return len(waiting), time.time() - min(waiting) if waiting else 0.0
+
     def work(self) -> dict[str, float]:
         """Returns what the scaling policy reads: the prompt tokens that came, were prefilled and wait, and the share of
         the engine's room in use, of the KV cache or of the sequences per step."""

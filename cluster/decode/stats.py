@@ -38,6 +38,8 @@ class EngineTimes:
     started_s: float = field(default_factory=time.monotonic)
     stats: Any = None
     """vLLM's ``RequestStateStats``, set at the first output. vLLM goes on changing it."""
+    num_prompt_tokens: int = 0
+    num_completion_tokens: int = 0
 
     def note(self, stats: Any) -> None:
         """Keeps the statistics of an output, unless those that are kept have a newer token. A call with several prompts
@@ -112,9 +114,10 @@ class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
         if _judging.get():
             outputs: AsyncGenerator[RequestOutput] = super().generate(prompt, *args, **kwargs)
             return outputs
-        times = _times.get()
-        if times is not None and times.traceparent is not None:
-            kwargs["trace_headers"] = {TRACEPARENT: times.traceparent}
+        if (times := _times.get()) is not None:
+            times.num_prompt_tokens += _num_tokens(prompt)
+            if times.traceparent is not None:
+                kwargs["trace_headers"] = {TRACEPARENT: times.traceparent}
         return self._noted(prompt, super().generate(prompt, *args, **kwargs), times)
 
     async def probe(self, num_tokens: int = 1) -> None:
@@ -154,12 +157,13 @@ class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
     async def _noted(
         self, prompt: Any, outputs: AsyncGenerator[RequestOutput], times: EngineTimes | None
     ) -> AsyncGenerator[RequestOutput]:
-        self.prefills.arrived(len(prompt.get("prompt_token_ids", ())) if isinstance(prompt, dict) else 0)
+        self.prefills.arrived(_num_tokens(prompt))
         is_first = True
         async with aclosing(outputs):
             async for output in outputs:
                 if times is not None:
                     times.note(output.metrics)
+                    times.num_completion_tokens += sum(len(answer.token_ids) for answer in output.outputs)
                 if is_first and output.metrics is not None and output.metrics.first_token_ts:
                     is_first = False
                     stats, num_tokens = output.metrics, len(output.prompt_token_ids or ())
@@ -167,6 +171,10 @@ class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
                         num_tokens, output.num_cached_tokens or 0, stats.scheduled_ts, stats.first_token_ts
                     )
                 yield output
+
+
+def _num_tokens(prompt: Any) -> int:
+    return len(prompt.get("prompt_token_ids", ())) if isinstance(prompt, dict) else 0
 
 
 class SchedulerLog(StatLoggerBase):  # type: ignore[misc]  # vLLM's types are not followed

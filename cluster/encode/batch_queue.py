@@ -77,6 +77,17 @@ class BatchQueue:
         return self._num_running_patches + sum(queued.picture.num_patches for queued in self._waiting)
 
     @property
+    def num_waiting(self) -> int:
+        """The pictures that wait for the tower."""
+        return len(self._waiting)
+
+    @property
+    def oldest_s(self) -> float:
+        """The seconds that the oldest of these has waited, 0 if none waits."""
+        arrived_s = min((queued.picture.arrived_s for queued in self._waiting), default=None)
+        return 0.0 if arrived_s is None else perf_counter() - arrived_s
+
+    @property
     def expected_s(self) -> float | None:
         """The seconds that the run under way may be expected to take, by the speed of earlier runs; 0 if there is no
         run, and None if there is one and it is the first."""

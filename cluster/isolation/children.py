@@ -13,14 +13,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from cluster.errors import InvalidPicture, PictureTooExpensive, PoolUnavailable, PrismError
 from cluster.isolation.budget import ADVICE, Budget, too_slow
 from cluster.isolation.process import Child, ChildLost, Template
 from cluster.isolation.wire import SMALLEST, Job
+from cluster.metrics import CHILDREN_ENDED
+from cluster.queues import WaitingCalls
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from cluster.checkpoint import ProcessorSettings
     from cluster.messages import Picture, Pixels
 
@@ -49,6 +54,8 @@ class Children:
         self._settings = settings
         self._niceness = niceness
         self._turn = asyncio.Lock()
+        self.waiting = WaitingCalls()
+        """The pictures that wait for their turn."""
         self._template: Template | None = None
         self._starting: asyncio.Task[Template] | None = None
         self._idle: Child | None = None
@@ -119,7 +126,7 @@ class Children:
             self._template.end()
 
     async def _prepare(self, picture: Picture) -> Pixels:
-        async with self._turn:
+        async with self._my_turn():
             budget = Budget.of(picture)
             run = self._current = _Run(await self._take_child(), picture, budget)
             try:
@@ -131,11 +138,13 @@ class Children:
                 self._set_aside(run)
             elif isinstance(run.answer.result().result, PictureTooExpensive):
                 run.child.end()  # it may have had too little memory left
+                CHILDREN_ENDED.labels("expensive").inc()
             else:
                 self._idle = run.child
         if not is_done:
             try:
                 await run.look_after()
+                CHILDREN_ENDED.labels("overdue").inc()
             finally:
                 run.child.end()  # its priority cannot be raised again
                 self._overdue.discard(run)
@@ -145,6 +154,15 @@ class Children:
         if isinstance(result, PrismError):
             raise result
         return result
+
+    @asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[None]:
+        with self.waiting.one():
+            await self._turn.acquire()
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def _set_aside(self, run: _Run) -> None:
         if len(self._overdue) >= MAX_OVERDUE:
@@ -158,6 +176,8 @@ class Children:
         child, self._idle = self._idle, None
         if child is not None and not child.is_lost:
             return child
+        if child is not None:
+            CHILDREN_ENDED.labels("idle").inc()
         template = await self._living_template()
         try:
             async with asyncio.timeout(FORK_S if template.is_warm else None):
@@ -170,6 +190,7 @@ class Children:
         if self._template is None or not self._template.is_alive:
             if self._template is not None:
                 log.warning("the process that children are forked from has ended; another one starts")
+                CHILDREN_ENDED.labels("template").inc()
                 self._template.end()
             if self._starting is None:
                 self._starting = asyncio.create_task(asyncio.to_thread(Template, self._settings, self._niceness))
@@ -253,10 +274,16 @@ class _Run:
                     return False
             self.answer.result()
         except ChildLost as lost:
-            self.child.end()
+            self._end("killed" if lost.was_killed else "crashed")
             raise _Crashed(was_killed=lost.was_killed) from None
+        except _NotBegun:
+            self._end("stuck")
+            raise
+        except PictureTooExpensive:
+            self._end("expensive")
+            raise
         except BaseException:
-            self.child.end()
+            self._end("left")
             raise
         return True
 
@@ -264,6 +291,10 @@ class _Run:
         """Refuses the picture, for which somebody waits in ``look_after``."""
         if not self.answer.done():
             self.answer.set_exception(too_slow(self._picture, self._budget))
+
+    def _end(self, reason: str) -> None:
+        CHILDREN_ENDED.labels(reason).inc()
+        self.child.end()
 
     def _look(self) -> None:
         used_s, is_computing = self.child.look()

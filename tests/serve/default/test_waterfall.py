@@ -119,6 +119,20 @@ def test_the_log_and_the_metrics_tell_the_same(cluster: Cluster, client: Client)
     assert not [line for line in lines if line["message"].startswith("POST")]
 
 
+def test_the_log_has_the_tokens(cluster: Cluster, client: Client) -> None:
+    """The line of a whole answer has the tokens of its ``usage``, and those of its pictures. The line of a stream has
+    those of its prompt."""
+    client.ask(new_picture(901))
+    body = json.dumps(chat(new_picture(901), max_tokens=3, n=2, temperature=1)).encode()
+    client.connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+    usage = json.loads(client.connection.getresponse().read())["usage"]
+    [log] = (cluster.logs / "serve").glob("replica_*_Router_*.log")
+    stream, whole = [json.loads(line) for line in log.read_text().splitlines() if '"answered"' in line][-2:]
+    assert (whole["prompt_tokens"], whole["completion_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
+    assert whole["picture_tokens"] == stream["picture_tokens"] > 0
+    assert stream["prompt_tokens"] == whole["prompt_tokens"] > whole["picture_tokens"]
+
+
 def counts(client: Client) -> dict[str, int]:
     """Returns the number of requests that each stage has observed."""
     client.connection.request("GET", "/metrics")

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.access_log import AccessRecord, ClientGone
 from cluster.errors import InternalError, Overloaded
+from cluster.messages import TokenCounts
 from tests.helpers.http_surface import logged
 
 if TYPE_CHECKING:
@@ -43,3 +44,17 @@ def test_a_fact_that_is_not_known_is_no_field() -> None:
     with logged() as records:
         AccessRecord("chat", "7").end(Overloaded("Full."))
     assert not {"pictures", "call_id", "decoders", "failed_replica", "cause"} & records[0].keys()
+
+
+def test_tokens_that_are_known_are_fields() -> None:
+    """The line has the tokens that the decoder has told. A stream's answers are not counted at its first piece."""
+    lines = []
+    for tokens in (TokenCounts(60, 48, 16), TokenCounts(60, 48, None)):
+        record = AccessRecord("chat", "7")
+        record.tokens = tokens
+        with logged() as records:
+            record.end(None)
+        lines += records
+    assert [(line["prompt_tokens"], line["picture_tokens"]) for line in lines] == [(60, 48)] * 2
+    assert lines[0]["completion_tokens"] == 16
+    assert "completion_tokens" not in lines[1]

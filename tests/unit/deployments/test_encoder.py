@@ -9,15 +9,17 @@ import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import ray.serve
+from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
 import cluster.health
 import deployments.encoder
 from cluster.checkpoint import Checkpoint
 from cluster.config import EncoderUserConfig, ModelConfig, PrismConfig
-from cluster.messages import Picture, Pixels
+from cluster.messages import Elsewhere, Embedding, Picture, Pixels
 from cluster.preprocess import preprocess
 from tests.helpers.pictures import png
 from tests.helpers.waiting import settled
@@ -107,6 +109,39 @@ async def test_a_tower_that_is_stuck_ends_its_replica(
     assert "vision tower" in await asyncio.wait_for(reasons.get(), 30)
     may_end.set()
     await encoding
+
+
+@pytest.mark.parametrize(
+    ("peers", "reply", "outcome"),
+    [
+        ({}, None, "absent"),
+        ({"home": "actor"}, None, "granted"),
+        ({"home": "actor"}, Elsewhere("two"), "elsewhere"),
+        ({"home": "actor"}, Embedding("0" * 64, np.zeros((1, 1), np.uint8), "float32", (1, 2, 2)), "lent"),
+        ({"home": "actor"}, TimeoutError(), "failed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_claims_are_counted_by_their_outcome(
+    replica: deployments.encoder.VisionEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+    peers: dict[str, str],
+    reply: Any,
+    outcome: str,
+) -> None:
+    """Each question at a picture's home counts once, by what came of it."""
+
+    async def call(*_: Any) -> Any:
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    monkeypatch.setattr(deployments.encoder, "actors_of", lambda _: peers)
+    monkeypatch.setattr(deployments.encoder, "call", call)
+    before = REGISTRY.get_sample_value("prism_claims_total", {"outcome": outcome}) or 0.0
+    found = await replica._ask("home", Picture("0" * 64, b"", 28, 28, ""))
+    assert found is (None if isinstance(reply, Exception) else reply)
+    assert REGISTRY.get_sample_value("prism_claims_total", {"outcome": outcome}) == before + 1
 
 
 async def test_settings_change_while_it_runs(replica: deployments.encoder.VisionEncoder) -> None:

@@ -56,6 +56,22 @@ async def start(queue: BatchQueue, *pictures: Pixels) -> list[asyncio.Task[Encod
     return tasks
 
 
+async def test_the_pictures_that_wait_are_known() -> None:
+    """Pictures that wait for a run are counted, with the wait of the oldest. A picture in its run does not wait."""
+    tower = GatedTower()
+    queue = BatchQueue(tower.encode, batch_patches=8)
+    tasks = await start(queue, pixels_of("a"))
+    await tower.has_begun()
+    assert (queue.num_waiting, queue.oldest_s) == (0, 0.0)
+    tasks += await start(queue, pixels_of("b"), pixels_of("c"))
+    before_s = queue.oldest_s
+    assert queue.num_waiting == 2
+    assert queue.oldest_s > before_s > 0
+    tower.may_go_on.set()
+    await asyncio.gather(*tasks)
+    assert queue.num_waiting == 0
+
+
 async def test_those_who_wait_share_the_next_run() -> None:
     """A single picture runs at once. Pictures that arrive during its run share the next run, up to the budget."""
     tower = GatedTower()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 import pytest
+from prometheus_client import REGISTRY
 
 from cluster.checkpoint import ProcessorSettings
 from cluster.errors import InvalidPicture, PictureTooExpensive, PoolUnavailable, PrismError
@@ -314,7 +315,8 @@ async def test_a_picture_that_costs_two_children_is_refused(number: signal.Signa
 
 async def test_a_child_that_is_killed_does_not_blame_its_picture(children: Children) -> None:
     """A picture under which the kernel kills two children, as it does when memory is short, ends with an error that a
-    retry helps against."""
+    retry helps against. Both are counted."""
+    before = num_ended("killed")
     task = asyncio.create_task(children.prepare(SLOW.picture()))
     for _ in range(2):
         lost = await busy_child(children)
@@ -323,7 +325,49 @@ async def test_a_child_that_is_killed_does_not_blame_its_picture(children: Child
     with pytest.raises(PoolUnavailable, match="was killed") as caught:
         await task
     assert (caught.value.can_retry, caught.value.cause) == (True, "the child was killed")
+    assert num_ended("killed") == before + 2
     await children.prepare(GOOD)
+
+
+def num_ended(reason: str) -> float:
+    """Returns the number of children that were counted as ended for a reason."""
+    return REGISTRY.get_sample_value("prism_children_ended_total", {"reason": reason}) or 0.0
+
+
+async def test_every_end_of_a_child_is_counted_once(children: Children) -> None:
+    """An expensive picture, a crash, a caller that leaves and a kill between pictures count each child, by its
+    reason."""
+    reasons = ("expensive", "crashed", "left", "idle")
+    before = [num_ended(reason) for reason in reasons]
+    with pytest.raises(PictureTooExpensive):
+        await children.prepare(SLOW.picture())
+    task = asyncio.create_task(children.prepare(SLOW.picture()))
+    for _ in range(2):
+        lost = await busy_child(children)
+        lost.send_signal(signal.SIGSEGV)
+        await until(lambda lost=lost: gone(lost), PATIENCE_S, "the lost child lives on")  # type: ignore[misc]
+    with pytest.raises(InvalidPicture):
+        await task
+    task = asyncio.create_task(children.prepare(SLOW.picture()))
+    await busy_child(children)
+    task.cancel()
+    await asyncio.wait([task])
+    await children.prepare(GOOD)
+    (await only_child(children)).kill()
+    await until(lambda: is_idle_child_lost(children), PATIENCE_S, "the loss of the child is not noticed")
+    await children.prepare(GOOD)
+    assert [num_ended(reason) - count for reason, count in zip(reasons, before, strict=True)] == [1, 2, 1, 1]
+
+
+async def test_pictures_that_wait_for_their_turn_are_known(children: Children) -> None:
+    """While a picture is under way, the others wait, and the wait of the oldest grows."""
+    assert (len(children.waiting), children.waiting.oldest_s) == (0, 0.0)
+    tasks = [asyncio.create_task(children.prepare(LARGE)) for _ in range(3)]
+    await settled()
+    assert len(children.waiting) == 2
+    assert children.waiting.oldest_s > 0
+    await asyncio.gather(*tasks)
+    assert len(children.waiting) == 0
 
 
 @pytest.mark.parametrize(
