@@ -30,7 +30,7 @@ ONE_FILE: Final = "model.safetensors"
 
 class ProcessorSettings(Frozen):
     """The sizes and constants for preparing a checkpoint's pictures, from its ``preprocessor_config.json``. The YAML
-    cannot change them."""
+    can narrow the bounds of pixels: see ``within``."""
 
     patch_size: int = 14
     merge_size: int = 2
@@ -58,6 +58,12 @@ class ProcessorSettings(Frozen):
         raw.setdefault("min_pixels", size.get("shortest_edge") or size.get("min_pixels"))
         raw.setdefault("max_pixels", size.get("longest_edge") or size.get("max_pixels"))
         return cls(**{key: raw[key] for key in cls.model_fields if raw.get(key) is not None})
+
+    def within(self, model: ModelConfig) -> ProcessorSettings:
+        """The settings with the bounds of pixels that the configuration sets. The largest picture never grows."""
+        max_pixels = min(self.max_pixels, model.max_pixels or self.max_pixels)
+        min_pixels = min(model.min_pixels or self.min_pixels, max_pixels)
+        return self.model_copy(update={"min_pixels": min_pixels, "max_pixels": max_pixels})
 
     def num_patches(self, num_pixels: int) -> int:
         """The approximate number of patches of a picture with this many pixels. Rounding of its sides may change it
@@ -95,12 +101,13 @@ class Checkpoint:
 
     @cached_property
     def processor(self) -> ProcessorSettings:
-        """The settings for preparing this checkpoint's pictures."""
-        return ProcessorSettings.from_checkpoint(self.settings_path)
+        """The settings for preparing this checkpoint's pictures, with the bounds of the configuration."""
+        return ProcessorSettings.from_checkpoint(self.settings_path).within(self._model)
 
     @cached_property
     def revision(self) -> str:
-        """A fingerprint of the encoder as 16 hex digits. It covers the settings, the dtype, and the commit on the Hub.
+        """A fingerprint of the encoder as 16 hex digits. It covers the settings, the dtype, the configuration's bounds
+        of pixels, and the commit on the Hub.
 
         For a directory it covers the size, the first mebibyte and the last mebibyte of each weight file instead of a
         commit.
@@ -108,6 +115,8 @@ class Checkpoint:
         fingerprint = hashlib.sha256(self._model.dtype.encode())
         for name in ("config.json", "preprocessor_config.json"):
             fingerprint.update((self.settings_path / name).read_bytes())
+        if (bounds := (self._model.min_pixels, self._model.max_pixels)) != (None, None):
+            fingerprint.update(repr(bounds).encode())
         if self._local_path is None:
             fingerprint.update(self.settings_path.name.encode())
         else:

@@ -23,6 +23,9 @@ POOLS: Final = ("router", "preprocessor", "encoder", "decoder")
 SIZES: Final = frozenset({"num_replicas", "max_ongoing_requests"})
 """Keys of Serve that every deployment has. They used to be keys of the pools in ``args:``."""
 
+MIN_MAX_PIXELS: Final = 28 * 28
+"""The pixels of one token."""
+
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -47,6 +50,18 @@ class ModelConfig(Frozen):
     """The most tokens of prompt and answer together."""
     dtype: Dtype = "bfloat16"
     """The type of the weights and activations, in the encoders and in the decoders."""
+    max_pixels: int | None = Field(default=None, ge=MIN_MAX_PIXELS)
+    """Larger pictures are scaled down to so many pixels, before the vision tower. Less than the checkpoint's own limit
+    saves time and memory in every pool, and small print may become unreadable. A token is 28 × 28 pixels. Unset, or
+    above the checkpoint's limit: the checkpoint's."""
+    min_pixels: int | None = Field(default=None, ge=1)
+    """Smaller pictures are scaled up to so many pixels. Unset: the checkpoint's."""
+
+    @model_validator(mode="after")
+    def _bounds_of_pixels_are_in_order(self) -> Self:
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError("min_pixels must not be more than max_pixels")
+        return self
 
 
 class MediaConfig(Frozen):

@@ -32,6 +32,13 @@ def engine_flags(config: PrismConfig) -> list[str]:
         "mm-processor-cache-gb": 0,
         "worker-extension-cls": "cluster.decode.worker.WorkerExtension",
     }
+    if (model.min_pixels, model.max_pixels) != (
+        None,
+        None,
+    ):  # vLLM sizes its cache of embeddings by the largest picture
+        processor = Checkpoint(model).processor
+        bounds = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
+        flags["mm-processor-kwargs"] = json.dumps(bounds)
     switches = ["--enable-mm-embeds"]
     if decoder.device == "cuda":
         flags["gpu-memory-utilization"] = decoder.gpu_memory_utilization

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import pytest
+from pydantic import ValidationError
 
 from cluster.checkpoint import DEMO_CHECKPOINT, Checkpoint, ProcessorSettings
 from cluster.config import ModelConfig
 from cluster.encode.picture_encoder import TOWER_PREFIXES
+from cluster.preprocess import smart_resize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,3 +105,43 @@ def test_the_revision_names_the_encoder() -> None:
     """The same checkpoint has the same revision each time, and another dtype has another revision."""
     assert Checkpoint(ModelConfig(dtype="float32")).revision == Checkpoint(ModelConfig(dtype="float32")).revision
     assert Checkpoint(ModelConfig(dtype="float32")).revision != Checkpoint(ModelConfig(dtype="bfloat16")).revision
+
+
+@pytest.mark.parametrize(
+    ("model", "bounds"),
+    [
+        (ModelConfig(), (112 * 112, 224 * 168)),
+        (ModelConfig(max_pixels=20_000), (112 * 112, 20_000)),
+        (ModelConfig(max_pixels=2000), (2000, 2000)),
+        (ModelConfig(max_pixels=10**9), (112 * 112, 224 * 168)),
+        (ModelConfig(min_pixels=784), (784, 224 * 168)),
+        (ModelConfig(min_pixels=10**9), (224 * 168, 224 * 168)),
+    ],
+)
+def test_the_configuration_bounds_the_pixels(model: ModelConfig, bounds: tuple[int, int]) -> None:
+    """A bound of the configuration takes the place of the checkpoint's. The largest picture never grows, and the bounds
+    stay in order."""
+    processor = Checkpoint(model).processor
+    assert (processor.min_pixels, processor.max_pixels) == bounds
+    height, width = smart_resize(3000, 4000, processor)
+    assert height * width <= bounds[1]
+    assert processor.max_tokens == bounds[1] // 784
+
+
+def test_other_bounds_have_another_revision() -> None:
+    """Pictures that are prepared within other bounds have other digests."""
+    models = [
+        ModelConfig(),
+        ModelConfig(max_pixels=20_000),
+        ModelConfig(min_pixels=20_000),
+        ModelConfig(max_pixels=9000),
+    ]
+    assert len({Checkpoint(model).revision for model in models}) == len(models)
+
+
+def test_bounds_in_disorder_are_refused() -> None:
+    """A smallest picture that is larger than the largest is refused, and so is a largest one of less than a token."""
+    with pytest.raises(ValidationError, match="min_pixels must not be more than max_pixels"):
+        ModelConfig(min_pixels=20_000, max_pixels=10_000)
+    with pytest.raises(ValidationError, match="max_pixels"):
+        ModelConfig(max_pixels=783)
