@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from cluster.metrics import OLDEST_WAIT_S, QUEUE_LENGTH
+from cluster.metrics import QUEUE_LENGTH, QUEUE_OLDEST_S
 from cluster.queues import WaitingCalls, report_queue
 
 if TYPE_CHECKING:
@@ -33,6 +33,6 @@ def test_the_oldest_call_that_still_waits_counts(monkeypatch: pytest.MonkeyPatch
 def test_a_report_sets_the_gauges() -> None:
     """The gauges have what was reported last."""
     report_queue(3, 1.5)
-    assert (QUEUE_LENGTH._value.get(), OLDEST_WAIT_S._value.get()) == (3, 1.5)
+    assert (QUEUE_LENGTH._value.get(), QUEUE_OLDEST_S._value.get()) == (3, 1.5)
     report_queue(0, 0.0)
-    assert (QUEUE_LENGTH._value.get(), OLDEST_WAIT_S._value.get()) == (0, 0)
+    assert (QUEUE_LENGTH._value.get(), QUEUE_OLDEST_S._value.get()) == (0, 0)
