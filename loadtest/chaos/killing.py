@@ -158,6 +158,9 @@ class Killer:
         part, _, name = kind.partition(":")
         victim, has_to_go = await asyncio.to_thread(self._victim, part)
         victim.send_signal(SIGNALS[name])
+        if kind == "template:stop":
+            for child in victim.children():  # otherwise nobody needs the template
+                child.kill()
         kill = Kill(part, name, time.monotonic())
         self.kills.append(kill)
         while time.monotonic() < kill.at_s + WHOLE_TIMEOUT_S:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from loadtest.bodies import WORDS
@@ -36,6 +36,10 @@ class ChaosRequest:
     def is_stream(self) -> bool:
         """Returns True if the answer comes as a stream."""
         return bool(self.body["stream"])
+
+    def salted(self, salt: str) -> ChaosRequest:
+        """The same request, for which nothing that is cached may be used. The right answer is the same."""
+        return replace(self, body={**self.body, "cache_salt": salt})
 
 
 def make_requests(num: int, *, seed: int, model: str, timeout_s: float) -> list[ChaosRequest]:

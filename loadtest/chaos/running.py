@@ -27,6 +27,8 @@ CALM_WORKERS: Final = 2
 RETRY_PAUSE_S: Final = 1.0
 """The pause before each plain retry of a request whose connection was cut, and after a typed error. That is the
 ``Retry-After`` of an error that a retry helps against."""
+SALTED_SHARE: Final = 0.5
+"""The share of requests that find nothing in any cache, so that every pool works all the time."""
 WAY_BACK_S: Final = 60.0
 """A retry that is cut again, or that gets 503, is repeated for so long. HAProxy takes that time to start again, at
 most."""
@@ -109,6 +111,8 @@ class ClosedLoop:
         while not self._is_ending:
             self._left = self._left or self._draw.sample(self._requests, len(self._requests))
             request = self._left.pop()
+            if self._draw.random() < SALTED_SHARE:
+                request = request.salted(f"{self._draw.random()}")
             started_s = time.monotonic()
             ending = await ask(client, self._url, request)
             ended_s, retried = time.monotonic(), None

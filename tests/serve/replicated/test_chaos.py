@@ -13,12 +13,12 @@ from loadtest.chaos.running import chaos
 if TYPE_CHECKING:
     from tests.helpers.launching import Launched
 
-KINDS = ("child:kill", "haproxy:kill", "template:stop", "controller:kill")
+KINDS = ("child:kill", "haproxy:kill", "controller:kill")
 SEED = 15
 
 
 async def test_nothing_is_lost_while_processes_die(launched: Launched) -> None:
-    """A preprocessor's child, HAProxy, a template and Serve's controller die under load, one after the other. Every
+    """A preprocessor's child, HAProxy and Serve's controller die under load, one after the other. Every
     request gets the answer of the undisturbed run or a typed error, and a connection that HAProxy's death cuts gets its
     answer by a plain retry."""
     requests = make_requests(16, seed=SEED, model="prism-demo", timeout_s=60)

@@ -20,3 +20,10 @@ def test_the_seed_decides_the_bodies() -> None:
     first, same, other = (make_requests(8, seed=seed, model="m", timeout_s=9) for seed in (1, 1, 2))
     assert first == same
     assert all(one.body != two.body for one, two in zip(first, other, strict=True))
+
+
+def test_a_salt_changes_nothing_else() -> None:
+    """A salted request has the number and the body of the request, and its salt."""
+    [request] = make_requests(1, seed=1, model="m", timeout_s=9)
+    salted = request.salted("x")
+    assert (salted.index, salted.body) == (request.index, {**request.body, "cache_salt": "x"})
