@@ -13,7 +13,13 @@ from cluster.messages import Begun, Elsewhere, Embedding
 from cluster.metrics import ENGINE_REQUESTS
 from cluster.queues import report_queue
 from deployments.ray_serve.calls import BySize, answering, calling, cancelled_if_left
-from deployments.ray_serve.replica import ProcessMetrics, end_replica, freeze_heap, log_refusals_briefly
+from deployments.ray_serve.replica import (
+    ProcessMetrics,
+    end_replica,
+    freeze_heap,
+    log_file_kept,
+    log_refusals_briefly,
+)
 from deployments.ray_serve.request_routers import description
 from deployments.ray_serve.retries import Attempts
 
@@ -30,13 +36,14 @@ class Decoder:
     """Generates answers. An engine that has died or is stuck cannot be revived: the replica ends and is replaced."""
 
     async def __init__(self, config: PrismConfig, encoder: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        # Imported in the replica only: building the application needs no vLLM.
-        from cluster.decode.start import start_engine
-
         log_refusals_briefly()
         self._encode = BySize(encoder.encode)
         self._pulls = EmbeddingCache(0)  # keeps nothing; it only lets concurrent requests share a call
-        self._engine = await start_engine(config)
+        with log_file_kept():
+            # Imported in the replica only: building the application needs no vLLM.
+            from cluster.decode.start import start_engine
+
+            self._engine = await start_engine(config)
         self._watch = self._watch_engine()
         self._settings = Checkpoint(config.model).processor
         freeze_heap()

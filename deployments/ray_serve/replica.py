@@ -1,4 +1,4 @@
-"""The duties that all replicas share: heap, settings that change, metrics, brief log lines of refusals, and the end."""
+"""The duties that all replicas share: heap, settings that change, metrics, their log, and the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import gc
 import logging
 import os
 import signal
+from contextlib import contextmanager
 from dataclasses import dataclass
+from logging.handlers import MemoryHandler
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from prometheus_client import generate_latest
@@ -16,6 +18,8 @@ from ray import serve
 from cluster.errors import PrismError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cluster.config import Frozen
 
 Settings = TypeVar("Settings", bound="Frozen")
@@ -44,6 +48,22 @@ def freeze_heap() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@contextmanager
+def log_file_kept() -> Iterator[None]:
+    """Lets Serve's log of this replica survive a library that configures logging inside the block.
+
+    vLLM does so when it configures an engine, and ``logging.config.dictConfig`` closes every handler of the process.
+    Serve's handler would have no file any more: nothing would be logged. A controller that starts again asks each
+    replica for its file; it would get an exception and stop the replica.
+    """
+    targets = {each: each.target for each in log.handlers if isinstance(each, MemoryHandler)}
+    try:
+        yield
+    finally:
+        for handler, target in targets.items():
+            handler.setTarget(target)  # a file that was closed is opened again by the next line
 
 
 def end_replica(reason: str) -> None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import gc
 import logging
+import subprocess
+import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cluster.errors import InternalError, InvalidPicture, PoolUnavailable
 from deployments.ray_serve.replica import freeze_heap, log_refusals_briefly
+from loadtest.servers import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,29 @@ def test_refusals_are_one_line(error: Exception, has_traceback: bool, caplog: py
     [record] = caplog.records
     assert bool(record.exc_info) is has_traceback
     assert ("400 invalid_image" in record.getMessage()) is not has_traceback
+
+
+LOGGED = """
+import logging, logging.config, sys
+from logging.handlers import MemoryHandler
+from deployments.ray_serve.replica import log_file_kept
+
+log = logging.getLogger("ray.serve")
+handler = MemoryHandler(capacity=1, target=logging.FileHandler(sys.argv[1]))
+log.addHandler(handler)
+with log_file_kept():
+    log.error("before")
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+    assert handler.target is None
+log.error("after")
+"""
+
+
+def test_the_log_of_a_replica_survives_a_library_that_configures_logging(tmp_path: Path) -> None:
+    """``dictConfig`` takes the file from Serve's handler. It is given back, and what is logged later is in it."""
+    file = tmp_path / "log"
+    subprocess.run([sys.executable, "-c", LOGGED, str(file)], check=True, cwd=ROOT)
+    assert file.read_text().split() == ["before", "after"]
 
 
 def test_a_heap_is_frozen_and_what_comes_after_it_is_collected() -> None:
