@@ -59,7 +59,8 @@ class Kill:
         name: ``kill`` for SIGKILL, ``stop`` for SIGSTOP.
         at_s: When the signal was sent.
         gone_s: When the process had ended. It stays None if the process was resumed.
-        whole_s: When its pool or the cluster was whole again, or None if that took too long.
+        whole_s: When its pool or the cluster was whole again, or None if it is not yet.
+        is_given_up: That took too long.
     """
 
     part: str
@@ -67,6 +68,7 @@ class Kill:
     at_s: float
     gone_s: float | None = None
     whole_s: float | None = None
+    is_given_up: bool = False
 
 
 def plan_kills(seed: int, kinds: Sequence[str], num: int) -> Iterator[str]:
@@ -142,7 +144,7 @@ class Killer:
     async def _carry_out(self, kind: str, say: Callable[[str], object], pool: str | None) -> None:
         kill = await self.strike(kind, pool)
         if kill.whole_s is None:
-            self._is_given_up = True
+            kill.is_given_up = self._is_given_up = True
             say(f"{kind}: not whole after {WHOLE_TIMEOUT_S:g} s")
         else:
             say(f"{kind}: whole after {kill.whole_s - kill.at_s:.1f} s")

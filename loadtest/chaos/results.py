@@ -51,9 +51,8 @@ class ChaosTally:
         for kill in run.kills:
             kind = f"{kill.part}:{kill.name}"
             tally.whole_s.setdefault(kind, [])
-            if kill.whole_s is None:
-                tally.num_broken += 1
-            else:
+            tally.num_broken += kill.is_given_up
+            if kill.whole_s is not None:
                 tally.whole_s[kind].append(round(kill.whole_s - kill.at_s, 1))
             if kill.gone_s is not None:
                 tally.gone_s.setdefault(kind, []).append(round(kill.gone_s - kill.at_s, 1))

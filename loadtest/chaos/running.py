@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import signal
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
@@ -16,7 +17,7 @@ from loadtest.chaos.asking import ask, connections
 from loadtest.chaos.judging import ChaosRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from loadtest.chaos.asking import ChaosAnswer, Ending
     from loadtest.chaos.killing import Kill, Killer
@@ -165,16 +166,25 @@ async def chaos(
     expected = await undisturbed(url, requests)
     before = await killer.replica_pids()
     say(f"{len(expected)} undisturbed answers; the load begins")
-    loop, began_s = ClosedLoop(url, requests, seed), time.monotonic()
+    load, began_s = ClosedLoop(url, requests, seed), time.monotonic()
     async with asyncio.TaskGroup() as group:
-        group.create_task(loop.run(num_workers))
+        group.create_task(load.run(num_workers))
         try:
-            await killer.run(kinds, say, until_s=began_s + limit_s, overlap=overlap)
-            await asyncio.sleep(max(0.0, began_s + seconds - time.monotonic()))
+            await _until_sigterm(killer.run(kinds, say, until_s=began_s + limit_s, overlap=overlap))
+            await _until_sigterm(asyncio.sleep(began_s + seconds - time.monotonic()))
         finally:
-            loop.stop()
+            load.stop()
     was_replaced = not kinds and await killer.replica_pids() != before
-    return ChaosRun(expected, loop.records, killer.kills, began_s, was_replaced)
+    return ChaosRun(expected, load.records, killer.kills, began_s, was_replaced)
+
+
+async def _until_sigterm(work: Coroutine[Any, Any, None]) -> None:
+    """Awaits something, or less of it if this process gets SIGTERM, so that the verdict is not lost."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()
 
 
 def say(text: str) -> None:

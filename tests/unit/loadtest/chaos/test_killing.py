@@ -123,4 +123,4 @@ async def test_a_cluster_that_does_not_recover_ends_the_kills(
         monkeypatch.setattr(killing, "WHOLE_TIMEOUT_S", 0.5)
         running["Decoder"] = 0
         await killer.run(["decoder:kill", "router:kill"], lambda _: None, until_s=1e9)
-    assert [(kill.part, kill.whole_s) for kill in killer.kills] == [("decoder", None)]
+    assert [(kill.part, kill.whole_s, kill.is_given_up) for kill in killer.kills] == [("decoder", None, True)]

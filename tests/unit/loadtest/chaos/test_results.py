@@ -48,7 +48,7 @@ def test_a_run_is_good_if_nothing_is_lost_and_all_is_whole() -> None:
     assert ChaosTally.of(run_of(GOOD, TYPED)).is_good
     assert not ChaosTally.of(run_of(GOOD, LOST)).is_good
     assert not ChaosTally.of(run_of(TYPED)).is_good
-    assert not ChaosTally.of(run_of(GOOD, kill=Kill("engine", "kill", 10, 11))).is_good
+    assert not ChaosTally.of(run_of(GOOD, kill=Kill("engine", "kill", 10, 11, is_given_up=True))).is_good
     replaced = run_of(GOOD)
     replaced.was_replaced = True
     assert not ChaosTally.of(replaced).is_good
