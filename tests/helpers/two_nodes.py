@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.schema import ServeDeploySchema
 
-from deployments.local.processes import adopt_orphans, descendants, end_children, every
+from deployments.local.processes import adopt_orphans, descendants, end_children
 from deployments.ray_serve import haproxy
 from deployments.ray_serve.session import deploy
 from loadtest.chaos.processes import ClusterProcesses
@@ -39,9 +40,41 @@ NODE: Final[dict[str, Any]] = {"num_cpus": 2, "object_store_memory": 200 * 2**20
 POOLS: Final = ("Router", "Preprocessor", "VisionEncoder", "Decoder")
 
 
+class TwoNodes:
+    """Two Ray nodes with Prism on them, started by the main thread, which Ray needs for that.
+
+    Args:
+        port: The port for HTTP.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://{LOOPBACK}:{port}"
+        self._cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        self._cluster.add_node(**NODE)
+        self._died_s: float | None = None
+        ray.init(address=self._cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+        serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": port})
+        deploy(ServeDeploySchema.model_validate(application()))
+
+    def look(self) -> None:
+        """Adds a node if the second one has been dead for a while. Call it regularly, from the main thread."""
+        if ClusterProcesses(psutil.Process()).of("raylet"):
+            self._died_s = None
+        elif self._died_s is None:
+            self._died_s = time.monotonic()
+        elif time.monotonic() > self._died_s + REPLACED_AFTER_S:
+            self._cluster.add_node(wait=False, **NODE)
+            self._died_s = None
+
+    def end(self) -> None:
+        """Ends both nodes."""
+        ray.shutdown()
+        self._cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
 @contextmanager
-def two_nodes(folder: Path) -> Iterator[str]:
-    """Runs Prism on two nodes inside the block and yields its address. A second node that dies is replaced.
+def two_nodes(folder: Path) -> Iterator[TwoNodes]:
+    """Runs Prism on two nodes inside the block.
 
     Args:
         folder: An empty folder with a short path.
@@ -53,28 +86,11 @@ def two_nodes(folder: Path) -> Iterator[str]:
     )
     tempfile.tempdir = None  # read TMPDIR again
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
-        nodes = [cluster.add_node(**NODE)]
-        ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
-        port = free_port()
-        serve.start(proxy_location="HeadOnly", http_options={"host": LOOPBACK, "port": port})
-        deploy(ServeDeploySchema.model_validate(application()))
-        died_s: list[float] = []
-
-        def replace() -> None:
-            if ClusterProcesses(psutil.Process()).of("raylet"):
-                died_s.clear()
-            elif not died_s:
-                died_s.append(time.monotonic())
-            elif time.monotonic() > died_s[0] + REPLACED_AFTER_S:
-                nodes.append(cluster.add_node(wait=False, **NODE))
-
-        with every(1.0, replace):
-            yield f"http://{LOOPBACK}:{port}"
+        nodes = TwoNodes(free_port())
+        yield nodes
+        nodes.end()
     finally:
-        ray.shutdown()
-        cluster.shutdown()  # type: ignore[no-untyped-call]
         end_children(but=strangers)
 
 
@@ -89,12 +105,17 @@ def application() -> dict[str, Any]:
 
 def main() -> int:
     """Runs chaos on two nodes with the given options; returns its exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with (
         tempfile.TemporaryDirectory(prefix="tn-", dir="/tmp", ignore_cleanup_errors=True) as name,
-        two_nodes(Path(name)) as url,
+        two_nodes(Path(name)) as nodes,
     ):
-        line = [sys.executable, "-m", "loadtest.chaos", "--url", url, "--root", str(os.getpid())]
-        return subprocess.run([*line, "--kinds", "raylet:kill", *sys.argv[1:]], check=False).returncode
+        line = [sys.executable, "-m", "loadtest.chaos", "--url", nodes.url, "--root", str(os.getpid())]
+        chaos = subprocess.Popen([*line, "--kinds", "raylet:kill", *sys.argv[1:]])
+        while chaos.poll() is None:
+            nodes.look()
+            time.sleep(1)
+        return chaos.returncode
 
 
 if __name__ == "__main__":
