@@ -8,22 +8,27 @@ computes is replaced, because importing it would keep two cores busy for half a 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` as it stands.
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 from unittest.mock import MagicMock, patch
 
 import numpy as np
 from ray.serve import Application
 
+from cluster.access_log import AccessRecord
+from cluster.admission.slots import Slot
 from cluster.checkpoint import Checkpoint, ProcessorSettings
 from cluster.concurrency import all_or_first_error
 from cluster.config import PrismConfig
+from cluster.deadline import Deadline
 from cluster.embeddings.cache import EmbeddingCache
-from cluster.messages import Begun, Call, Embedding, FirstPiece, Grid, Picture, Pixels
-from deployments import app, decoder, encoder, preprocessor
+from cluster.messages import Begun, Call, Embedding, Endpoint, FirstPiece, Grid, Picture, Pixels
+from cluster.stream import Answer
+from deployments import app, decoder, encoder, preprocessor, router
 from deployments.ray_serve.calls import BySize, answering
 from deployments.ray_serve.replica import freeze_heap, log_refusals_briefly
 from tests.helpers.pace import Pace
@@ -34,6 +39,21 @@ class PacedConfig(PrismConfig):
     """Prism's configuration, and the pace of its stages."""
 
     pace: Pace = Pace()
+
+
+TENANT: Final = re.compile(rb'"user": ?"([^"]*)"')
+
+
+class Router(router.Router):
+    """A Router that takes the field ``user`` of a request for its tenant, in place of an API key."""
+
+    async def serve(
+        self, endpoint: Endpoint, raw: bytes, slot: Slot, deadline: Deadline, record: AccessRecord
+    ) -> Answer:
+        """See ``Router.serve``."""
+        found = TENANT.search(raw)
+        record.tenant = record.tenant or (found[1].decode() if found else "")
+        return await super().serve(endpoint, raw, slot, deadline, record)
 
 
 class PacedChildren:
@@ -153,5 +173,5 @@ class Decoder(decoder.Decoder):
 
 def build(config: PacedConfig) -> Application:
     """Builds Prism's application with the paced pools."""
-    with patch.multiple(app, Preprocessor=Preprocessor, VisionEncoder=VisionEncoder, Decoder=Decoder):
+    with patch.multiple(app, Router=Router, Preprocessor=Preprocessor, VisionEncoder=VisionEncoder, Decoder=Decoder):
         return app.build(config)

@@ -165,6 +165,7 @@ def capacity_file(num_routers: int) -> ApplicationFile:
         {"pixel_s": 0.0, "patch_s": 0.0, "token_s": 0.0, "max_running": 2048, "kv_tokens": 1_000_000}
     )
     [application] = content["applications"]
+    application["args"]["decoder"]["max_num_seqs"] = 2048
     sizes = {"Router": num_routers, "Decoder": NUM_DECODERS}
     for entry in application["deployments"]:
         count = sizes.get(entry["name"], 1)
