@@ -11,6 +11,7 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
+from cluster.admission.stages import StageGates
 from cluster.config import DecoderConfig, PrismConfig
 from cluster.errors import PoolUnavailable
 from cluster.messages import Begun, Call, FirstPiece, Picture
@@ -238,3 +239,49 @@ async def test_a_request_that_waits_ends_at_its_deadline() -> None:
         decoders.may_answer.set()
         assert (await first).status_code == 200
         assert router.gates.decoder.try_enter("", 1, 1) is not None
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+async def test_a_refused_client_is_let_in_at_the_time_that_it_was_told() -> None:
+    """Once a request would wait longer than ``max_wait_s``, new ones are refused before their pictures are looked at.
+    A client that sends its request again after its ``Retry-After`` is let in, while a new one is still refused."""
+    decoders, clock = Decoders(), Clock()
+    config = PrismConfig(decoder=DecoderConfig(max_num_seqs=1))
+    bodies = [chat([text(f"{number}")], max_tokens=100) for number in range(9)]
+    async with (
+        routed(decoders.generate, config=config, max_wait_s=2) as (port, router),
+        httpx.AsyncClient(base_url=here(port), timeout=60) as client,
+    ):
+        router.gates = StageGates(router._encoder_patches, router._decoder_sequences, clock=clock)
+        measured = asyncio.ensure_future(client.post(CHAT, json=bodies[0]))
+        await reaches(1, decoders)
+        clock.now_s += 3  # an answer takes three seconds
+        decoders.may_begin.set()
+        decoders.may_answer.set()
+        assert (await measured).status_code == 200
+        decoders.may_answer.clear()
+        asked = [asyncio.ensure_future(client.post(CHAT, json=bodies[1]))]
+        await reaches(2, decoders)
+        asked.append(asyncio.ensure_future(client.post(CHAT, json=bodies[2])))
+        while not router.gates.decoder.num_waiting:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(0)
+        broken = chat([image(b"no picture"), text("?")], max_tokens=100)
+        refused = [await client.post(CHAT, json=body) for body in (bodies[3], broken, bodies[3])]
+        assert [one.status_code for one in refused] == [429] * 3
+        assert [one.json()["error"]["code"] for one in refused] == ["overloaded"] * 3
+        told_s = [int(one.headers["retry-after"]) for one in refused]
+        assert told_s[0] == told_s[2] == 7  # 3 s for the one that waits, and 3 s for itself at nine tenths of the rate
+        assert told_s[1] > told_s[0]
+        clock.now_s += told_s[0]
+        asked.append(asyncio.ensure_future(client.post(CHAT, json=bodies[3])))
+        assert (await client.post(CHAT, json=bodies[4])).status_code == 429
+        decoders.may_answer.set()
+        assert {one.status_code for one in await asyncio.gather(*asked)} == {200}
