@@ -166,9 +166,13 @@ class Gate:
     def rate(self) -> float | None:
         """The cost that the stage gets done per second when it is full. None as long as no request has ended.
 
-        By Little's law, it is the cost inside, divided by the time that a unit of cost stays inside.
+        By Little's law, it is the cost inside, divided by the time that a unit of cost stays inside. If the stage is
+        not full, the cost inside counts as many times as it would fit.
         """
-        return self._cost_inside * self._done_cost / self._done_cost_s if self._done_cost_s else None
+        if not (self._inside and self._done_cost_s):
+            return None
+        num_fitting = max(1.0, self._room() / self._size_inside)
+        return self._cost_inside * num_fitting * self._done_cost / self._done_cost_s
 
     def share(self, tenant: str) -> float:
         """The share of the stage that a tenant gets while the others that wait go on waiting."""

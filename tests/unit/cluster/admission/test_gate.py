@@ -127,7 +127,8 @@ async def test_the_pass_comes_back_with_the_last_piece() -> None:
 
 
 async def test_the_rate_is_that_of_a_full_stage() -> None:
-    """With four inside that each stay two seconds, two are done per second. Requests that fail tell nothing."""
+    """With room for four that each stay two seconds, two are done per second, also while fewer are inside. Requests
+    that fail tell nothing."""
     clock = Clock()
     gate = Gate(lambda: 4, clock=clock)
     passes = let_in(gate, 4)
@@ -137,8 +138,11 @@ async def test_the_rate_is_that_of_a_full_stage() -> None:
     passes += let_in(gate, 1)
     clock.now_s += 2
     passes[1].leave(is_done=True)
-    let_in(gate, 1)
+    passes += let_in(gate, 1)
     assert gate.rate() == 2
+    for one in passes[2:5]:
+        one.leave()
+    assert gate.rate() == 2  # with one inside, four would still fit
 
 
 async def test_a_wait_is_that_of_the_tenants_own_backlog() -> None:
