@@ -46,6 +46,7 @@ class AccessRecord:
         priority: The priority of that key: higher ones go first where requests wait.
         caller: The holder of that key; None without keys.
         tokens: Its tokens, once the decoder has told them.
+        num_continuations: How often another decoder went on with its stream.
 
     Args:
         endpoint: The endpoint of vLLM's API that was called, or ``other``.
@@ -65,7 +66,12 @@ class AccessRecord:
         self.priority = 0
         self.caller: Caller | None = None
         self.tokens: TokenCounts | None = None
+        self.num_continuations = 0
         self._started_s: Final = time.perf_counter()
+
+    def went_on(self) -> None:
+        """Counts a continuation."""
+        self.num_continuations += 1
 
     def end(self, error: BaseException | None) -> None:
         """Counts the request, and writes its line into the log.
@@ -89,6 +95,7 @@ class AccessRecord:
             **self._token_facts(),
             "call_id": self.call_id,
             "decoders": self.decoders or None,
+            "continuations": self.num_continuations or None,
             "waterfall_ms": self.waterfall.milliseconds(),
         }
         if isinstance(error, PrismError):

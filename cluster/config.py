@@ -307,6 +307,9 @@ class RouterUserConfig(Frozen):
     max_wait_s: float = Field(default=30.0, gt=0)
     """The longest time that a new request may wait in the Router while the stages behind it are full, as estimated. If
     it would wait longer, it is refused with 429, and ``Retry-After`` says when a retry succeeds."""
+    wait_for_decoder: bool = True
+    """A stream whose decoder has failed waits for another one, if the pool has none left, until its deadline. False
+    ends it with an error at once."""
     scaling: Literal["advise", "act"] = "advise"
     """``advise`` only shows the decisions on the sizes of pools, and ``act`` carries them out. There are decisions if
     the application has Prism's ``autoscaling_policy``."""

@@ -31,6 +31,8 @@
         ├── InternalError            500  a defect of Prism's
         ├── PictureUnavailable       502  a picture's server, or its name, does not answer now; a retry can help
         ├── EmbeddingLost            503  an embedding was gone before the engine read it; a retry can help
+        ├── PictureLost              503  a stream cannot go on: its picture is held nowhere any more; a retry can help
+        ├── ContinuationNotExact     503  a stream cannot go on: the rest might not fit its beginning; a retry can help
         ├── PoolUnavailable          503  a pool has no replica that can serve, or lost the one in use; a retry can help
         ├── ControllerUnavailable    503  Serve's controller does not tell the states of the pools; a retry can help
         └── DeadlineExceeded         504  the request's time ran out
@@ -308,6 +310,16 @@ class PictureUnavailable(ServingError):
 
 class EmbeddingLost(ServingError):
     code = "embedding_lost"
+    can_retry = True
+
+
+class PictureLost(ServingError):
+    code = "continuation_lost_picture"
+    can_retry = True
+
+
+class ContinuationNotExact(ServingError):
+    code = "continuation_not_exact"
     can_retry = True
 
 

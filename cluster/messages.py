@@ -1,7 +1,7 @@
 """The messages between processes: one frozen dataclass per edge of the path.
 
     Router ──Call, Picture──> Decoder ──Picture──> VisionEncoder ──Picture──> Preprocessor
-    Router <──Begun, FirstPiece, text── Decoder <──Embedding── VisionEncoder <──Pixels── Preprocessor
+    Router <──Begun, FirstPiece, Piece── Decoder <──Embedding── VisionEncoder <──Pixels── Preprocessor
 
 Encoders ask each other about a ``Digest``. An encoder may answer ``Elsewhere`` instead of an ``Embedding``.
 
@@ -108,13 +108,15 @@ class Call:
 
     ``body`` is the client's JSON with ``picture_part(digest)`` in place of every picture; all other fields are as the
     client wrote them. ``request_id`` is Prism's own, never the client's. ``num_pixels`` gives the stored size of each
-    picture. ``traceparent`` makes vLLM's span a child of the Router's.
+    picture. ``replay`` is set if another decoder has begun this stream. ``traceparent`` makes vLLM's span a child of
+    the Router's.
     """
 
     endpoint: Endpoint
     request_id: str
     body: dict[str, Any] = field(repr=False)
     num_pixels: Mapping[Digest, int] = field(default_factory=dict, repr=False)
+    replay: Replay | None = None
     traceparent: str | None = None
 
 
@@ -137,13 +139,44 @@ class TokenCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class Replay:
+    """The part of a stream that the client has got from a decoder that failed. The next decoder goes on behind it.
+
+    ``created`` is the stream's own time stamp, in seconds of the epoch. The client has got the first ``num_events``
+    events whole, and ``num_chars`` characters of the next one. ``steps`` joins the ``steps`` of all pieces.
+    """
+
+    created: int
+    num_events: int
+    num_chars: int
+    steps: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class FirstPiece:
     """The beginning of an answer, with the time that its pictures and its decoder took until then, and its tokens if
-    they are known."""
+    they are known. The other fields are those of a ``Piece``, and ``created`` of a ``Replay``."""
 
     text: str
     spent: Spent
+    num_events: int = 0
+    steps: bytes = b""
+    created: int = 0
     tokens: TokenCounts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an answer: SSE text of a stream, or a part of one JSON text.
+
+    ``num_events`` counts the chunks of vLLM's API layer that end in this piece. ``steps`` are the engine's outputs that
+    the decoder has taken since the last piece (``cluster/decode/steps.py``); only decoders read them. A stream's text
+    is never ahead of its steps.
+    """
+
+    text: str
+    num_events: int = 0
+    steps: bytes = b""
 
 
 PICTURE_PART: Final = "prism_picture"

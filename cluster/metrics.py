@@ -25,6 +25,11 @@ KEYS_BROKEN: Final = Gauge(
 RETRIES: Final = Counter(
     "prism_retries", "Calls that were sent again because a replica failed, by its pool.", ["called"]
 )
+CONTINUATIONS: Final = Counter(
+    "prism_continuations",
+    "Streams whose decoder failed, and that another one continued, or else the code of the error that ended them.",
+    ["outcome"],
+)
 IN_FLIGHT: Final = Gauge("prism_requests_in_flight", "Requests that hold a slot of this Router replica now.")
 WAITING: Final = Gauge(
     "prism_waiting_requests", "Requests that wait in this Router replica because a stage is full, by stage.", ["stage"]

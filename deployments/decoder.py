@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
     from cluster.config import PrismConfig
-    from cluster.messages import Call, Digest, FirstPiece, Grid, Picture
+    from cluster.messages import Call, Digest, FirstPiece, Grid, Picture, Piece
 
 
 class Decoder:
@@ -53,7 +53,7 @@ class Decoder:
         call: Call,
         *pictures: Picture,
         attempts: None = None,  # noqa: ARG002 -- for the request router
-    ) -> AsyncIterator[Begun | FirstPiece | str]:
+    ) -> AsyncIterator[Begun | FirstPiece | Piece]:
         """Runs one call about the given pictures. A stream yields SSE text piece by piece; any other call yields its
         JSON.
 

@@ -16,7 +16,7 @@ from cluster.checkpoint import Checkpoint
 from cluster.config import EncoderUserConfig
 from cluster.embeddings.cache import EmbeddingCache
 from cluster.embeddings.single_flight import SingleFlight
-from cluster.errors import InvalidRequest, PoolUnavailable
+from cluster.errors import InvalidRequest, PictureLost, PoolUnavailable
 from cluster.health import PATIENCE_S, StuckWatch
 from cluster.messages import Embedding
 from cluster.metrics import CLAIMS, PICTURES, RETRIES
@@ -131,6 +131,11 @@ class VisionEncoder:
         return reply
 
     async def _encode(self, picture: Picture) -> Embedding:
+        if not picture.data:
+            raise PictureLost(
+                "This answer cannot go on: no encoder holds its picture any more, and neither does the Router; "
+                "send the request again."
+            )
         started_s = time.perf_counter()
         num_patches = self._settings.num_patches(picture.num_pixels)
         with self._busy_with(num_patches):

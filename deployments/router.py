@@ -12,6 +12,8 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import uuid4
 
@@ -26,13 +28,14 @@ from cluster.concurrency import all_or_first_error
 from cluster.config import RouterUserConfig
 from cluster.errors import PoolUnavailable
 from cluster.media.reader import MediaReader
-from cluster.messages import Begun, Call, FirstPiece, cache_salt
+from cluster.messages import Begun, Call, FirstPiece, Piece, cache_salt
 from cluster.request import read_request
 from cluster.scaling.readings import HELD, ScalingSettings
 from cluster.scaling.work import OfferedWork
 from cluster.stream import Answer
 from cluster.tracing import Tracing
 from deployments.api import build_api
+from deployments.continuation import Continuation, texts
 from deployments.overview import ClusterOverview
 from deployments.ray_serve.calls import BySize, calling, cancelled_if_left
 from deployments.ray_serve.ingress import AsgiIngress
@@ -169,11 +172,21 @@ class Router(AsgiIngress):
         del raw, request, pictures  # an answer that is not streamed takes long, and only ``slot`` counts what stays
         answering = await self._enter(call, kept, num_text_bytes, slot, deadline, record)
         attempts = Attempts("decoder", record.decoders)
-        first, rest = await self._begin(call, kept, num_text_bytes, deadline, attempts)
-        if answering is not None:
-            rest = answering.watched(rest)
+        decode = partial(self._decode, kept=kept, num_text_bytes=num_text_bytes, deadline=deadline, attempts=attempts)
+        first, pieces = await self._begin(decode, call, kept, attempts)
         waterfall.reach_first_piece(first.spent)
         record.tokens = first.tokens
+        rest = texts(pieces)
+        if is_stream:
+            rest = Continuation(
+                lambda replay: decode(replace(call, replay=replay)),
+                attempts,
+                deadline,
+                waits=self.limits.wait_for_decoder,
+                went_on=record.went_on,
+            ).texts(first, pieces)
+        if answering is not None:
+            rest = answering.watched(rest)
         return Answer(first.text, rest, is_stream, wants_waterfall, deadline)
 
     def _judge(
@@ -252,37 +265,43 @@ class Router(AsgiIngress):
         )
 
     async def _begin(
-        self, call: Call, kept: KeptPictures, num_text_bytes: int, deadline: Deadline, attempts: Attempts
-    ) -> tuple[FirstPiece, AsyncGenerator[str]]:
+        self,
+        decode: Callable[[Call], AsyncGenerator[Begun | FirstPiece | Piece]],
+        call: Call,
+        kept: KeptPictures,
+        attempts: Attempts,
+    ) -> tuple[FirstPiece, AsyncGenerator[Begun | FirstPiece | Piece]]:
         """The first piece of an answer, and the rest. If a decoder fails before its first piece, another one is asked,
         once. The pictures may be evicted as soon as the decoder has begun."""
         while True:
-            pieces = self._decode(call, kept, num_text_bytes, deadline, attempts)
+            pieces = decode(call)
             try:
                 while isinstance(first := await anext(pieces), Begun):
                     kept.release()
                 kept.release()
-                return cast(FirstPiece, first), cast(AsyncGenerator[str], pieces)
+                return cast(FirstPiece, first), pieces
             except PoolUnavailable:
                 if not attempts.can_retry():
                     raise
 
     async def _decode(
         self, call: Call, kept: KeptPictures, num_text_bytes: int, deadline: Deadline, attempts: Attempts
-    ) -> AsyncGenerator[Begun | FirstPiece | str]:
+    ) -> AsyncGenerator[Begun | FirstPiece | Piece]:
         """Calls a decoder and yields its answer piece by piece: ``Begun`` if there are pictures, a ``FirstPiece``, then
-        text.
+        others.
 
         Raises:
             DeadlineExceeded: A piece did not come in time; the call is cancelled.
             PrismError: The decoder's own error.
         """
         # A text that is parsed and packed again may take three times its bytes.
-        generate = self._generate.for_size(3 * num_text_bytes + kept.num_bytes)
+        generate = self._generate.for_size(
+            3 * num_text_bytes + kept.num_bytes + len(call.replay.steps if call.replay else b"")
+        )
         asked = generate.remote(call, *kept.pictures, attempts=attempts)
         try:
             with cancelled_if_left(asked) as response, calling("decoder"):
-                pieces = cast(AsyncIterator[Begun | FirstPiece | str], response)
+                pieces = cast(AsyncIterator[Begun | FirstPiece | Piece], response)
                 while True:
                     try:
                         async with asyncio.timeout_at(deadline.at_s):

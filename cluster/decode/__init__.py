@@ -13,6 +13,9 @@ prompts.py    checks each prompt: pictures stay in their places, and the answer 
 answer_size.py  estimates the size of an answer from its request, and refuses what is too large
 refusals.py   turns vLLM's refusals into Prism's errors
 coalesce.py   joins pieces of streams while many streams run
+steps.py      writes down the engine's outputs behind a stream, for another decoder
+replay.py     repeats these outputs in vLLM, so that a stream of another decoder goes on
+forcing.py    a logits processor that makes the engine generate known tokens
 prefills.py   counts the prompt tokens that are prefilled, for the scaling policy
 stats.py      the engine client of vLLM with times, probes and judging; the scheduler's last report
 worker.py     a method that vLLM's workers gain

@@ -26,8 +26,9 @@ from cluster.decode.prompts import (
 )
 from cluster.decode.refusals import chunk_refusal, engine_died, invalid_field, misread, refusal
 from cluster.decode.stats import Accepted, judging, watch
+from cluster.decode.steps import StepLog, follow
 from cluster.errors import EmbeddingLost, InternalError, PrismError
-from cluster.messages import Begun, Call, Embedding, FirstPiece, TokenCounts, is_picture, picture_part
+from cluster.messages import Begun, Call, Embedding, FirstPiece, Piece, TokenCounts, is_picture, picture_part
 from cluster.metrics import EMBEDDINGS_LOST
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from cluster.decode.engine import Engine
     from cluster.decode.stats import EngineTimes
     from cluster.decode.transport.handoff import Grids, Handoff, Pull, Reservation
-    from cluster.messages import Digest, Spent
+    from cluster.messages import Digest, Replay, Spent
 
 log: Final = logging.getLogger(__name__)
 
@@ -46,11 +47,13 @@ MAX_PIECE_CHARS: Final = 2**20 - 2**10
 Request = TypeVar("Request", bound=BaseModel)
 
 
-async def generate(engine: Engine, call: Call, grids: Grids, pull: Pull) -> AsyncGenerator[Begun | FirstPiece | str]:
+async def generate(engine: Engine, call: Call, grids: Grids, pull: Pull) -> AsyncGenerator[Begun | FirstPiece | Piece]:
     """Runs one call. A stream yields SSE text piece by piece; any other call yields its JSON text.
 
     A call with pictures yields ``Begun`` as soon as their embeddings are here, long before an answer that is not
-    streamed. The first text is a ``FirstPiece``. Closing the iterator, or cancelling its task, frees the engine's slot.
+    streamed. The first text is a ``FirstPiece``. A call with a ``replay`` yields only the part of the stream that the
+    client has not got yet. That may be nothing but an empty first piece. Closing the iterator, or cancelling its task,
+    frees the engine's slot.
 
     If an embedding is missing, vLLM judges the request first. Then room for all embeddings is reserved, and then they
     are pulled. If one is removed while the request waits for room, it is judged after that. If none is missing, vLLM
@@ -146,31 +149,35 @@ async def warm_up(engine: Engine) -> None:
         pass
 
 
-async def _run(engine: Engine, call: Call, handoff: Handoff, spent: Spent) -> AsyncGenerator[FirstPiece | str]:
+async def _run(engine: Engine, call: Call, handoff: Handoff, spent: Spent) -> AsyncGenerator[FirstPiece | Piece]:
     times = watch(call.traceparent)
+    progress = StepLog(call.replay) if call.body.get("stream") is True else None
+    follow(progress)
     result = await _begin(engine, call, handoff)
     if isinstance(result, BaseModel):
         first, *rest = _cut(result.model_dump_json())
         tokens = _counted(engine, call, handoff, times, is_whole=True)
-        yield FirstPiece(first, _sum(spent, times.spent(is_stream=False)), tokens)
+        yield FirstPiece(first, _sum(spent, times.spent(is_stream=False)), tokens=tokens)
         for part in rest:
-            yield part
+            yield Piece(part)
         return
-    async with aclosing(_checked(result, engine, call)) as chunks:
-        begun = await anext(chunks)
-        if call.endpoint == "chat":  # the first chunk only names the role; the next one has the first token
-            begun += await anext(chunks, "")
-        first, *rest = _cut(begun)
+    assert progress is not None, "vLLM streams only on demand"
+    async with aclosing(_unsent(_checked(result, engine, call), call.replay, progress)) as chunks:
+        begun = [await anext(chunks, "")] if call.replay else [await anext(chunks)]
+        if call.endpoint == "chat" and not call.replay:
+            begun.append(await anext(chunks, ""))  # the first chunk only names the role; this one has the first token
+        begin, *pieces = _pieces(begun, progress)
+        seconds = _sum(spent, times.spent(is_stream=True))
         tokens = _counted(engine, call, handoff, times, is_whole=False)
-        yield FirstPiece(first, _sum(spent, times.spent(is_stream=True)), tokens)
-        for part in rest:
-            yield part
+        yield FirstPiece(begin.text, seconds, begin.num_events, begin.steps, progress.created, tokens)
+        for piece in pieces:
+            yield piece
         engine.num_streams += 1
         try:
-            async with aclosing(coalesced(chunks, lambda: engine.num_streams)) as pieces:
-                async for piece in pieces:
-                    for part in _cut(piece):
-                        yield part
+            async with aclosing(coalesced(chunks, lambda: engine.num_streams)) as groups:
+                async for group in groups:
+                    for piece in _pieces(group, progress):
+                        yield piece
         finally:
             engine.num_streams -= 1
 
@@ -181,6 +188,30 @@ def _counted(engine: Engine, call: Call, handoff: Handoff, times: EngineTimes, *
         return None
     num_completion_tokens = times.num_completion_tokens if is_whole else None
     return TokenCounts(times.num_prompt_tokens, sum(_picture_tokens(engine, call, handoff)), num_completion_tokens)
+
+
+async def _unsent(chunks: AsyncGenerator[str], replay: Replay | None, progress: StepLog) -> AsyncGenerator[str]:
+    """Yields the chunks that the client has not got yet."""
+    num_events, num_chars = (replay.num_events, replay.num_chars) if replay else (0, 0)
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            progress.settle()
+            if num_events:
+                num_events -= 1
+            elif num_chars:
+                num_chars, unsent = max(0, num_chars - len(chunk)), chunk[num_chars:]
+                yield unsent
+            else:
+                yield chunk
+
+
+def _pieces(chunks: list[str], progress: StepLog) -> list[Piece]:
+    """Chunks of a stream as pieces. The events of a text that has to be cut count in its last piece."""
+    *first, last = _cut("".join(chunks))
+    steps = progress.take()
+    if not first:
+        return [Piece(last, len(chunks), steps)]
+    return [*(Piece(part, 0, b"" if number else steps) for number, part in enumerate(first)), Piece(last, len(chunks))]
 
 
 def _sum(first: Spent, second: Spent) -> Spent:

@@ -20,11 +20,12 @@ def wait_s(num_streams: int) -> float:
     return min((num_streams - 1) * WAIT_PER_STREAM_S, MAX_WAIT_S) if num_streams > 1 else 0.0
 
 
-async def coalesced(pieces: AsyncGenerator[str], num_streams: Callable[[], int]) -> AsyncGenerator[str]:
-    """Yields the same text in fewer pieces. The first piece is yielded at once, and later ones after a short wait.
+async def coalesced(pieces: AsyncGenerator[str], num_streams: Callable[[], int]) -> AsyncGenerator[list[str]]:
+    """Yields the pieces in groups that are to be sent at once. The first group comes at once, later ones after a short
+    wait.
 
     If this generator is closed or its task is cancelled, ``pieces`` is closed too. An error of ``pieces`` is raised
-    after the text that came before it.
+    after the pieces that came before it.
 
     Args:
         pieces: Text as it is made.
@@ -48,9 +49,8 @@ async def coalesced(pieces: AsyncGenerator[str], num_streams: Callable[[], int])
             await news.wait()
             news.clear()
             if ready:
-                joined = "".join(ready)
-                ready.clear()
-                yield joined
+                group, ready = ready, []
+                yield group
             if collecting.done() and not ready:
                 break
             if not collecting.done() and (delay_s := wait_s(num_streams())):

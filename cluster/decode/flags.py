@@ -40,6 +40,8 @@ def engine_flags(config: PrismConfig) -> list[str]:
         bounds = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
         flags["mm-processor-kwargs"] = json.dumps(bounds)
     switches = ["--enable-mm-embeds"]
+    if decoder.device == "cpu":  # vLLM's model runner for GPUs has another interface
+        flags["logits-processors"] = "cluster.decode.forcing:ForcedTokens"
     if decoder.device == "cuda":
         flags["gpu-memory-utilization"] = decoder.gpu_memory_utilization
     if decoder.tensor_parallel_size > 1:

@@ -34,15 +34,19 @@ async def start_engine(config: PrismConfig) -> Engine:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.openai.chat_completion import serving as chat_serving
+    from vllm.entrypoints.openai.completion import serving as completion_serving
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     from cluster.decode.answer import warm_up
     from cluster.decode.engine import Engine
     from cluster.decode.stats import SchedulerLog, TimedLLM
+    from cluster.decode.steps import StreamClock
     from cluster.decode.transport.shape import EmbeddingShape
     from cluster.decode.transport.shared import SharedTransport
 
+    chat_serving.time = completion_serving.time = StreamClock()
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(engine_flags(config))
     validate_parsed_serve_args(args)
     engine_args = AsyncEngineArgs.from_cli_args(args)

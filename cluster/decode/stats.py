@@ -14,6 +14,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from cluster.decode.prefills import PrefillLog
+from cluster.decode.replay import ReplayedOutputs, ReplayProcessor, must_force
+from cluster.decode.steps import followed
+from cluster.errors import ContinuationNotExact
 from cluster.tracing import TRACEPARENT
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.metrics.stats import SchedulerStats
 
+    from cluster.decode.steps import StepLog
     from cluster.messages import Spent
 
 
@@ -100,25 +104,44 @@ def judging() -> Iterator[None]:
 
 
 class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
-    """vLLM's engine client. It notes each output for the asyncio task that has called ``watch``, and each prompt in
-    ``prefills``. Requests inside of ``judging`` are checked and not sent."""
+    """vLLM's engine client. It notes each output for the asyncio task that has called ``watch`` or ``follow``, and each
+    prompt in ``prefills``. Requests inside of ``judging`` are checked and not sent. The earlier steps of a stream that
+    another decoder has begun are repeated before the engine's own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.output_processor: Any
         super().__init__(*args, **kwargs)
         self.prefills = PrefillLog()
         self.num_probes = 0
         """The probes that the engine has not answered yet: one or none."""
 
-    def generate(self, prompt: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput]:
-        """See ``AsyncLLM.generate``."""
+    def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
+    ) -> AsyncGenerator[RequestOutput]:
+        """See ``AsyncLLM.generate``.
+
+        Raises:
+            ContinuationNotExact: Another decoder has begun this stream, and this engine cannot go on exactly.
+        """
+        if (times := _times.get()) is not None and times.traceparent is not None:
+            options["trace_headers"] = {TRACEPARENT: times.traceparent}
+        outputs: AsyncGenerator[RequestOutput] = super().generate(prompt, sampling_params, request_id, **options)
         if _judging.get():
-            outputs: AsyncGenerator[RequestOutput] = super().generate(prompt, *args, **kwargs)
             return outputs
-        if (times := _times.get()) is not None:
+        if times is not None:
             times.num_prompt_tokens += _num_tokens(prompt)
-            if times.traceparent is not None:
-                kwargs["trace_headers"] = {TRACEPARENT: times.traceparent}
-        return self._noted(prompt, super().generate(prompt, *args, **kwargs), times)
+        progress = followed()
+        if progress is None:
+            return self._noted(prompt, outputs, times)
+        number = progress.enter()
+        if steps := progress.steps_of(number):
+            if must_force(sampling_params) and not self.vllm_config.model_config.logits_processors:
+                raise ContinuationNotExact(
+                    "The decoder of this answer failed, and no other can go on exactly with a grammar, a penalty, a "
+                    "seed or bad_words; send the request again."
+                )
+            self._replays.steps[request_id] = steps
+        return self._followed(self._noted(prompt, outputs, times), progress, number, request_id)
 
     async def probe(self, num_tokens: int = 1) -> None:
         """Generates one token from a prompt of so many tokens, and notes nothing of it.
@@ -148,11 +171,41 @@ class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
             Accepted: The request was only to be judged, and is right.
         """
         if not _judging.get():
-            return await super().add_request(request_id, prompt, params, **options)
+            queue = await super().add_request(request_id, prompt, params, **options)
+            repeated = self._replays.repeated.pop(request_id, None)
+            return queue if repeated is None else ReplayedOutputs(repeated, queue)
         inputs = {name: value for name, value in options.items() if name not in SET_LATER}
         tasks = await self.get_supported_tasks()
         self.input_processor.process_inputs(request_id, prompt, params, supported_tasks=tasks, **inputs)
         raise Accepted
+
+    def _run_output_handler(self) -> None:
+        """Called by vLLM before it reads outputs, first at its own start."""
+        if self.output_handler is None:
+            made = self.output_processor
+            self.output_processor = self._replays = ReplayProcessor(
+                made.tokenizer,
+                log_stats=made.log_stats,
+                stream_interval=made.stream_interval,
+                tracing_enabled=made.tracing_enabled,
+                admission_stats=made.admission_stats,
+            )
+        super()._run_output_handler()
+
+    async def _followed(
+        self, outputs: AsyncGenerator[RequestOutput], progress: StepLog, number: int, request_id: str
+    ) -> AsyncGenerator[RequestOutput]:
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    await progress.turn(number)
+                    try:
+                        progress.note(number, output)
+                        yield output
+                    finally:
+                        progress.passed()
+        finally:
+            self._replays.forget(request_id)
 
     async def _noted(
         self, prompt: Any, outputs: AsyncGenerator[RequestOutput], times: EngineTimes | None

@@ -162,7 +162,7 @@ class AffinityRequestRouter(RequestRouter, Generic[Item]):
         """Tells a caller which replica was chosen."""
         loop = asyncio.get_running_loop()  # on plain Serve the caller is in another thread
         suspect = partial(loop.call_soon_threadsafe, self.suspect, name)
-        attempts.sent(name, has_other=len(self.curr_replicas) > 1, suspect=suspect)
+        attempts.sent(name, has_other=len(self.curr_replicas) > 1, suspect=suspect, trusted=self.trusted)
 
     def trusted(self) -> list[Replica]:
         """The replicas that are not avoided."""

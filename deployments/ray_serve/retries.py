@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cluster.metrics import RETRIES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from cluster.errors import PoolUnavailable
     from cluster.messages import Replica
@@ -32,18 +32,28 @@ class Attempts:
         self._has_other = False
         self._has_retried = False
         self._suspect: Callable[[], object] = lambda: None
+        self._trusted: Callable[[], Iterable[Replica]] = tuple
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
-    def sent(self, replica: Replica, *, has_other: bool, suspect: Callable[[], object]) -> None:
+    def sent(
+        self,
+        replica: Replica,
+        *,
+        has_other: bool,
+        suspect: Callable[[], object],
+        trusted: Callable[[], Iterable[Replica]] = tuple,
+    ) -> None:
         """Called by the request router when it has chosen a replica.
 
         Args:
             replica: The replica.
             has_other: The pool has another replica.
             suspect: Makes the request router avoid this replica until it has passed its health check.
+            trusted: Gives the replicas of the pool that are not avoided now.
         """
+        self._trusted = trusted
         self._at, self._has_other, self._suspect = replica, has_other, suspect
         self._tried.append(replica)
 
@@ -61,6 +71,10 @@ class Attempts:
             error.replica = f"{self._pool}/{at}"
             self._suspect()
             self.failed.add(at)
+
+    def has_untried(self) -> bool:
+        """Returns True if the pool has a replica now that has not failed this call, and that nobody avoids."""
+        return any(name not in self.failed for name in self._trusted())
 
     def can_retry(self) -> bool:
         """Returns True once, after the failure of a replica, if the pool has another one."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
 
     from cluster.access_log import AccessRecord
-    from cluster.admission import Admission
+    from cluster.admission.slots import Admission
     from cluster.deadline import Deadline
 
 LIMITS = settings(

@@ -26,7 +26,7 @@ from cluster.concurrency import all_or_first_error
 from cluster.config import PrismConfig
 from cluster.deadline import Deadline
 from cluster.embeddings.cache import EmbeddingCache
-from cluster.messages import Begun, Call, Embedding, Endpoint, FirstPiece, Grid, Picture, Pixels
+from cluster.messages import Begun, Call, Embedding, Endpoint, FirstPiece, Grid, Picture, Piece, Pixels
 from cluster.stream import Answer
 from deployments import app, decoder, encoder, preprocessor, router
 from deployments.ray_serve.calls import BySize, answering
@@ -155,7 +155,7 @@ class Decoder(decoder.Decoder):
         call: Call,
         *pictures: Picture,
         attempts: None = None,  # noqa: ARG002 -- for the request router
-    ) -> AsyncIterator[Begun | FirstPiece | str]:
+    ) -> AsyncIterator[Begun | FirstPiece | Piece]:
         """Pulls the embeddings, and streams the engine's words."""
         with answering("decoder"):
             found = await all_or_first_error(self._pulls.embedding_for(picture, self._encoded) for picture in pictures)

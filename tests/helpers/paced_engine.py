@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
 from cluster.decode.prefills import PrefillLog
-from cluster.messages import FirstPiece
+from cluster.messages import FirstPiece, Piece
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -152,7 +152,7 @@ class PacedEngine:
 
     async def generate(
         self, call: Call, embeddings: Mapping[str, Embedding], spent: Spent
-    ) -> AsyncIterator[FirstPiece | str]:
+    ) -> AsyncIterator[FirstPiece | Piece]:
         """Streams ``max_tokens`` words, the first one when the prompt has been prefilled."""
         pace = self._pace.model_copy(update=call.body.get("pace", {}))
         num_tokens = len(json.dumps(call.body)) // CHARS_PER_TOKEN + sum(len(one.rows) for one in embeddings.values())
@@ -168,10 +168,13 @@ class PacedEngine:
                 "prefill": one.first_token_s - one.scheduled_s,
                 "first_token": time.perf_counter() - one.first_token_s,
             }
-            yield FirstPiece(first, {**spent, **times})
+            num_sent = call.replay.num_events if call.replay else 0
+            yield FirstPiece("" if num_sent else first, {**spent, **times}, 0 if num_sent else 1)
+            num_made = 1
             while (piece := await one.pieces.get()) is not DONE:
-                yield piece
-            yield DONE
+                if (num_made := num_made + 1) > num_sent:
+                    yield Piece(piece, 1)
+            yield Piece(DONE, 1)
         finally:
             self._remove(one)
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import random
-import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +16,18 @@ import pytest
 
 from cluster.checkpoint import Checkpoint
 from cluster.decode.answer import generate
-from cluster.decode.start import start_engine
 from cluster.decode.transport.store import BLOCK_BYTES
 from cluster.embeddings.cache import EmbeddingCache
 from cluster.errors import EmbeddingLost, InvalidRequest, TooManyPictures
-from cluster.messages import Begun, Call, Embedding, FirstPiece, Picture, picture_part
+from cluster.messages import Begun, Call, Embedding, Picture, picture_part
 from deployments.decoder import Decoder
 from tests.helpers.ask import chat
-from tests.helpers.servers import with_changes
+from tests.helpers.engines import config, started
 from tests.helpers.waiting import settled, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from cluster.config import PrismConfig
     from cluster.decode.engine import Engine
     from cluster.decode.transport.handoff import Grids, Handoff, Pull, Reservation, Transport
     from deployments.ray_serve.retries import Attempts
@@ -45,28 +42,6 @@ ROOMS = {"first": 830, "second": 840}
 """Requests with three pictures of a quarter of the room each: no two of them fit."""
 SEVERAL = {"n": 3, "temperature": 1.0, "top_k": 1}
 """More than one answer, all of them the likeliest: vLLM does not take ``n`` with temperature 0."""
-
-
-def config(**decoder: Any) -> PrismConfig:
-    """Returns the embedded default with changes to its decoder."""
-    return with_changes({"decoder": decoder}).config
-
-
-@asynccontextmanager
-async def started(**decoder: Any) -> AsyncIterator[Engine]:
-    """Runs an engine for the tests of this process, with vLLM's sockets in a temporary folder. The process's
-    environment is restored afterwards."""
-    before, engine = dict(os.environ), None
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        os.environ |= {"TMPDIR": folder, "VLLM_RPC_BASE_PATH": folder}
-        try:
-            engine = await start_engine(config(**decoder))
-            yield engine
-        finally:
-            if engine:
-                engine.stop()
-            os.environ.clear()
-            os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +91,7 @@ async def said(engine: Engine, name: str, pictures: list[Embedding], **options: 
 
     grids = {picture.digest: picture.grid for picture in pictures}
     answer = generate(engine, asked(name, pictures, **options), grids, pull)
-    texts = [piece.text if isinstance(piece, FirstPiece) else piece async for piece in answer]
-    return [text for text in texts if not isinstance(text, Begun)]
+    return [piece.text async for piece in answer if not isinstance(piece, Begun)]
 
 
 async def tokens(

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
+import pytest
 
 from tests.helpers.ask import chat, image, random_png, text
 from tests.helpers.launching import engine_of, is_running, replicas
 from tests.helpers.recorder import calls_between
+from tests.helpers.stories import Told, story_of
 from tests.helpers.waiting import until
 from tests.serve.replicated.conftest import NUM_ENCODERS, NUM_ROUTERS
 
@@ -30,6 +32,9 @@ AVOIDED_S = 4
 """So long before it is given up, a decoder that does not answer gets no calls any more."""
 STUCK_NOTICED_S = 15
 """A replica that answers nothing is gone within this time."""
+NUM_STREAMED, NUM_EVENTS_BEFORE = 120, 20
+"""The tokens of a stream, and the events of one after which its decoder is killed."""
+CONTINUED = 'prism_continuations_total{outcome="continued"'
 SENT_BEFORE_S = 0.5
 """A call that was sent before the first failure was known may arrive so much later, on a machine that is busy."""
 
@@ -72,6 +77,54 @@ async def test_an_engine_that_dies_fails_no_request(
     after_first = [at_s for at_s in served if at_s > min(known_s.values()) + SENT_BEFORE_S]
     seen_by_others = [call for call in failures if call.pid != failures[0].pid]
     assert len(after_first) <= len(seen_by_others)
+
+
+@pytest.mark.parametrize("whole_process", [False, True], ids=["engine", "process"])
+async def test_streams_survive_their_decoder(
+    launched: Launched, client: httpx.AsyncClient, *, whole_process: bool
+) -> None:
+    """While streams run on two decoders, the engine or the whole process of one is killed. Every stream tells its
+    client what it tells without a death, and the metrics count the continuations."""
+    await is_running(client, "Decoder", 2)
+    square = image(random_png(56, 56, 31_000 + whole_process))
+    schema = {"type": "object", "properties": {"word": {"enum": ["left", "right"]}}, "required": ["word"]}
+    kinds: list[dict[str, Any]] = [
+        chat([text("Count to a thousand.")]),
+        chat([square, text("What is it?")]),
+        chat([text("Which way?")], structured_outputs={"json": schema}),
+        chat([text("Which number?")], temperature=1.0, seed=5),
+    ]
+    usage = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": NUM_STREAMED, "ignore_eos": True}
+    bodies = [{**body, **usage} for body in kinds for _ in range(2)]
+    undisturbed = [told(await streamed(client, body)) for body in bodies]
+    victim, _ = replicas(launched.root, "Decoder", at_least=2)
+    killed = victim if whole_process else engine_of(victim)
+    begun = asyncio.Event()
+    streams = [asyncio.ensure_future(streamed(client, body, begun)) for body in bodies]
+    await begun.wait()
+    killed.kill()
+    stories = [told(await stream) for stream in streams]
+    assert stories == undisturbed
+    metrics = (await client.get("/metrics")).text
+    assert sum(float(line.split()[-1]) for line in metrics.splitlines() if CONTINUED in line)
+
+
+def told(sent: str) -> tuple[dict[int, Told], Any, bool]:
+    """What a stream told, without its name and its time stamp."""
+    story = story_of(sent)
+    assert len(story.names) == 1
+    return story.told, story.usage, story.is_whole
+
+
+async def streamed(client: httpx.AsyncClient, body: dict[str, Any], begun: asyncio.Event | None = None) -> str:
+    """The text of a stream. Sets ``begun`` after a few events."""
+    sent = ""
+    async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        async for part in answer.aiter_text():
+            sent += part
+            if begun and sent.count("data:") > NUM_EVENTS_BEFORE:
+                begun.set()
+    return sent
 
 
 async def test_an_encoder_that_dies_fails_no_request(launched: Launched, client: httpx.AsyncClient) -> None:

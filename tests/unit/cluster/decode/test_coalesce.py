@@ -42,11 +42,11 @@ async def test_what_came_meanwhile_goes_out_together() -> None:
     engine = Engine()
     async with aclosing(coalesced(engine.pieces(), lambda: 1000)) as joined:
         engine.feed("a")
-        assert await anext(joined) == "a"
+        assert await anext(joined) == ["a"]
         engine.feed("b", "c", "d")
-        assert await anext(joined) == "bcd"
+        assert await anext(joined) == ["b", "c", "d"]
         engine.feed("e", "f", None)
-        assert "".join([piece async for piece in joined]) == "ef"
+        assert [piece async for group in joined for piece in group] == ["e", "f"]
 
 
 async def test_an_error_comes_after_what_was_made_before_it() -> None:
@@ -54,7 +54,7 @@ async def test_an_error_comes_after_what_was_made_before_it() -> None:
     engine = Engine()
     engine.feed("a", "b", PoolUnavailable("Gone."))
     joined = coalesced(engine.pieces(), lambda: 1)
-    assert await anext(joined) == "ab"
+    assert await anext(joined) == ["a", "b"]
     with pytest.raises(PoolUnavailable):
         await anext(joined)
 
@@ -64,7 +64,7 @@ async def test_leaving_ends_the_engines_work() -> None:
     engine = Engine()
     engine.feed("a")
     joined = coalesced(engine.pieces(), lambda: 1)
-    assert await anext(joined) == "a"
+    assert await anext(joined) == ["a"]
     await joined.aclose()
     assert engine.closed
 

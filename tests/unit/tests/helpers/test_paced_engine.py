@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cluster.messages import Call, FirstPiece
+from cluster.messages import Call, FirstPiece, Piece
 from cluster.scaling.work import BUSY_S, FULLNESS, OFFERED, WAITING, WORK
 from tests.helpers.ask import chat, text
 from tests.helpers.pace import Pace
@@ -21,18 +21,18 @@ PACE = Pace(token_s=0.0005, step_s=0.01)
 NUM_CHARS = 400
 
 
-def stream(engine: PacedEngine, num_chars: int = NUM_CHARS, **options: Any) -> AsyncIterator[FirstPiece | str]:
+def stream(engine: PacedEngine, num_chars: int = NUM_CHARS, **options: Any) -> AsyncIterator[FirstPiece | Piece]:
     """Sends a text and returns its answer."""
     body = chat([text("x" * num_chars)], **{"max_tokens": 3, **options})
     return engine.generate(Call("chat", "id", body), {}, {})
 
 
-async def times(pieces: AsyncIterator[FirstPiece | str]) -> tuple[list[float], list[str]]:
+async def times(pieces: AsyncIterator[FirstPiece | Piece]) -> tuple[list[float], list[str]]:
     """Reads an answer, and returns the times and the texts of its pieces."""
     times_s, texts = [], []
     async for piece in pieces:
         times_s.append(time.perf_counter())
-        texts.append(piece.text if isinstance(piece, FirstPiece) else piece)
+        texts.append(piece.text)
     return times_s, texts
 
 
