@@ -19,6 +19,7 @@ import cluster.health
 import deployments.encoder
 from cluster.checkpoint import Checkpoint
 from cluster.config import EncoderUserConfig, ModelConfig, PrismConfig
+from cluster.errors import PictureLost
 from cluster.messages import Elsewhere, Embedding, Picture, Pixels
 from cluster.preprocess import preprocess
 from tests.helpers.pictures import png
@@ -175,3 +176,17 @@ async def test_wrong_settings_fail_a_start_and_are_ignored_later(
 def broken(_: list[Pixels]) -> None:
     """Raises the error of a CUDA device that has failed."""
     raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+async def test_a_picture_without_bytes_has_an_embedding_or_is_lost(replica: deployments.encoder.VisionEncoder) -> None:
+    """A picture whose bytes nobody holds any more is answered from the kept embeddings, or ends in an error."""
+    bare = Picture("bare", b"", 28, 28, "")
+    with pytest.raises(PictureLost, match="no encoder holds its picture"):
+        await replica.encode(bare)
+    kept = Embedding("bare", np.zeros((1, 64), np.uint8), "float32", (1, 2, 2))
+
+    async def made(_: Picture) -> Embedding:
+        return kept
+
+    await replica._cache.embedding_for(bare, made)
+    assert (await replica.encode(bare)).rows is kept.rows  # type: ignore[union-attr]
