@@ -41,6 +41,8 @@ def _error_response(status: int, kinds: list[type[PrismError]]) -> Schema:
     headers = dict(HEADERS)
     if any(kind.can_retry for kind in kinds):
         headers["Retry-After"] = RETRY_AFTER
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = WWW_AUTHENTICATE
     schema: Schema = {
         "allOf": [
             {"$ref": "#/components/schemas/Error"},
@@ -78,6 +80,7 @@ RETRY_AFTER: Final[Schema] = {
     "description": "Seconds after which the same request can succeed. Errors that a retry cannot help lack it.",
     "schema": {"type": "integer", "minimum": 0},
 }
+WWW_AUTHENTICATE: Final[Schema] = {"description": "The way to send a key.", "schema": {"type": "string"}}
 SERVER_TIMING: Final[Schema] = {
     "description": "The waterfall in milliseconds, if the request asks for it with `prism.waterfall`.",
     "schema": {"type": "string"},
@@ -154,6 +157,14 @@ ANSWERS: Final[dict[str, Schema]] = {
     "DetokenizeAnswer": _answer(["prompt"], prompt={"type": "string"}),
     "Model": _MODEL,
     "ModelList": _answer(["object", "data"], object={"const": "list"}, data={"type": "array", "items": _MODEL}),
+    "Targets": {
+        "type": "array",
+        "items": _answer(
+            ["targets", "labels"],
+            targets={"type": "array", "items": {"type": "string"}},
+            labels={"type": "object", "additionalProperties": {"type": "string"}},
+        ),
+    },
     "Status": _answer(["model", "pools"], model={"type": "string"}, pools={"type": "object"}),
     "Versions": _answer(["version"], version={"type": "string"}),
 }

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from cluster.errors import (
     ControllerUnavailable,
     InternalError,
+    InvalidKey,
     InvalidRequest,
     MethodNotAllowed,
+    ModelNotAllowed,
     ModelNotFound,
+    OperatorsOnly,
     PoolUnavailable,
     PrismError,
     RouteNotFound,
@@ -32,8 +35,10 @@ if TYPE_CHECKING:
 
 Schema = dict[str, Any]
 
-NOT_OF_ANSWERS: Final = (RouteNotFound, MethodNotAllowed, ControllerUnavailable)
+NOT_OF_ANSWERS: Final = (RouteNotFound, MethodNotAllowed, ControllerUnavailable, OperatorsOnly)
 """The errors that no request for an answer gets."""
+OPERATORS: Final = (InvalidKey, OperatorsOnly)
+"""The errors of routes that are for operators."""
 EVERYWHERE: Final = (InvalidRequest, InternalError, PoolUnavailable)
 """The errors of every route. The first one is HAProxy's, for a request that did not arrive whole."""
 
@@ -54,8 +59,12 @@ def openapi_document(config: PrismConfig) -> Schema:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
+        "security": [{}, {"key": []}],
         "paths": {path: _with_parameters(path, item) for path, item in _paths().items()},
-        "components": {"schemas": {**body_schemas(config), **ANSWERS}},
+        "components": {
+            "schemas": {**body_schemas(config), **ANSWERS},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": KEY}},
+        },
     }
 
 
@@ -73,6 +82,9 @@ STREAM: Final = (
 )
 
 
+KEY: Final = "An API key. Without `keys_file` in the Router's settings there are none, and everybody gets in."
+
+
 def _paths() -> dict[str, Schema]:
     stream: dict[str, Schema] = {"text/event-stream": {"description": STREAM}}
     return {
@@ -80,14 +92,30 @@ def _paths() -> dict[str, Schema]:
         "/v1/completions": _post("completions", "Continues a text", "CompletionBody", "CompletionAnswer", stream),
         "/tokenize": _post("tokenize", "Counts and lists the tokens of a prompt", "TokenizeBody", "TokenizeAnswer"),
         "/detokenize": _post("detokenize", "Gives the text of tokens", "DetokenizeBody", "DetokenizeAnswer"),
-        "/v1/models": _get("models", "Lists the served model", _json("ModelList")),
-        "/v1/models/{name}": _get("model", "Describes the served model", _json("Model"), ModelNotFound),
+        "/v1/models": _get("models", "Lists the served model", _json("ModelList"), InvalidKey),
+        "/v1/models/{name}": _get(
+            "model", "Describes the served model", _json("Model"), InvalidKey, ModelNotAllowed, ModelNotFound
+        ),
         "/health": _get("health", "Says whether every pool can serve or start", {}),
-        "/status": _get("status", "Tells the state of every pool", _json("Status"), ControllerUnavailable),
+        "/status": _get(
+            "status", "Tells operators the state of every pool", _json("Status"), *OPERATORS, ControllerUnavailable
+        ),
         "/version": _get("version", "Tells the versions of Prism and its libraries", _json("Versions")),
-        "/metrics": _get("metrics", "Gives the metrics of every replica", {"text/plain": {"type": "string"}}),
-        "/openapi.json": _get("openapi", "Gives this document", {"application/json": {"type": "object"}}),
+        "/metrics": _get(
+            "metrics",
+            "Gives operators the metrics of every replica, or of one",
+            {"text/plain": {"type": "string"}},
+            *OPERATORS,
+            RouteNotFound,
+        ),
+        "/metrics/targets": _get(
+            "targets", "Lists each replica as a target for Prometheus", _json("Targets"), *OPERATORS
+        ),
+        "/openapi.json": _get("openapi", "Gives this document", {"application/json": {"type": "object"}}, InvalidKey),
     }
+
+
+REPLICA: Final = "The name of one target of `/metrics/targets`, as `pool/replica`. Without it all replicas are meant."
 
 
 def _with_parameters(path: str, item: Schema) -> Schema:
@@ -99,6 +127,8 @@ def _with_parameters(path: str, item: Schema) -> Schema:
             "description": "A name for the request. Without it, or with another value, Prism makes one up.",
         }
     ]
+    if path == "/metrics":
+        parameters.append({"name": "replica", "in": "query", "schema": {"type": "string"}, "description": REPLICA})
     if "{name}" in path:
         name: Schema = {"type": "string", "minLength": 1}
         parameters.append({"name": "name", "in": "path", "required": True, "schema": name})

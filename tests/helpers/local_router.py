@@ -100,8 +100,9 @@ async def routed(
         "encoder": LocalPool(num_encoders),
         "preprocessor": LocalPool(1),
     }
-    with patch.multiple(router, own_pool=lambda: LocalPool(1), freeze_heap=lambda: None):
+    parts = {"own_pool": lambda: LocalPool(1), "freeze_heap": lambda: None, "read_http_host": lambda: "127.0.0.1"}
+    with patch.multiple(router, **parts):
         replica = router.Router(config or PrismConfig(), **cast("dict[str, Any]", pools))
-    await replica.reconfigure(user_config)
+        await replica.reconfigure(user_config)
     async with listening(replica.build_api()) as port:
         yield port, replica

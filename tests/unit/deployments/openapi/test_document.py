@@ -14,10 +14,12 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
+from cluster.access.control import AccessControl
 from cluster.admission.slots import Admission
 from cluster.config import MediaConfig, ModelConfig, PrismConfig, RouterUserConfig
 from cluster.errors import MethodNotAllowed, PrismError, RouteNotFound
 from cluster.request import OPERATOR_FIELDS
+from cluster.tracing import Tracing
 from deployments.api import build_api
 from deployments.openapi.answers import error_leaves
 from deployments.openapi.bodies import MAX_ANSWERS
@@ -32,7 +34,10 @@ METHODS = {"get", "post"}
 def api() -> Any:
     """Returns the HTTP application of a Router that is never asked to serve."""
     admission = Admission(8, 2**20)
-    return build_api(cast(Any, SimpleNamespace(config=CONFIG, limits=RouterUserConfig(), admission=admission)))
+    router = SimpleNamespace(
+        config=CONFIG, limits=RouterUserConfig(), admission=admission, access=AccessControl(), tracing=Tracing(None)
+    )
+    return build_api(cast(Any, router))
 
 
 def operations() -> list[tuple[str, str, dict[str, Any]]]:
