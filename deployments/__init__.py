@@ -7,6 +7,7 @@ openapi/             the OpenAPI document, which ``GET /openapi.json`` answers
 authentication.py    API keys, which the HTTP surface asks for before it reads a body
 responses.py         whole answers and streams, which are sent by their request's deadline
 router.py            the Router pool: a request from its body to its last byte
+gates.py             the wait in the Router for room at the encoders and decoders
 continuation.py      has another decoder go on with a stream whose decoder has failed
 overview.py          what operators ask about the whole cluster: health, states, metrics
 preprocessor.py      the preprocessor pool: pictures are prepared in child processes

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
@@ -20,9 +19,7 @@ from uuid import uuid4
 from cluster.access.control import AccessControl
 from cluster.access.keys import KeysError
 from cluster.access.salt import separate
-from cluster.admission.cost import cost_of
 from cluster.admission.slots import Admission
-from cluster.admission.stages import StageGates
 from cluster.checkpoint import Checkpoint
 from cluster.concurrency import all_or_first_error
 from cluster.config import RouterUserConfig
@@ -30,17 +27,18 @@ from cluster.errors import PoolUnavailable
 from cluster.media.reader import MediaReader
 from cluster.messages import Begun, Call, FirstPiece, Piece, cache_salt
 from cluster.request import read_request
-from cluster.scaling.readings import HELD, ScalingSettings
+from cluster.scaling.readings import ScalingSettings
 from cluster.scaling.work import OfferedWork
 from cluster.stream import Answer
 from cluster.tracing import Tracing
 from deployments.api import build_api
 from deployments.continuation import Continuation, texts
+from deployments.gates import PoolGates
 from deployments.overview import ClusterOverview
 from deployments.ray_serve.calls import BySize, calling, cancelled_if_left
 from deployments.ray_serve.ingress import AsgiIngress
 from deployments.ray_serve.replica import ProcessMetrics, UserConfig, freeze_heap
-from deployments.ray_serve.replicas import actors_of, max_calls, opened, own_pool
+from deployments.ray_serve.replicas import actors_of, opened, own_pool
 from deployments.ray_serve.retries import Attempts
 from deployments.ray_serve.status import read_http_host
 
@@ -51,8 +49,6 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from cluster.access_log import AccessRecord
-    from cluster.admission.cost import RequestCost
-    from cluster.admission.gate import Pass
     from cluster.admission.kept import KeptPictures
     from cluster.admission.slots import Slot
     from cluster.config import PrismConfig
@@ -61,17 +57,6 @@ if TYPE_CHECKING:
     from cluster.request import ClientRequest
 
 log: Final = logging.getLogger("ray.serve")
-
-
-ENCODER_PATCHES: Final = 32_768
-"""All Routers send an encoder so many patches at a time. A GPU takes a tenth of a second for them, so it is never idle
-while pictures wait."""
-UNEVEN: Final = 1.25
-"""The load of several Routers is never quite even. Each may use so much more than its share of a stage."""
-USUAL_PATCHES: Final = 1024.0
-"""The patches of a picture, until the first ones have come."""
-LATEST_WEIGHT: Final = 0.05
-"""The weight of the latest picture in their mean."""
 
 
 class Router(AsgiIngress):
@@ -96,9 +81,8 @@ class Router(AsgiIngress):
         checkpoint = Checkpoint(config.model)
         self._media = MediaReader(config.media, revision=checkpoint.revision)
         self._settings = checkpoint.processor
-        self._usual_patches = USUAL_PATCHES
-        self.gates = StageGates(self._encoder_patches, self._decoder_sequences)
-        self.admission.retry_after_s = self.gates.retry_after_s
+        self.gates = PoolGates(config, self._own_pool, self._pools)
+        self.admission.retry_after_s = self.gates.stages.retry_after_s
         freeze_heap()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -150,7 +134,15 @@ class Router(AsgiIngress):
         deadline, record.num_pictures = deadline.within(request.timeout_s), len(request.pictures)
         waterfall.reach("parse")
         num_text_bytes = len(raw) - request.num_url_chars
-        self._judge(endpoint, request, num_text_bytes, raw, deadline, record)
+        self.gates.judge(
+            endpoint,
+            request,
+            raw,
+            deadline,
+            record,
+            max_wait_s=self.limits.max_wait_s,
+            num_free_slots=self.admission.num_free,
+        )
         try:
             async with asyncio.timeout_at(deadline.at_s):
                 pictures = await self._read_pictures(request, slot.hold)
@@ -170,7 +162,7 @@ class Router(AsgiIngress):
         kept = slot.keep({picture.digest: picture for picture in pictures}.values(), num_text_bytes)
         is_stream, wants_waterfall = request.stream, request.wants_waterfall
         del raw, request, pictures  # an answer that is not streamed takes long, and only ``slot`` counts what stays
-        answering = await self._enter(call, kept, num_text_bytes, slot, deadline, record)
+        answering = await self.gates.enter(call, kept, num_text_bytes, slot, deadline, record)
         attempts = Attempts("decoder", record.decoders)
         decode = partial(self._decode, kept=kept, num_text_bytes=num_text_bytes, deadline=deadline, attempts=attempts)
         first, pieces = await self._begin(decode, call, kept, attempts)
@@ -188,74 +180,6 @@ class Router(AsgiIngress):
         if answering is not None:
             rest = answering.watched(rest)
         return Answer(first.text, rest, is_stream, wants_waterfall, deadline)
-
-    def _judge(
-        self,
-        endpoint: Endpoint,
-        request: ClientRequest,
-        num_text_bytes: int,
-        raw: bytes,
-        deadline: Deadline,
-        record: AccessRecord,
-    ) -> None:
-        """Refuses a request that would wait too long, before any work is done for its pictures. Their sizes are not
-        known yet, so each counts as a usual one."""
-        usual_patches = int(self._usual_patches * len(request.pictures))
-        self.gates.judge(
-            record.tenant,
-            self._cost(endpoint, request.body, num_text_bytes, usual_patches),
-            raw,
-            max_wait_s=self.limits.max_wait_s,
-            left_s=deadline.at_s - asyncio.get_running_loop().time(),
-            num_free_slots=self.admission.num_free,
-        )
-
-    async def _enter(
-        self,
-        call: Call,
-        kept: KeptPictures,
-        num_text_bytes: int,
-        slot: Slot,
-        deadline: Deadline,
-        record: AccessRecord,
-    ) -> Pass | None:
-        """Waits until the encoders and the decoders have room. Gives the pass of the answer, if it needs one."""
-        patches = [self._settings.num_patches(picture.num_pixels) for picture in kept.pictures]
-        for num_patches in patches:
-            self._usual_patches += LATEST_WEIGHT * (num_patches - self._usual_patches)
-        cost = self._cost(call.endpoint, call.body, num_text_bytes, sum(patches))
-        if not cost.num_sequences:
-            return None
-        try:
-            async with asyncio.timeout_at(deadline.at_s):
-                pictures, answer, has_waited = await self.gates.enter(slot, record.tenant, cost, record.priority)
-        except TimeoutError:
-            raise deadline.exceeded(cause="waiting in the Router") from None
-        if has_waited:
-            record.waterfall.reach("admission")
-        if pictures is not None:
-            kept.when_released = pictures.leave
-        return answer
-
-    def _cost(self, endpoint: Endpoint, body: dict[str, Any], num_text_bytes: int, num_patches: int) -> RequestCost:
-        max_tokens = self.config.model.max_model_len
-        return cost_of(endpoint, body, num_text_bytes=num_text_bytes, num_patches=num_patches, max_tokens=max_tokens)
-
-    def _decoder_sequences(self) -> float:
-        """The sequences that this Router may have at the decoders. Without a running decoder there is no limit, because
-        calls that wait at Serve wake the pool."""
-        limits = max_calls(self._pools["decoder"])
-        num_sequences = sum(min(self.config.decoder.max_num_seqs, limit) for limit in limits)
-        return self._own_share(num_sequences) if limits else math.inf
-
-    def _encoder_patches(self) -> float:
-        """The patches that this Router may have in preparation; see ``_decoder_sequences``."""
-        num_encoders = len(max_calls(self._pools["encoder"]))
-        return self._own_share(num_encoders * ENCODER_PATCHES) if num_encoders else math.inf
-
-    def _own_share(self, of_all: float) -> float:
-        num_routers = len(max_calls(self._own_pool))
-        return of_all if num_routers <= 1 else max(1.0, UNEVEN * of_all / num_routers)
 
     async def _read_pictures(self, request: ClientRequest, hold: Callable[[int], None]) -> list[Picture]:
         """Reads all pictures of a request concurrently; gives one for each of its picture fields, in their order."""
@@ -338,11 +262,8 @@ class Router(AsgiIngress):
         if self._offered.num_calls == self._num_reported:
             self._idle_s += time.process_time() - self._reported_s  # health checks and reports are no work
         self._num_reported, self._reported_s = self._offered.num_calls, time.process_time()
-        self.gates.look()
-        waiting = {HELD["Decoder"]: float(self.gates.decoder.num_waiting)}
-        waiting |= dict.fromkeys((HELD["Preprocessor"], HELD["VisionEncoder"]), float(self.gates.encoder.num_waiting))
         work = self._offered.stats(self._num_reported, self._reported_s - self._idle_s, fullness=fullness)
-        return {**work, **waiting, **ScalingSettings.of(self.limits).stats()}
+        return {**work, **self.gates.num_held(), **ScalingSettings.of(self.limits).stats()}
 
     async def cluster_metrics(self) -> bytes:
         """The metrics of every replica, vLLM's own included, as one Prometheus text."""
@@ -358,5 +279,5 @@ class Router(AsgiIngress):
 
     def metrics(self) -> ProcessMetrics:
         """This process's metrics."""
-        self.gates.observe()
+        self.gates.stages.observe()
         return ProcessMetrics.of_this_replica()

@@ -100,7 +100,11 @@ async def routed(
         "encoder": LocalPool(num_encoders),
         "preprocessor": LocalPool(1),
     }
-    parts = {"own_pool": lambda: LocalPool(1), "freeze_heap": lambda: None, "read_http_host": lambda: "127.0.0.1"}
+    parts: dict[str, Any] = {
+        "own_pool": lambda: LocalPool(1),
+        "freeze_heap": lambda: None,
+        "read_http_host": lambda: "127.0.0.1",
+    }
     with patch.multiple(router, **parts):
         replica = router.Router(config or PrismConfig(), **cast("dict[str, Any]", pools))
         await replica.reconfigure(user_config)

@@ -172,18 +172,18 @@ async def test_what_the_decoders_have_no_room_for_waits_in_the_router() -> None:
         httpx.AsyncClient(base_url=here(port), timeout=60) as client,
     ):
         asked = [asyncio.ensure_future(client.post(CHAT, json=chat([text(f"{number}")]))) for number in range(8)]
-        while router.gates.decoder.num_waiting < 5:  # noqa: ASYNC110 - nothing else tells
+        while router.gates.stages.decoder.num_waiting < 5:  # noqa: ASYNC110 - nothing else tells
             await asyncio.sleep(0)
         assert len(decoders.calls) == 3
         assert router.record_autoscaling_stats()["held_decoder"] == 5
-        router.gates.observe()
+        router.gates.stages.observe()
         assert REGISTRY.get_sample_value("prism_waiting_requests", {"stage": "decoder"}) == 5
         tokenized = asyncio.ensure_future(client.post("/tokenize", json={"prompt": "?"}))
         await reaches(4, decoders)
         decoders.may_begin.set()
         decoders.may_answer.set()
         assert {one.status_code for one in await asyncio.gather(*asked, tokenized)} == {200}
-        assert router.gates.decoder.num_waiting == 0
+        assert router.gates.stages.decoder.num_waiting == 0
 
 
 async def test_without_a_running_decoder_nothing_waits_in_the_router() -> None:
@@ -203,7 +203,7 @@ async def test_without_a_running_decoder_nothing_waits_in_the_router() -> None:
 
 async def test_pictures_that_wait_do_not_delay_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """While more pictures are sent than the encoders have room for, a text goes to a decoder at once."""
-    monkeypatch.setattr("deployments.router.ENCODER_PATCHES", 200)
+    monkeypatch.setattr("deployments.gates.ENCODER_PATCHES", 200)
     decoders = Decoders()
     async with (
         routed(decoders.generate, num_decoders=2) as (port, router),
@@ -211,7 +211,7 @@ async def test_pictures_that_wait_do_not_delay_text(monkeypatch: pytest.MonkeyPa
     ):
         pages = [chat([image(random_png(230, 150, number)), text("?")]) for number in range(5)]
         asked = [asyncio.ensure_future(client.post(CHAT, json=page)) for page in pages]
-        while router.gates.encoder.num_waiting < 3:  # noqa: ASYNC110 - nothing else tells
+        while router.gates.stages.encoder.num_waiting < 3:  # noqa: ASYNC110 - nothing else tells
             await asyncio.sleep(0)
         assert len(decoders.calls) == 2
         asked.append(asyncio.ensure_future(client.post(CHAT, json=chat([text("?")]))))
@@ -238,7 +238,7 @@ async def test_a_request_that_waits_ends_at_its_deadline() -> None:
         decoders.may_begin.set()
         decoders.may_answer.set()
         assert (await first).status_code == 200
-        assert router.gates.decoder.try_enter("", 1, 1) is not None
+        assert router.gates.stages.decoder.try_enter("", 1, 1) is not None
 
 
 class Clock:
@@ -260,7 +260,7 @@ async def test_a_refused_client_is_let_in_at_the_time_that_it_was_told() -> None
         routed(decoders.generate, config=config, max_wait_s=2) as (port, router),
         httpx.AsyncClient(base_url=here(port), timeout=60) as client,
     ):
-        router.gates = StageGates(router._encoder_patches, router._decoder_sequences, clock=clock)
+        router.gates.stages = StageGates(router.gates.encoder_patches, router.gates.decoder_sequences, clock=clock)
         measured = asyncio.ensure_future(client.post(CHAT, json=bodies[0]))
         await reaches(1, decoders)
         clock.now_s += 3  # an answer takes three seconds
@@ -271,7 +271,7 @@ async def test_a_refused_client_is_let_in_at_the_time_that_it_was_told() -> None
         asked = [asyncio.ensure_future(client.post(CHAT, json=bodies[1]))]
         await reaches(2, decoders)
         asked.append(asyncio.ensure_future(client.post(CHAT, json=bodies[2])))
-        while not router.gates.decoder.num_waiting:  # noqa: ASYNC110 - nothing else tells
+        while not router.gates.stages.decoder.num_waiting:  # noqa: ASYNC110 - nothing else tells
             await asyncio.sleep(0)
         broken = chat([image(b"no picture"), text("?")], max_tokens=100)
         refused = [await client.post(CHAT, json=body) for body in (bodies[3], broken, bodies[3])]
