@@ -292,9 +292,9 @@ class PrismConfig(Frozen):
 class RouterUserConfig(Frozen):
     """The settings of the Router that can be changed while it runs: keys, limits, and how pools are scaled."""
 
-    keys_file: str | None = Field(default=None, min_length=1)
-    """The path of a file with API keys, or of a directory such as a mounted Kubernetes Secret, on each machine with a
-    Router. Requests then need a key. Changes of its content are noticed within seconds. Unset: everybody gets in."""
+    keys_file: str | None = Field(default=None, pattern="^/")
+    """The absolute path of a file with API keys, or of a directory such as a mounted Kubernetes Secret, on each machine
+    with a Router. Requests then need a key. A change of its content counts within seconds. Unset: everybody gets in."""
 
     max_in_flight: int = Field(default=256, ge=1)
     """The requests for answers that one Router replica works on at a time. Further ones are refused with 429."""

@@ -17,6 +17,7 @@ from cluster.config import (
     Frozen,
     PoolConfig,
     PrismConfig,
+    RouterConfig,
     RouterUserConfig,
 )
 from deployments.local.entries import DEPLOYMENTS, entry_problems, policy_problems
@@ -133,6 +134,15 @@ class ApplicationFile:
             fixed = deployment.get("num_replicas")
             found[deployment["name"]] = fixed if isinstance(fixed, int) else bounds.get("min_replicas", 1)
         return found
+
+    @property
+    def keys_file(self) -> str | None:
+        """The path of the file of API keys in the Router's ``user_config``."""
+        for deployment in self.serve.applications[0].model_dump(exclude_unset=True).get("deployments", []):
+            if deployment["name"] == RouterConfig.deployment:
+                found: str | None = (deployment.get("user_config") or {}).get("keys_file")
+                return found
+        return None
 
     def for_one_machine(self) -> ServeDeploySchema:
         """Returns the file as ``prism serve`` gives it to Serve, for a cluster of this machine alone.

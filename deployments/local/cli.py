@@ -23,6 +23,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cluster.access.keys import KeysError
+from cluster.access.keys_file import KeysFile
 from deployments.local import torchvision_cure
 from deployments.local.key import VARIABLE, key, key_header
 from deployments.local.measure import measure
@@ -134,6 +136,7 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts us in the background makes us ignore SIGINT
         signal.signal(number, signal.default_int_handler)
     application = _read(path)
+    _check_keys(application.keys_file)
     started = time.monotonic()
     try:
         with contextlib.ExitStack() as stack:
@@ -168,6 +171,15 @@ def _read(path: Path) -> ApplicationFile:
         return ApplicationFile.read(path)
     except ApplicationFileError as error:
         _fail("\n".join(f"{path}: {problem}" for problem in error.problems), code=2)
+
+
+def _check_keys(path: str | None) -> None:
+    """Ends the command if a file of keys cannot be used. The Router would say so in its log only."""
+    try:
+        if path is not None:
+            KeysFile(Path(path)).read_if_changed()
+    except KeysError as error:
+        _fail(f"{path}, the keys_file of the Router: {error}", code=2)
 
 
 def _application_file(name: str) -> Path:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from deployments.local import cli, torchvision_cure
 from deployments.local.torchvision_cure import CureNotWritableError
+from loadtest.servers import changed_app
 
 
 @pytest.fixture
@@ -109,3 +111,27 @@ def test_a_refused_key_names_the_variable() -> None:
     body = {"error": {"message": "No key."}}
     assert cli._error(httpx.Response(401, json=body)) == "No key. (This command sends the key in PRISM_API_KEY.)"
     assert cli._error(httpx.Response(403, json=body)) == "No key."
+
+
+@pytest.mark.usefixtures("here")
+def test_a_file_of_keys_that_cannot_be_used_is_said_before_anything_starts(here: Path) -> None:
+    """``prism serve`` ends with 2 and names the file of keys and its problem, and starts no cluster."""
+    keys = here / "keys.yaml"
+    (here / "mine.yaml").write_text(yaml.safe_dump(changed_app({"Router": {"user_config": {"keys_file": str(keys)}}})))
+    missing = CliRunner().invoke(cli.app, ["serve", "mine.yaml"])
+    keys.write_text("- tenant: a\n")
+    wrong = CliRunner().invoke(cli.app, ["serve", "mine.yaml"])
+    assert (missing.exit_code, wrong.exit_code) == (2, 2)
+    assert missing.stderr == f"{keys}, the keys_file of the Router: there is no file\n"
+    assert wrong.stderr == f"{keys}, the keys_file of the Router: entry 0.sha256: the field is missing\n"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_relative_path_of_keys_is_refused(here: Path) -> None:
+    """A path that would mean another file on each machine is refused."""
+    (here / "mine.yaml").write_text(
+        yaml.safe_dump(changed_app({"Router": {"user_config": {"keys_file": "keys.yaml"}}}))
+    )
+    refused = CliRunner().invoke(cli.app, ["check", "mine.yaml"])
+    assert refused.exit_code == 2
+    assert "keys_file" in refused.stderr
