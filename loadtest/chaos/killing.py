@@ -183,6 +183,8 @@ class Killer:
                 raise RuntimeError(f"the cluster has no {part}")
             time.sleep(POLL_S)
         victim = found[-1] if part == "haproxy" else self._draw.choice(found)
+        if part == "raylet":  # everything on its node ends with it
+            return victim, [victim, *victim.children(recursive=True)]
         owner = self._processes.owner(victim)
         return victim, [victim] if part in ("child", "template") or owner is None else [victim, owner]
 
