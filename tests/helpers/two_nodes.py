@@ -25,7 +25,8 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.schema import ServeDeploySchema
 
-from deployments.local.processes import adopt_orphans, descendants, end_children
+from cluster import shared_memory
+from deployments.local.processes import adopt_orphans, descendants, end_children, minded
 from deployments.ray_serve import haproxy
 from deployments.ray_serve.session import deploy
 from loadtest.chaos.processes import ClusterProcesses
@@ -86,12 +87,16 @@ def two_nodes(folder: Path) -> Iterator[TwoNodes]:
     )
     tempfile.tempdir = None  # read TMPDIR again
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    held: set[Path] = set()
     try:
-        nodes = TwoNodes(free_port())
-        yield nodes
+        with minded(held, strangers):
+            nodes = TwoNodes(free_port())
+            yield nodes
         nodes.end()
     finally:
+        held |= shared_memory.held_by(descendants(but=strangers))
         end_children(but=strangers)
+        shared_memory.unlink(held)
 
 
 def application() -> dict[str, Any]:
