@@ -155,6 +155,9 @@ def read_request(raw: bytes, *, served_name: str, max_pictures: int) -> ClientRe
     if pictures and body.get("truncate_prompt_tokens") is not None:
         message = "truncate_prompt_tokens would cut pictures; leave it out, or send text alone."
         raise InvalidField(message, param="truncate_prompt_tokens")
+    if pictures and body.get("use_beam_search"):  # vLLM's beam search drops the addresses of the embeddings
+        message = "use_beam_search is not served with pictures; leave it out, or send text alone."
+        raise InvalidField(message, param="use_beam_search")
     _check_size(len(raw) - sum(len(picture.url) for picture in pictures), body)
     return ClientRequest(body, pictures, *_read_prism(body.pop("prism", None)))
 

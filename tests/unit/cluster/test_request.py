@@ -388,3 +388,17 @@ def parts_of(body: dict[str, Any]) -> Iterable[dict[str, Any]]:
     """Returns all content parts of a parsed body."""
     for message in body.get("messages", ()):
         yield from message["content"] if isinstance(message.get("content"), list) else ()
+
+
+def test_a_beam_search_is_for_text_alone() -> None:
+    """A beam search is refused with pictures, and left to vLLM without them."""
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    for content, is_refused in (([part], True), ("hello", False)):
+        body = {"messages": [{"role": "user", "content": content}], "use_beam_search": True}
+        raw = json.dumps(body).encode()
+        if not is_refused:
+            read_request(raw, served_name="prism-demo", max_pictures=1)
+            continue
+        with pytest.raises(InvalidField, match="send text alone") as refused:
+            read_request(raw, served_name="prism-demo", max_pictures=1)
+        assert refused.value.param == "use_beam_search"

@@ -195,6 +195,7 @@ def picture_fields() -> Iterator[Bad]:
         ),
         "truncated to 1": ("truncate_prompt_tokens", ask(PICTURE, text("hello"), truncate_prompt_tokens=1)),
         "truncated to 20": ("truncate_prompt_tokens", ask(PICTURE, text("hello"), truncate_prompt_tokens=20)),
+        "beam search": ("use_beam_search", ask(PICTURE, text("hello"), use_beam_search=True)),
     }
     for name, (param, body) in table.items():
         yield Bad(f"picture: {name}", "invalid_value", param, body)
