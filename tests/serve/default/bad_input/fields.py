@@ -128,8 +128,8 @@ def other_endpoints() -> Iterator[Bad]:
     table: list[tuple[str, str, str | None, dict[str, Any]]] = [
         (COMPLETIONS, "invalid_request", None, {}),
         (COMPLETIONS, "invalid_request", "prompt", {"prompt": ""}),
-        (COMPLETIONS, "invalid_request", None, {"prompt": []}),
-        (COMPLETIONS, "invalid_request", None, {"prompt": [""]}),
+        (COMPLETIONS, "invalid_request", "prompt", {"prompt": []}),
+        (COMPLETIONS, "invalid_request", "prompt", {"prompt": [""]}),
         (COMPLETIONS, "invalid_value", "prompt", {"prompt": 5}),
         (COMPLETIONS, "invalid_value", "prompt", {"prompt": {"prompt_token_ids": [1]}}),
         (COMPLETIONS, "invalid_value", "prompt[0]", {"prompt": [-1]}),

@@ -85,7 +85,8 @@ def routes() -> Iterator[Bad]:
     for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS"):
         yield Bad(f"{method} on chat", "method_not_allowed", None, None, status=405, method=method)
     yield Bad("POST on health", "method_not_allowed", None, {}, status=405, path="/health")
-    for path in ("/nope", "/v1", "/v1/embeddings", "/v1/responses", f"{CHAT}/", CHAT.upper(), "/docs", "/openapi.json"):
+    yield Bad("POST on the document", "method_not_allowed", None, {}, status=405, path="/openapi.json")
+    for path in ("/nope", "/v1", "/v1/embeddings", "/v1/responses", f"{CHAT}/", CHAT.upper(), "/docs", "/redoc"):
         yield Bad(f"POST {path}", "route_not_found", None, {}, status=404, path=path)
     for name in ("nope", "..%2Fprism-demo", "%00"):
         yield Bad(
