@@ -21,6 +21,11 @@ LOOK_PERIOD_S: Final = 0.5
 """While requests wait, the gate looks so often for room that nobody has told it of."""
 SLOW_CLIENT_S: Final = 1.0
 """A request whose client has not taken a piece for so long no longer counts: its stage does not wait for the client."""
+RESERVED_SHARE: Final = 1 / 16
+"""While several tenants are active, so much of the room is kept for tenants that use no more than that themselves. So
+the first requests of a small tenant go in at once, while a large one waits."""
+ACTIVE_S: Final = 60.0
+"""A tenant is active for so long after a request."""
 LATEST_WEIGHT: Final = 0.05
 """The weight of the latest request in the mean of the times that requests stay inside."""
 
@@ -28,10 +33,11 @@ LATEST_WEIGHT: Final = 0.05
 class Pass:
     """The right of one request to be inside a stage. Giving it back a second time has no effect."""
 
-    __slots__ = ("_clock", "_gate", "cost", "entered_s", "paused_s", "size")
+    __slots__ = ("_clock", "_gate", "cost", "entered_s", "paused_s", "size", "tenant")
 
-    def __init__(self, gate: Gate, size: float, cost: float, clock: Callable[[], float]) -> None:
+    def __init__(self, gate: Gate, tenant: str, size: float, cost: float, clock: Callable[[], float]) -> None:
         self._gate: Gate | None = gate
+        self.tenant: Final = tenant
         self._clock: Final = clock
         self.size: Final = size
         self.cost: Final = cost
@@ -87,6 +93,8 @@ class Gate:
         self._clock: Final = clock
         self._inside: Final[dict[Pass, None]] = {}
         self._size_inside = self._cost_inside = 0.0
+        self._sizes: Final[defaultdict[str, float]] = defaultdict(float)
+        self._newest: Final[list[tuple[str, float]]] = []
         self._queue: Final[FairQueue[_Waiter]] = FairQueue()
         self._waiting: Final[dict[_Waiter, None]] = {}
         self._waiting_cost: Final[defaultdict[str, float]] = defaultdict(float)
@@ -110,10 +118,11 @@ class Gate:
 
     def try_enter(self, tenant: str, size: float, cost: float) -> Pass | None:
         """A pass at once, or None if there is no room or others wait."""
-        if self._waiting or not self._has_room():
+        self._note(tenant)
+        if self._waiting or not self._has_room(tenant):
             return None
         self._queue.charge(tenant, cost)
-        return self._let_in(size, cost)
+        return self._let_in(tenant, size, cost)
 
     async def enter(self, tenant: str, size: float, cost: float, priority: int = 0) -> Pass:
         """Waits for a pass, in fair order.
@@ -124,6 +133,7 @@ class Gate:
             cost: What it costs, in the unit in which the tenants are treated alike.
             priority: See ``FairQueue.push``.
         """
+        self._note(tenant)
         waiter = _Waiter(tenant, size, cost, self._clock())
         number = self._queue.push(waiter, tenant, cost, priority)
         self._waiting[waiter] = None
@@ -145,6 +155,9 @@ class Gate:
         """Called by a pass that is given back."""
         del self._inside[one]
         self._size_inside -= one.size
+        self._sizes[one.tenant] -= one.size
+        if not self._sizes[one.tenant]:
+            del self._sizes[one.tenant]
         self._cost_inside -= one.cost
         if is_done:
             cost_s = one.cost * (self._clock() - one.entered_s)
@@ -155,24 +168,28 @@ class Gate:
 
     def look(self) -> None:
         """Lets those in for whom there is room. It must be called when the room may have grown."""
-        while self._waiting and self._has_room():
+        while self._waiting and self._has_room(self._queue.first().tenant):
             waiter = self._queue.pop()
             self._forget(waiter)
             if not waiter.passed.done():
-                waiter.passed.set_result(self._let_in(waiter.size, waiter.cost))
+                waiter.passed.set_result(self._let_in(waiter.tenant, waiter.size, waiter.cost))
         if self._waiting and self._look is None:
             self._look = asyncio.get_running_loop().call_later(LOOK_PERIOD_S, self._look_again)
 
     def rate(self) -> float | None:
-        """The cost that the stage gets done per second when it is full. None as long as no request has ended.
+        """The cost that the stage gets done per second when it is full. None if nothing is inside.
 
         By Little's law, it is the cost inside, divided by the time that a unit of cost stays inside. If the stage is
-        not full, the cost inside counts as many times as it would fit.
+        not full, the cost inside counts as many times as it would fit. Until the first request has ended, requests are
+        taken to stay for twice the time that the oldest has been inside, and for a second at least.
         """
-        if not (self._inside and self._done_cost_s):
+        if not self._inside:
             return None
-        num_fitting = max(1.0, self._room() / self._size_inside)
-        return self._cost_inside * num_fitting * self._done_cost / self._done_cost_s
+        if self._done_cost_s:
+            stay_s = self._done_cost_s / self._done_cost
+        else:
+            stay_s = max(1.0, 2 * (self._clock() - next(iter(self._inside)).entered_s))
+        return self._cost_inside * max(1.0, self._room() / self._size_inside) / stay_s
 
     def share(self, tenant: str) -> float:
         """The share of the stage that a tenant gets while the others that wait go on waiting."""
@@ -180,14 +197,14 @@ class Gate:
 
     def wait_s(self, tenant: str) -> float:
         """The seconds that a new request of a tenant would wait, as far as that can be told: the time in which the
-        requests of the tenant that wait already are let in. It is 0 as long as the stage's rate is not known."""
-        if not self._waiting and self._has_room():
+        requests of the tenant that wait already are let in."""
+        if not self._waiting and self._has_room(tenant):
             return 0.0
         rate = self.rate()
         return self._waiting_cost.get(tenant, 0.0) / (rate * self.share(tenant)) if rate else 0.0
 
     def takes_s(self, tenant: str, cost: float | None = None) -> float:
-        """The seconds that a request takes of a tenant's share, or 0 if the stage's rate is not known.
+        """The seconds that a request takes of a tenant's share.
 
         Args:
             tenant: The tenant.
@@ -196,13 +213,28 @@ class Gate:
         rate = self.rate()
         return (self._done_cost if cost is None else cost) / (rate * self.share(tenant)) if rate else 0.0
 
-    def _has_room(self) -> bool:
-        return not self._inside or self._size_inside < self._room()
+    def _has_room(self, tenant: str) -> bool:
+        if not self._inside:
+            return True
+        room = self._room()
+        reserved = RESERVED_SHARE * room
+        if self._sizes.get(tenant, 0.0) >= reserved and self._has_others(tenant):
+            room -= reserved
+        return self._size_inside < room
 
-    def _let_in(self, size: float, cost: float) -> Pass:
-        one = Pass(self, size, cost, self._clock)
+    def _has_others(self, tenant: str) -> bool:
+        """Whether another tenant is active."""
+        return any(name != tenant and self._clock() - at_s < ACTIVE_S for name, at_s in self._newest)
+
+    def _note(self, tenant: str) -> None:
+        """Remembers the two tenants that were here last; one of them is another one than any given tenant."""
+        self._newest[:] = [(tenant, self._clock()), *(one for one in self._newest if one[0] != tenant)][:2]
+
+    def _let_in(self, tenant: str, size: float, cost: float) -> Pass:
+        one = Pass(self, tenant, size, cost, self._clock)
         self._inside[one] = None
         self._size_inside += size
+        self._sizes[tenant] += size
         self._cost_inside += cost
         return one
 

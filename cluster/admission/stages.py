@@ -77,7 +77,8 @@ class StageGates:
         if wait_s <= min(max_wait_s, left_s) and num_waiting <= MAX_SHARE_OF_SLOTS * num_free_slots:
             return
         name = name_of(tenant, raw)
-        if wait_s <= left_s and self._bookings.is_due(name):
+        has_slot = num_waiting <= 2 * MAX_SHARE_OF_SLOTS * num_free_slots  # some are left for other tenants
+        if wait_s <= left_s and has_slot and self._bookings.is_due(name):
             return
         takes_s = self.decoder.takes_s(tenant, cost.weighted_tokens)
         if cost.num_patches:

@@ -84,6 +84,7 @@ async def routed(
     config: PrismConfig | None = None,
     num_decoders: int = 1,
     num_encoders: int = 1,
+    kind: type[router.Router] = router.Router,
     **user_config: Any,
 ) -> AsyncIterator[tuple[int, router.Router]]:
     """Runs a Router in this event loop. Yields its port and the Router.
@@ -93,6 +94,7 @@ async def routed(
         config: The configuration.
         num_decoders: The decoders that the Router knows of.
         num_encoders: The encoders that the Router knows of.
+        kind: The class of the Router.
         user_config: The Router's ``user_config``.
     """
     pools = {
@@ -106,7 +108,7 @@ async def routed(
         "read_http_host": lambda: "127.0.0.1",
     }
     with patch.multiple(router, **parts):
-        replica = router.Router(config or PrismConfig(), **cast("dict[str, Any]", pools))
+        replica = kind(config or PrismConfig(), **cast("dict[str, Any]", pools))
         await replica.reconfigure(user_config)
     async with listening(replica.build_api()) as port:
         yield port, replica

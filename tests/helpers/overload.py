@@ -3,8 +3,10 @@
 python -m tests.helpers.overload goodput --out runs       the peak, then a minute of ten times the peak
 python -m tests.helpers.overload tenants --out runs       a small tenant alone, then next to one with 100 times as much
 
-The Router, HAProxy, Serve's calls and the routing are real. The decoders sleep: 64 answers at a time, of 40 steps with
-0.1 s each. The field ``user`` of a request stands for the tenant.
+With ``--local``, the Router and the decoders run in this process, without Serve and HAProxy.
+
+The Router, HAProxy, Serve's calls and the routing are real. The decoders sleep: 64 answers at a time, of 20 to 60 steps
+with 0.1 s each. The field ``user`` of a request stands for the tenant.
 """
 
 from __future__ import annotations
@@ -23,17 +25,26 @@ from urllib.parse import urlsplit
 
 from ray.serve.schema import ServeDeploySchema
 
+from cluster.config import DecoderConfig, PrismConfig
 from deployments.local.app_file import ApplicationFile
 from deployments.local.entries import MEASURED
 from deployments.local.launch import running
 from loadtest.servers import APP, free_port
 from tests.helpers.ask import chat, text
 from tests.helpers.closed_loop import paced_content
+from tests.helpers.http_surface import here
+from tests.helpers.local_router import routed
+from tests.helpers.pace import Pace
+from tests.helpers.paced import Router
+from tests.helpers.paced_engine import PacedEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from cluster.messages import Call, Picture
+
 NUM_SEQUENCES, NUM_TOKENS, STEP_S = 64, 40, 0.1
+PACE: Final = {"token_s": 0.00002, "step_s": STEP_S, "max_running": NUM_SEQUENCES}
 PEAK_PER_S: Final = NUM_SEQUENCES / (NUM_TOKENS * STEP_S)
 TIMEOUT_S: Final = 60.0
 MAX_RETRY_WAIT_S: Final = 75.0
@@ -101,7 +112,8 @@ class Load:
         return time.perf_counter() - self.began_s
 
     async def _ask(self, tenant: str, words: str, *, retries: bool) -> None:
-        body = json.dumps(chat([text(words)], stream=True, max_tokens=NUM_TOKENS, user=tenant)).encode()
+        num_tokens = random.Random(words).randint(NUM_TOKENS // 2, NUM_TOKENS * 3 // 2)
+        body = json.dumps(chat([text(words)], stream=True, max_tokens=num_tokens, user=tenant)).encode()
         seen = await self._send(tenant, body)
         self.seen.append(seen)
         if retries and seen.retry_after_s is not None and seen.retry_after_s <= MAX_RETRY_WAIT_S:
@@ -133,8 +145,7 @@ class Load:
 
 def overload_file() -> ApplicationFile:
     """The embedded default with one replica of each pool and paced decoders."""
-    pace = {"token_s": 0.00002, "step_s": STEP_S, "max_running": NUM_SEQUENCES}
-    content = paced_content(pace)
+    content = paced_content(PACE)
     [application] = content["applications"]
     application["args"]["decoder"]["max_num_seqs"] = NUM_SEQUENCES
     for entry in application["deployments"]:
@@ -207,16 +218,32 @@ MEASURES: Final[dict[str, Callable[[str, float], Coroutine[Any, Any, dict[str, A
 }
 
 
+async def measure_here(what: str, window_s: float) -> dict[str, Any]:
+    """Measures a Router and a paced engine in this process."""
+    engine: Any = PacedEngine(Pace(**PACE), row_bytes=4)  # type: ignore[arg-type]  # mypy takes all values for one type
+
+    def generate(call: Call, *_: Picture) -> Any:
+        return engine.generate(call, {}, {})
+
+    config = PrismConfig(decoder=DecoderConfig(max_num_seqs=NUM_SEQUENCES))
+    async with routed(generate, config=config, kind=Router) as (port, _):
+        return await MEASURES[what](here(port), window_s)
+
+
 def main() -> None:
     """Starts the paced cluster, measures, and prints and saves the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=MEASURES)
     parser.add_argument("--window", type=float, default=60.0, help="seconds of each load")
+    parser.add_argument("--local", action="store_true", help="no cluster: all in this process")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    with running(overload_file(), port=free_port()) as cluster:
-        figures = asyncio.run(MEASURES[options.what](cluster.url, options.window))
+    if options.local:
+        figures = asyncio.run(measure_here(options.what, options.window))
+    else:
+        with running(overload_file(), port=free_port()) as cluster:
+            figures = asyncio.run(MEASURES[options.what](cluster.url, options.window))
     told = json.dumps(figures, indent=1)
     (options.out / f"overload_{options.what}.json").write_text(told)
     print(told)  # noqa: T201

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cluster.admission.gate import SLOW_CLIENT_S, Gate, Pass
+from cluster.admission.gate import ACTIVE_S, SLOW_CLIENT_S, Gate, Pass
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -131,12 +131,14 @@ async def test_the_rate_is_that_of_a_full_stage() -> None:
     that fail tell nothing."""
     clock = Clock()
     gate = Gate(lambda: 4, clock=clock)
+    assert gate.rate() is None
     passes = let_in(gate, 4)
-    assert gate.rate() is None
+    assert gate.rate() == 4  # a guess: they stay for a second
+    clock.now_s += 1
+    assert gate.rate() == 2  # they stay for longer
     passes[0].leave()
-    assert gate.rate() is None
     passes += let_in(gate, 1)
-    clock.now_s += 2
+    clock.now_s += 1
     passes[1].leave(is_done=True)
     passes += let_in(gate, 1)
     assert gate.rate() == 2
@@ -163,3 +165,19 @@ async def test_a_wait_is_that_of_the_tenants_own_backlog() -> None:
         one.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert gate.oldest_wait_s == 0
+
+
+async def test_some_room_is_kept_for_small_tenants() -> None:
+    """While another tenant is active, a large one leaves a sixteenth of the room to it. Alone, it uses all."""
+    clock = Clock()
+    gate = Gate(lambda: 32, clock=clock)
+    passes = let_in(gate, 50, "large")
+    assert len(passes) == 32
+    assert gate.try_enter("small", 1, 1) is None
+    for one in passes[:10]:
+        one.leave()
+    assert (len(let_in(gate, 50, "large")), len(let_in(gate, 50, "small"))) == (8, 2)
+    for one in passes[10:20]:
+        one.leave()
+    clock.now_s += ACTIVE_S + 1
+    assert len(let_in(gate, 50, "large")) == 10
