@@ -22,8 +22,8 @@ LOOK_PERIOD_S: Final = 0.5
 SLOW_CLIENT_S: Final = 1.0
 """A request whose client has not taken a piece for so long no longer counts: its stage does not wait for the client."""
 RESERVED_SHARE: Final = 1 / 16
-"""While several tenants are active, so much of the room is kept for tenants that use no more than that themselves. So
-the first requests of a small tenant go in at once, while a large one waits."""
+"""While several tenants are active, so much of the room is kept free for those that use less than half of their part of
+it. So requests of a small tenant go in at once, while a large one waits."""
 ACTIVE_S: Final = 60.0
 """A tenant is active for so long after a request."""
 LATEST_WEIGHT: Final = 0.05
@@ -217,9 +217,9 @@ class Gate:
         if not self._inside:
             return True
         room = self._room()
-        reserved = RESERVED_SHARE * room
-        if self._sizes.get(tenant, 0.0) >= reserved and self._has_others(tenant):
-            room -= reserved
+        is_large = self._sizes.get(tenant, 0.0) >= room / (2 * len(self._sizes))
+        if is_large and self._has_others(tenant):
+            room -= RESERVED_SHARE * room
         return self._size_inside < room
 
     def _has_others(self, tenant: str) -> bool:
