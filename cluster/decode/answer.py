@@ -162,22 +162,22 @@ async def _run(engine: Engine, call: Call, handoff: Handoff, spent: Spent) -> As
             yield Piece(part)
         return
     assert progress is not None, "vLLM streams only on demand"
-    async with aclosing(_unsent(_checked(result, engine, call), call.replay, progress)) as chunks:
-        begun = [await anext(chunks, "")] if call.replay else [await anext(chunks)]
-        if call.endpoint == "chat" and not call.replay:
-            begun.append(await anext(chunks, ""))  # the first chunk only names the role; this one has the first token
+    chunks = _unsent(_checked(result, engine, call), call.replay, progress)
+    async with aclosing(coalesced(chunks, lambda: engine.num_streams)) as groups:
+        begun: list[str] = await anext(groups, [])
+        if call.endpoint == "chat" and len(begun) == 1 and not call.replay:
+            begun += await anext(groups, [])  # the first chunk only names the role; this group has the first token
         begin, *pieces = _pieces(begun, progress)
         seconds = _sum(spent, times.spent(is_stream=True))
         tokens = _counted(engine, call, handoff, times, is_whole=False)
         yield FirstPiece(begin.text, seconds, begin.num_events, begin.steps, progress.created, tokens)
-        for piece in pieces:
-            yield piece
         engine.num_streams += 1
         try:
-            async with aclosing(coalesced(chunks, lambda: engine.num_streams)) as groups:
-                async for group in groups:
-                    for piece in _pieces(group, progress):
-                        yield piece
+            for piece in pieces:
+                yield piece
+            async for group in groups:
+                for piece in _pieces(group, progress):
+                    yield piece
         finally:
             engine.num_streams -= 1
 

@@ -7,12 +7,20 @@ any order. So two streams of one request differ in their bytes, also if nothing 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-NUM_DIGITS = 2
+TOLERANCE = 0.02
 """Log-probabilities of a prefill and of single steps differ by rounding."""
+
+
+class About(float):
+    """A log-probability, which equals others that are near."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, float) and abs(self - other) <= TOLERANCE
+
+    __hash__ = float.__hash__
 
 
 @dataclass
@@ -77,12 +85,8 @@ def _add(story: Story, chunk: dict[str, Any]) -> None:
 
 
 def _tokens(logprobs: dict[str, Any]) -> list[Any]:
-    """Each token with its place in the text, and its rounded log-probability."""
+    """Each token with its place in the text, and its log-probability."""
     if "content" in logprobs:
-        return [(one["token"], _rounded(one["logprob"])) for one in logprobs["content"]]
-    numbers = map(_rounded, logprobs["token_logprobs"])
+        return [(one["token"], About(one["logprob"])) for one in logprobs["content"]]
+    numbers = [None if number is None else About(number) for number in logprobs["token_logprobs"]]
     return list(zip(logprobs["tokens"], logprobs["text_offset"], numbers, strict=True))
-
-
-def _rounded(logprob: float | None) -> float | None:
-    return None if logprob is None else math.floor(logprob * 10**NUM_DIGITS + 0.5) / 10**NUM_DIGITS

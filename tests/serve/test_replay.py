@@ -52,12 +52,12 @@ CHATS: dict[str, dict[str, Any]] = {
     "biases": {"logit_bias": {"40": 5.0}},
     "tools": {"tools": [{"type": "function", "function": TOOL}], "tool_choice": "required"},
     "tools if the model wants": {"tools": [{"type": "function", "function": TOOL}]},
-    "several answers": {"n": 2, **LIKELIEST, **USAGE},
+    "several answers": {"n": 2, "logprobs": True, **LIKELIEST, **USAGE},
     "several answers with a seed": {"n": 2, "temperature": 1.0, "seed": 3, "return_token_ids": True},
 }
 COMPLETIONS: dict[str, dict[str, Any]] = {
     "one prompt": {"prompt": "Once upon a time", **USAGE},
-    "prompts": {"prompt": ["One", "Two three", "A"], "n": 2, **LIKELIEST, "stop": ["!!!"], **USAGE},
+    "prompts": {"prompt": ["One", "Two three", "A"], "n": 2, "logprobs": 2, **LIKELIEST, "stop": ["!!!"], **USAGE},
     "prompts with a seed": {"prompt": ["One", "Two three"], "temperature": 1.0, "seed": 5},
     "echo": {"prompt": ["One", "Two three"], "echo": True, "logprobs": 1},
     "bytes": {"prompt": "日", "logit_bias": {str(token): 30 for token in range(160, 256)}, **LIKELIEST, "logprobs": 1},
