@@ -15,11 +15,10 @@ from tests.helpers.http_surface import listening
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-    from cluster.messages import Begun, Call, FirstPiece, Picture
+    from cluster.messages import Begun, Call, FirstPiece, Picture, Piece
     from deployments.ray_serve.retries import Attempts
 
-    Piece = Begun | FirstPiece | str
-    Generate = Callable[..., AsyncGenerator[Piece]]
+    Generate = Callable[..., AsyncGenerator[Begun | FirstPiece | Piece]]
 
 
 MAX_CALLS = 1024
@@ -56,20 +55,25 @@ class LocalPool:
         """Calls the function."""
         assert self._generate is not None
         self._num_calls += 1
-        attempts.sent(f"local#{self._num_calls}", has_other=len(self.replicas) > 1, suspect=lambda: None)
+        attempts.sent(
+            f"local#{self._num_calls}",
+            has_other=len(self.replicas) > 1,
+            suspect=lambda: None,
+            trusted=lambda: [f"local#{self._num_calls + 1}"],
+        )
         return LocalAnswer(self._generate(call, *pictures))
 
 
 class LocalAnswer:
     """Stands for the response of a call that streams."""
 
-    def __init__(self, pieces: AsyncGenerator[Piece]) -> None:
+    def __init__(self, pieces: AsyncGenerator[Begun | FirstPiece | Piece]) -> None:
         self._pieces = pieces
 
     def __aiter__(self) -> LocalAnswer:
         return self
 
-    async def __anext__(self) -> Piece:
+    async def __anext__(self) -> Begun | FirstPiece | Piece:
         return await anext(self._pieces)
 
     def cancel(self) -> None:

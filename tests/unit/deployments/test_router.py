@@ -14,9 +14,9 @@ from prometheus_client import REGISTRY
 from cluster.admission.stages import StageGates
 from cluster.config import DecoderConfig, PrismConfig
 from cluster.errors import PoolUnavailable
-from cluster.messages import Begun, Call, FirstPiece, Picture
+from cluster.messages import Begun, Call, FirstPiece, Picture, Piece, Replay
 from tests.helpers.ask import chat, image, random_png, text
-from tests.helpers.http_surface import here
+from tests.helpers.http_surface import here, logged
 from tests.helpers.local_router import routed
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Decoders:
         self.may_answer = asyncio.Event()
         self.num_failing = 0
 
-    async def generate(self, call: Call, *pictures: Picture) -> AsyncGenerator[Begun | FirstPiece | str]:
+    async def generate(self, call: Call, *pictures: Picture) -> AsyncGenerator[Begun | FirstPiece | Piece]:
         """See ``Decoder.generate``."""
         self.calls.append((call, pictures))
         await self.may_begin.wait()
@@ -285,3 +285,55 @@ async def test_a_refused_client_is_let_in_at_the_time_that_it_was_told() -> None
         assert (await client.post(CHAT, json=bodies[4])).status_code == 429
         decoders.may_answer.set()
         assert {one.status_code for one in await asyncio.gather(*asked)} == {200}
+
+
+class MortalDecoders:
+    """Decoders that spell a word, one piece for each letter. The first ones die after so many pieces."""
+
+    def __init__(self, *num_pieces: int) -> None:
+        self._num_pieces = list(num_pieces)
+        self.calls: list[Call] = []
+
+    async def generate(self, call: Call, *_: Picture) -> AsyncGenerator[FirstPiece | Piece]:
+        """See ``Decoder.generate``."""
+        self.calls.append(call)
+        dies_after = self._num_pieces.pop(0) if self._num_pieces else None
+        for number, letter in enumerate("abcdef"[call.replay.num_events if call.replay else 0 :]):
+            if number == dies_after:
+                raise PoolUnavailable("Gone.", pool="decoder")
+            yield Piece(letter, 1, letter.encode()) if number else FirstPiece(letter, {}, 1, letter.encode(), 5)
+
+
+async def spelt(decoders: MortalDecoders, *, stream: bool) -> httpx.Response:
+    """Sends a chat through a Router in front of the decoders and returns its answer."""
+    async with (
+        routed(decoders.generate, num_decoders=3) as (port, _),
+        httpx.AsyncClient(base_url=here(port), timeout=60) as client,
+    ):
+        return await client.post(CHAT, json=chat([text("Spell.")], stream=stream))
+
+
+async def test_a_stream_outlives_two_decoders() -> None:
+    """A stream whose decoders die goes on at the next ones under one name, and its log line counts that."""
+    decoders = MortalDecoders(2, 1)
+    with logged() as records:
+        answer = await spelt(decoders, stream=True)
+    assert answer.text == "abcdef"
+    assert [call.replay for call in decoders.calls] == [None, Replay(5, 2, 0, b"ab"), Replay(5, 3, 0, b"abc")]
+    assert len({call.request_id for call in decoders.calls}) == 1
+    [line] = [record for record in records if record["message"] == "answered"]
+    assert (line["decoders"], line["continuations"]) == (["local#1", "local#2", "local#3"], 2)
+
+
+async def test_a_decoder_that_fails_before_its_first_piece_is_replaced() -> None:
+    """A call that got nothing is sent again whole."""
+    decoders = MortalDecoders(0)
+    assert (await spelt(decoders, stream=True)).text == "abcdef"
+    assert [call.replay for call in decoders.calls] == [None, None]
+
+
+async def test_an_answer_that_is_not_streamed_never_goes_on() -> None:
+    """If the decoder dies behind the first part of a whole answer, the client gets a status."""
+    decoders = MortalDecoders(3)
+    assert (await spelt(decoders, stream=False)).status_code == PoolUnavailable.status
+    assert len(decoders.calls) == 1
