@@ -11,6 +11,7 @@ The engine gets the tokens so far in one of two ways:
 
 from __future__ import annotations
 
+from collections import defaultdict
 from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 
@@ -85,7 +86,9 @@ class ReplayProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM's types ar
         self.repeated: Final[dict[str, list[RequestOutput]]] = {}
         """Their outputs, by the same name."""
         self._num_forced: Final[dict[str, int]] = {}
-        """The tokens that the engine makes again, by the engine's name of a request."""
+        """The tokens that the engine has yet to make again, by the engine's name of a request."""
+        self._forced_names: Final[defaultdict[str, list[str]]] = defaultdict(list)
+        """The engine's names of the answers to a request, by the name that the API layer gives it."""
 
     def add_request(
         self,
@@ -121,8 +124,8 @@ class ReplayProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM's types ar
         """Forgets the steps of a request that has ended."""
         self.steps.pop(name, None)
         self.repeated.pop(name, None)
-        for request_id in [known for known in self._num_forced if name in known]:
-            del self._num_forced[request_id]
+        for request_id in self._forced_names.pop(name, ()):
+            self._num_forced.pop(request_id, None)
 
     def _prepare(self, request: EngineCoreRequest, shares: list[Share]) -> None:
         """Changes the request that the engine will get, which vLLM has registered here as it was."""
@@ -133,6 +136,7 @@ class ReplayProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM's types ar
         elif tokens and must_force(params):
             params.extra_args = {**(params.extra_args or {}), FORCED_TOKENS: tokens}
             self._num_forced[request.request_id] = len(tokens)
+            self._forced_names[request.external_req_id].append(request.request_id)
         elif tokens:
             request.prompt_token_ids = [*request.prompt_token_ids, *tokens]
             params.max_tokens -= len(tokens)
@@ -152,10 +156,9 @@ class ReplayProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM's types ar
 
     def _is_known(self, output: EngineCoreOutput) -> bool:
         """Returns True if the output only makes an earlier token again, and counts it."""
-        if not (num_left := self._num_forced.get(output.request_id, 0)):
-            return False
-        self._num_forced[output.request_id] = num_left - len(output.new_token_ids)
-        return not output.finished
+        if (num_left := self._num_forced.pop(output.request_id, 0)) > len(output.new_token_ids):
+            self._num_forced[output.request_id] = num_left - len(output.new_token_ids)
+        return bool(num_left) and not output.finished
 
 
 def _output(share: Share, state: RequestState) -> EngineCoreOutput:
