@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import psutil
@@ -44,7 +44,8 @@ def root() -> Iterator[psutil.Process]:
         shell.stdin.close()
         yield (found := psutil.Process(shell.pid))
         for process in [found, *found.children(), *found.children(recursive=True)]:  # loops before what they start
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @asynccontextmanager
