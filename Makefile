@@ -17,9 +17,9 @@ serve: .venv/.installed-$(EXTRAS)  ## Start the cluster on http://127.0.0.1:$(PO
 # The quick half comes first, in one process per core, so torch gets one thread in each. Coverage is of that half only,
 # and not of the processes that its tests start.
 test: .venv/.installed-$(EXTRAS)-dev  ## Run every test.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile tests/unit tests/k8s --cov --cov-report=
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile tests/unit tests/k8s tests/fuzz --cov --cov-report=
 	@echo "Lines of cluster and deployments that these tests run in their own process: $$($(BIN)/coverage report --format=total) %"
-	$(BIN)/pytest --ignore=tests/unit --ignore=tests/k8s --durations=20
+	$(BIN)/pytest --ignore=tests/unit --ignore=tests/k8s --ignore=tests/fuzz --durations=20
 
 # pre-commit and CI run this too.
 check: .venv/.installed-$(EXTRAS)-dev  ## Format, lint, types, import contracts.
