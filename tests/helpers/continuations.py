@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import re
 import statistics
 import sys
 import time
@@ -28,7 +29,7 @@ from tests.helpers.stories import Story, story_of
 NUM_TOKENS: Final = 100
 ROUND: Final = 20
 """Streams that run at the same time."""
-CONTINUED: Final = 'prism_continuations_total{outcome="continued"'
+CONTINUED: Final = re.compile(r'prism_continuations_total{.*outcome="continued"')
 SCHEMA: Final = {"type": "object", "properties": {"word": {"enum": ["left", "right"]}}, "required": ["word"]}
 
 
@@ -95,7 +96,7 @@ def told(story: Story) -> Any:
 async def num_continued(client: httpx.AsyncClient) -> float:
     """The continuations that the Router has counted."""
     lines = (await client.get("/metrics")).text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(CONTINUED))
+    return sum(float(line.split()[-1]) for line in lines if CONTINUED.match(line))
 
 
 async def run(launched: Launched, num_streams: int, seed: int) -> Tally:
