@@ -33,6 +33,7 @@ from tests.helpers.launching import (
     thread_niceness,
 )
 from tests.helpers.samples import lookups
+from tests.helpers.stories import story_of
 from tests.helpers.waiting import until
 from tests.serve.default.test_parity import compare, requests
 
@@ -250,28 +251,34 @@ async def test_a_request_that_waits_for_a_replica_outlives_it(launched: Launched
     assert answer.json()["choices"][0]["message"]["content"] == "blue"
 
 
-async def last_events(client: httpx.AsyncClient, victims: list[psutil.Process]) -> list[str]:
-    """Starts a long stream, kills the victims in the middle of it, and returns the events that still arrive."""
-    assert victims
-    body = chat([text("Go on.")], stream=True, max_tokens=3500, ignore_eos=True)
+def long_stream(**options: Any) -> dict[str, Any]:
+    """A request for a stream of many tokens."""
+    usage = {"stream_options": {"include_usage": True}}
+    return chat([text("Count to a thousand.")], stream=True, max_tokens=150, ignore_eos=True, **usage, **options)
+
+
+async def streamed(client: httpx.AsyncClient, body: dict[str, Any], victims: list[psutil.Process]) -> str:
+    """Sends a request for a stream, kills the victims when it has begun, and returns all of its text."""
     with ahead_of_engines():
-        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-            lines = response.aiter_lines()
-            await anext(lines)
+        async with client.stream("POST", PATH, json=body) as response:
+            parts = response.aiter_text()
+            sent = await anext(parts)
             for victim in victims:
                 victim.kill()
-            return [line.removeprefix("data: ") async for line in lines if line.startswith("data: ")]
+            return sent + "".join([part async for part in parts])
 
 
 async def test_a_worker_that_dies_fails_its_requests_with_a_typed_error(launched: Launched) -> None:
-    """If one of an engine's two workers is killed, the engine ends too. A stream in it ends with a typed error and
-    ``[DONE]``, and ``/health`` answers 503."""
+    """If one of an engine's two workers is killed, the engine ends too. A stream in it that has no time to wait for
+    another decoder ends with a typed error and ``[DONE]``, and ``/health`` answers 503."""
     [decoder] = replicas(launched.root, "Decoder")
     workers = [child for child in engine_of(decoder).children() if "resource_tracker" not in " ".join(child.cmdline())]
     assert len(workers) == 2
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
-        *_, error, done = await last_events(client, workers[:1])
-        assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
+        sent = await streamed(client, long_stream(prism={"timeout_s": 5}), workers[:1])
+        *_, error, done, _ = sent.split("\n\n")
+        assert done == "data: [DONE]"
+        assert json.loads(error.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
         health = await client.get("/health")
         assert health.status_code == httpx.codes.SERVICE_UNAVAILABLE
         assert "decoder" in health.json()["error"]["message"]
@@ -287,19 +294,18 @@ async def test_a_decoder_whose_engine_died_is_replaced(launched: Launched) -> No
     assert (asked.returncode, asked.stdout) == (0, "red\n")
 
 
-async def test_a_decoder_that_dies_ends_its_streams_with_a_typed_error(launched: Launched) -> None:
-    """When a decoder is killed in mid-stream, the stream ends with a typed error and ``[DONE]``; another takes its
-    place.
-
-    It took another's place itself: what its engine leaves in shared memory is no more there at the end.
-    """
+async def test_the_stream_of_a_decoder_that_dies_waits_for_its_successor(launched: Launched) -> None:
+    """When the only decoder is killed in mid-stream, the stream goes on at its successor, and tells its client what it
+    tells without a death. What the dead engine leaves in shared memory is no more there at the end."""
     [decoder] = replicas(launched.root, "Decoder")
     launched.left = mapped(decoder.children(recursive=True))
     assert launched.left
-    async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
-        *_, error, done = await last_events(client, [decoder])
-        assert (json.loads(error)["error"]["code"], done) == ("stage_unavailable", "[DONE]")
-        await is_ready_again(client)
+    async with httpx.AsyncClient(base_url=launched.url, timeout=180) as client:
+        undisturbed = story_of(await streamed(client, long_stream(), []))
+        story = story_of(await streamed(client, long_stream(), [decoder]))
+    assert story.is_whole
+    assert (story.told, story.usage, len(story.names)) == (undisturbed.told, undisturbed.usage, 1)
+    assert replicas(launched.root, "Decoder") != [decoder]
 
     async def no_zombies() -> bool:
         return all(child.status() != psutil.STATUS_ZOMBIE for child in launched.root.children(recursive=True))
