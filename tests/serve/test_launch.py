@@ -275,14 +275,20 @@ async def test_a_worker_that_dies_fails_its_requests_with_a_typed_error(launched
     workers = [child for child in engine_of(decoder).children() if "resource_tracker" not in " ".join(child.cmdline())]
     assert len(workers) == 2
     async with httpx.AsyncClient(base_url=launched.url, timeout=60) as client:
-        sent = await streamed(client, long_stream(prism={"timeout_s": 5}), workers[:1])
-        *_, error, done, _ = sent.split("\n\n")
-        assert done == "data: [DONE]"
-        assert json.loads(error.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+        stream = asyncio.ensure_future(streamed(client, long_stream(prism={"timeout_s": 5}), workers[:1]))
         health = await client.get("/health")
-        assert health.status_code == httpx.codes.SERVICE_UNAVAILABLE
+
+        async def is_told() -> bool:
+            nonlocal health
+            health = await client.get("/health")
+            return health.status_code == httpx.codes.SERVICE_UNAVAILABLE
+
+        await until(is_told, 30, "/health does not tell")
         assert "decoder" in health.json()["error"]["message"]
         assert health.json()["error"]["param"] is None
+        *_, error, done, _ = (await stream).split("\n\n")
+    assert done == "data: [DONE]"
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
 
 
 async def test_a_decoder_whose_engine_died_is_replaced(launched: Launched) -> None:
