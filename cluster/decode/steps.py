@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections import deque
+from collections import defaultdict, deque
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -58,13 +58,17 @@ class StepLog:
 
     def __init__(self, replay: Replay | None = None) -> None:
         self.created: Final = replay.created if replay else int(time.time())
-        self._steps: Final = read_steps(replay.steps) if replay else []
-        self._due: Final = deque(step.prompt for step in self._steps)
+        steps: Final = read_steps(replay.steps) if replay else []
+        self._steps: Final[defaultdict[int, list[Step]]] = defaultdict(list)
+        for step in steps:
+            self._steps[step.prompt].append(step)
+        self._due: Final = deque(step.prompt for step in steps)
         self._notes: Final = array(INTS)
         self._num_settled_ints = 0
         self._num_prompts = 0
         self._is_taken = False
-        self._freed: Final = asyncio.Event()
+        self._waiting: Final[dict[int, asyncio.Future[None]]] = {}
+        """The prompts that wait for their turn, in the order in which they came."""
 
     def enter(self) -> int:
         """Returns the number of the next prompt. vLLM's API layer sends them in their order."""
@@ -73,7 +77,7 @@ class StepLog:
 
     def steps_of(self, prompt: int) -> list[Step]:
         """The steps that another decoder has made for a prompt."""
-        return [step for step in self._steps if step.prompt == prompt]
+        return self._steps.get(prompt, [])
 
     async def turn(self, prompt: int) -> None:
         """Waits until the prompt's next output may be passed on. Call ``passed`` when it has been taken.
@@ -81,16 +85,33 @@ class StepLog:
         vLLM's API layer takes the outputs of several prompts in any order. It must be the order of the notes, and on
         another decoder the order of the first one.
         """
-        while self._is_taken or (self._due and self._due[0] != prompt):
-            self._freed.clear()
-            await self._freed.wait()
+        if self._is_taken or (self._due and self._due[0] != prompt):
+            given = self._waiting[prompt] = asyncio.get_running_loop().create_future()
+            try:
+                await given
+            except asyncio.CancelledError:
+                self._waiting.pop(prompt, None)
+                if not given.cancelled():  # the turn was given in the same moment
+                    self._give_turn()
+                raise
         self._is_taken = True
 
     def passed(self) -> None:
         """Lets the next output be passed on."""
         self.settle()
+        self._give_turn()
+
+    def _give_turn(self) -> None:
+        """Gives the turn to one prompt alone. If all woke up, a step of so many prompts would cost their square."""
         self._is_taken = False
-        self._freed.set()
+        while not self._is_taken and self._waiting:
+            prompt = self._due[0] if self._due else next(iter(self._waiting))
+            given = self._waiting.pop(prompt, None)
+            if given is None:
+                return
+            if not given.done():  # a task that is being cancelled may not have left yet
+                given.set_result(None)
+                self._is_taken = True
 
     def note(self, prompt: int, output: RequestOutput) -> None:
         """Writes an output down, unless another decoder has done so."""

@@ -70,6 +70,48 @@ async def test_outputs_come_in_the_order_of_the_first_decoder() -> None:
     assert [step.prompt for step in read_steps(progress.take())] == order[3:] == [0, 0]
 
 
+async def test_a_turn_wakes_one_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each output that is passed on wakes only the next prompt, in the order in which they came."""
+    progress, order, num_turns = StepLog(), [], 64
+    loop, num_callbacks = asyncio.get_running_loop(), 0
+    call_soon = loop.call_soon
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal num_callbacks
+        num_callbacks += 1
+        return call_soon(*args, **options)
+
+    async def pass_on(prompt: int) -> None:
+        await progress.turn(prompt)
+        order.append(prompt)
+        await asyncio.sleep(0)
+        progress.passed()
+
+    await progress.turn(num_turns)
+    tasks = [asyncio.create_task(pass_on(prompt)) for prompt in range(num_turns)]
+    await asyncio.sleep(0)
+    monkeypatch.setattr(loop, "call_soon", counted)
+    progress.passed()
+    await asyncio.gather(*tasks)
+    assert order == [*range(num_turns)]
+    assert num_callbacks < 5 * num_turns
+
+
+async def test_a_turn_of_who_has_left_goes_to_the_next() -> None:
+    """A prompt that is cancelled while it waits, or in the moment in which it gets its turn, keeps no other waiting."""
+    progress = StepLog()
+    await progress.turn(0)
+    left, given, last = [asyncio.create_task(progress.turn(prompt)) for prompt in (1, 2, 3)]
+    await asyncio.sleep(0)
+    left.cancel()
+    progress.passed()
+    given.cancel()
+    async with asyncio.timeout(5):
+        await last
+    assert given.cancelled()
+    assert left.cancelled()
+
+
 def test_a_stream_keeps_its_stamp(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a stream the clock of vLLM's API layer stands at the stream's begin, and elsewhere it runs."""
     clock = StreamClock()
