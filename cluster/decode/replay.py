@@ -89,6 +89,8 @@ class ReplayProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM's types ar
         """The tokens that the engine has yet to make again, by the engine's name of a request."""
         self._forced_names: Final[defaultdict[str, list[str]]] = defaultdict(list)
         """The engine's names of the answers to a request, by the name that the API layer gives it."""
+        self._dropped: Final[dict[str, EngineCoreOutput]] = {}
+        """The last output that was dropped, by the engine's name of a request. It has the events of all of them."""
 
     def add_request(
         self,
@@ -116,7 +118,7 @@ class ReplayProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM's types ar
         self, engine_core_outputs: list[EngineCoreOutput], *args: Any, **kwargs: Any
     ) -> OutputProcessorOutput:
         """See vLLM. Outputs that only make an earlier token again are dropped."""
-        if self._num_forced:
+        if self._num_forced or self._dropped:
             engine_core_outputs = [output for output in engine_core_outputs if not self._is_known(output)]
         return super().process_outputs(engine_core_outputs, *args, **kwargs)
 
@@ -126,6 +128,7 @@ class ReplayProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM's types ar
         self.repeated.pop(name, None)
         for request_id in self._forced_names.pop(name, ()):
             self._num_forced.pop(request_id, None)
+            self._dropped.pop(request_id, None)
 
     def _prepare(self, request: EngineCoreRequest, shares: list[Share]) -> None:
         """Changes the request that the engine will get, which vLLM has registered here as it was."""
@@ -155,10 +158,20 @@ class ReplayProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM's types ar
         return output
 
     def _is_known(self, output: EngineCoreOutput) -> bool:
-        """Returns True if the output only makes an earlier token again, and counts it."""
-        if (num_left := self._num_forced.pop(output.request_id, 0)) > len(output.new_token_ids):
-            self._num_forced[output.request_id] = num_left - len(output.new_token_ids)
-        return bool(num_left) and not output.finished
+        """Returns True if the output only makes an earlier token again, and counts it. The first output that is not
+        dropped gets the times and the prefill of those that were."""
+        request_id = output.request_id
+        if (num_left := self._num_forced.pop(request_id, 0)) > len(output.new_token_ids):
+            self._num_forced[request_id] = num_left - len(output.new_token_ids)
+        dropped = self._dropped.get(request_id)
+        if dropped is not None:
+            output.events = [*(dropped.events or ()), *(output.events or ())] or None
+            output.prefill_stats = dropped.prefill_stats or output.prefill_stats
+        if num_left and not output.finished:
+            self._dropped[request_id] = output
+            return True
+        self._dropped.pop(request_id, None)
+        return False
 
 
 def _output(share: Share, state: RequestState) -> EngineCoreOutput:

@@ -220,9 +220,10 @@ class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
                 if is_first and output.metrics is not None and output.metrics.first_token_ts:
                     is_first = False
                     stats, num_tokens = output.metrics, len(output.prompt_token_ids or ())
-                    self.prefills.done(
-                        num_tokens, output.num_cached_tokens or 0, stats.scheduled_ts, stats.first_token_ts
-                    )
+                    if stats.scheduled_ts:  # else the whole time since the machine's start would count as busy
+                        self.prefills.done(
+                            num_tokens, output.num_cached_tokens or 0, stats.scheduled_ts, stats.first_token_ts
+                        )
                 yield output
 
 
