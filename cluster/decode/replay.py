@@ -122,6 +122,11 @@ class ReplayProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM's types ar
             engine_core_outputs = [output for output in engine_core_outputs if not self._is_known(output)]
         return super().process_outputs(engine_core_outputs, *args, **kwargs)
 
+    def do_tracing(self, engine_core_output: EngineCoreOutput, req_state: RequestState, iteration_stats: Any) -> None:
+        """See vLLM. A repeated end has no statistics and makes no span: its time was another decoder's."""
+        if iteration_stats is not None:
+            super().do_tracing(engine_core_output, req_state, iteration_stats)
+
     def forget(self, name: str) -> None:
         """Forgets the steps of a request that has ended."""
         self.steps.pop(name, None)

@@ -61,3 +61,10 @@ def test_an_answer_has_the_times_of_the_outputs_that_are_dropped() -> None:
     assert made.num_cached_tokens == 2
     stats = made.metrics
     assert (stats.queued_ts, stats.scheduled_ts, stats.first_token_ts) == (50, 60, 72)
+
+
+def test_a_finished_answer_is_repeated_with_tracing() -> None:
+    """An answer that had ended is repeated without a span of its own."""
+    processor, _ = repeating(Step(0, (Share(0, [5], "length", None, is_last=True),)), is_traced=True)
+    [output] = processor.repeated["api"]
+    assert output.outputs[0].finish_reason == "length"
