@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from cluster.decode.steps import Share, Step
 
 FINISHES: Final = {str(reason): reason for reason in FinishReason}
+REPETITION: Final = "repetition_detected"
+"""vLLM's ``stop_reason`` of an answer that repeats itself."""
 
 
 def must_force(params: SamplingParams) -> bool:
@@ -194,5 +196,5 @@ def _output(share: Share, state: RequestState) -> EngineCoreOutput:
         new_logprobs=logprobs,
         new_prompt_logprobs_tensors=prompt_logprobs,
         finish_reason=FINISHES[share.finish] if share.finish else None,
-        stop_reason=share.stop_token,
+        stop_reason=REPETITION if share.finish == "repetition" else share.stop_token,
     )

@@ -123,11 +123,11 @@ class StepLog:
             num_more -= 1
             finish, stop_token = GOES_ON, NO_TOKEN
             if share.finish_reason is not None:
-                if isinstance(share.stop_reason, str):
+                if share.finish_reason == "stop" and isinstance(share.stop_reason, str):
                     finish = BY_TEXT
                 elif share.finish_reason in FINISHES:
                     finish = FINISHES.index(share.finish_reason)
-                    stop_token = NO_TOKEN if share.stop_reason is None else share.stop_reason
+                    stop_token = share.stop_reason if isinstance(share.stop_reason, int) else NO_TOKEN
             notes.extend((prompt, num_more, share.index, finish, stop_token, len(share.token_ids)))
             notes.extend(share.token_ids)
 

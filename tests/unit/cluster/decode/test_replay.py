@@ -68,3 +68,11 @@ def test_a_finished_answer_is_repeated_with_tracing() -> None:
     processor, _ = repeating(Step(0, (Share(0, [5], "length", None, is_last=True),)), is_traced=True)
     [output] = processor.repeated["api"]
     assert output.outputs[0].finish_reason == "length"
+
+
+def test_an_answer_that_repeated_itself_ends_again() -> None:
+    """An answer that vLLM ended for its repetition has the same end when it is repeated."""
+    processor, _ = repeating(Step(0, (Share(0, [5], "repetition", None, is_last=True),)))
+    [output] = processor.repeated["api"]
+    assert output.finished
+    assert (output.outputs[0].finish_reason, output.outputs[0].stop_reason) == ("repetition", "repetition_detected")

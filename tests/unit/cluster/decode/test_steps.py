@@ -28,11 +28,13 @@ def test_steps_are_read_as_they_were_noted() -> None:
     taken = progress.take()
     progress.note(2, output((0, [], "stop", "words")))
     progress.note(1, output((3, [8], "stop", 8)))
+    progress.note(1, output((0, [9], "repetition", "repetition_detected")))
     progress.settle()
     assert read_steps(taken + progress.take()) == [
         Step(0, (Share(0, [5, 6], None, None, is_last=False), Share(1, [7], "length", None, is_last=True))),
         Step(2, (Share(0, [], None, None, is_last=True),)),
         Step(1, (Share(3, [8], "stop", 8, is_last=True),)),
+        Step(1, (Share(0, [9], "repetition", None, is_last=True),)),
     ]
     assert progress.take() == b""
 
