@@ -27,7 +27,7 @@ from cluster.decode.prompts import (
 from cluster.decode.refusals import chunk_refusal, engine_died, invalid_field, misread, refusal
 from cluster.decode.stats import Accepted, judging, watch
 from cluster.decode.steps import StepLog, follow
-from cluster.errors import EmbeddingLost, InternalError, PrismError
+from cluster.errors import ContinuationNotExact, EmbeddingLost, InternalError, PrismError
 from cluster.messages import Begun, Call, Embedding, FirstPiece, Piece, TokenCounts, is_picture, picture_part
 from cluster.metrics import EMBEDDINGS_LOST
 
@@ -43,6 +43,8 @@ log: Final = logging.getLogger(__name__)
 
 MAX_PIECE_CHARS: Final = 2**20 - 2**10
 """A character has at most four bytes, and gRPC carries at most 4 MiB in a message."""
+
+LOGPROB_FIELDS: Final = ("logprobs", "top_logprobs", "prompt_logprobs")
 
 Request = TypeVar("Request", bound=BaseModel)
 
@@ -68,9 +70,11 @@ async def generate(engine: Engine, call: Call, grids: Grids, pull: Pull) -> Asyn
     Raises:
         EmbeddingLost: An embedding was gone before the engine read it. The caller may run the call again if it has got
             no text.
+        ContinuationNotExact: The client has got a part of an event with log-probabilities.
         PrismError: vLLM refused the request, or an embedding could not be pulled. These come before the first text, so
             that the client gets a proper status. The engine may fail later, too.
     """
+    _check_cut_event(call)
     if call.endpoint == "tokenize":  # to count tokens, the size of a picture is enough
         with engine.transport.standing_in(call.request_id, grids) as handoff:
             async with aclosing(_run(engine, call, handoff, {})) as pieces:
@@ -98,6 +102,24 @@ async def generate(engine: Engine, call: Call, grids: Grids, pull: Pull) -> Asyn
                     "An embedding was gone before the engine came to it; send the request again."
                 ) from error
             raise
+
+
+def _check_cut_event(call: Call) -> None:
+    """Checks that an event of which the client has got a part is made again with the same text.
+
+    Raises:
+        ContinuationNotExact: It is not, because repeated log-probabilities are stand-ins.
+    """
+    if call.replay and call.replay.num_chars and _wants_logprobs(call.body):
+        raise ContinuationNotExact(
+            "The decoder of this answer failed in the middle of an event with log-probabilities, which no other can "
+            "make again exactly; send the request again."
+        )
+
+
+def _wants_logprobs(body: dict[str, Any]) -> bool:
+    """Returns True if a body asks for log-probabilities. With 0, it asks for those of the chosen tokens alone."""
+    return any(body.get(name) is not None and body[name] is not False for name in LOGPROB_FIELDS)
 
 
 async def _judge(engine: Engine, call: Call, grids: Grids) -> float:
