@@ -31,7 +31,7 @@ from cluster.scaling.readings import ScalingSettings
 from cluster.scaling.work import OfferedWork
 from cluster.stream import Answer
 from cluster.tracing import Tracing
-from deployments.api import build_api
+from deployments.api import STREAMING, build_api
 from deployments.continuation import Continuation, texts
 from deployments.gates import PoolGates
 from deployments.overview import ClusterOverview
@@ -169,7 +169,7 @@ class Router(AsgiIngress):
         waterfall.reach_first_piece(first.spent)
         record.tokens = first.tokens
         rest = texts(pieces)
-        if is_stream:
+        if is_stream and endpoint in STREAMING:
             rest = Continuation(
                 lambda replay: decode(replace(call, replay=replay)),
                 attempts,

@@ -325,6 +325,19 @@ async def test_a_stream_outlives_two_decoders() -> None:
     assert (line["decoders"], line["continuations"]) == (["local#1", "local#2", "local#3"], 2)
 
 
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
+async def test_what_is_no_stream_does_not_go_on(path: str) -> None:
+    """An answer that cannot be streamed fails with its decoder, also if its body asks for a stream."""
+    decoders = MortalDecoders(2)
+    async with (
+        routed(decoders.generate, num_decoders=3) as (port, _),
+        httpx.AsyncClient(base_url=here(port), timeout=60) as client,
+    ):
+        answer = await client.post(path, json={"prompt": "Spell.", "tokens": [1], "stream": True})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stage_unavailable")
+    assert len(decoders.calls) == 1
+
+
 async def test_a_decoder_that_fails_before_its_first_piece_is_replaced() -> None:
     """A call that got nothing is sent again whole."""
     decoders = MortalDecoders(0)
