@@ -15,7 +15,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, Literal
 
-from cluster.errors import PrismError
+from cluster.errors import PictureLost, PrismError
 from cluster.metrics import CACHE_BYTES, CACHE_LOOKUPS
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class EmbeddingCache:
     ) -> Embedding:
         """The embedding of a picture: kept, from a run that is under way, or made now.
 
+        If it joined a run whose own picture has lost its bytes, and has them itself, it asks once more.
+
         If this call did not start the run, ``spent`` of the result is the time that this caller waited, in seconds.
 
         Args:
@@ -71,7 +73,12 @@ class EmbeddingCache:
         """
         started_s = perf_counter()
         try:
-            embedding, outcome = await self.get_or_join(picture.digest, partial(make, picture))
+            try:
+                embedding, outcome = await self.get_or_join(picture.digest, partial(make, picture))
+            except PictureLost:
+                if not picture.data:
+                    raise
+                embedding, outcome = await self.get_or_join(picture.digest, partial(make, picture))
         except PrismError as error:
             raise error.at(picture.param) from None
         if outcome == "miss":

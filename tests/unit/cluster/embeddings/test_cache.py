@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cluster.embeddings.cache import EmbeddingCache
-from cluster.errors import InvalidPicture, PrismError
+from cluster.errors import InvalidPicture, PictureLost, PrismError
 from cluster.messages import Embedding, Picture
 from tests.helpers.waiting import settled
 
@@ -90,6 +90,26 @@ async def test_each_caller_has_its_own_time_and_its_own_field() -> None:
     assert [*(await ask("a", "later")).spent] == ["cache_hit"]
     errors = await asyncio.gather(*broken, return_exceptions=True)
     assert [error.param for error in errors if isinstance(error, PrismError)] == ["0", "1", "2"]
+
+
+async def test_a_picture_without_its_bytes_fails_nobody_else() -> None:
+    """Callers with a picture's bytes get its embedding from one run of their own, if the run that they joined had no
+    bytes. Those without bytes get the error."""
+    cache, encoder = EmbeddingCache(0), Encoder()
+
+    async def make(picture: Picture) -> Embedding:
+        if not picture.data:
+            await encoder.may_go_on.wait()
+            raise PictureLost("No encoder holds its picture.")
+        return await encoder.encode(picture.digest)
+
+    pictures = [Picture("a", data, 56, 56, "messages") for data in (b"", b"png", b"", b"png", b"png")]
+    asked = [asyncio.create_task(cache.embedding_for(picture, make)) for picture in pictures]
+    await settled()
+    encoder.may_go_on.set()
+    got = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(one) for one in got] == [PictureLost, Embedding, PictureLost, Embedding, Embedding]
+    assert encoder.runs == ["a"]
 
 
 async def test_a_run_outlives_whoever_asked_first_and_ends_with_the_last() -> None:
