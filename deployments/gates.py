@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from cluster.admission.cost import cost_of
@@ -119,7 +120,7 @@ class PoolGates:
         if has_waited:
             record.waterfall.reach("admission")
         if pictures is not None:
-            kept.when_released = pictures.leave
+            kept.when_released = partial(pictures.leave, is_done=True)
         return answer
 
     def num_held(self) -> dict[str, float]:

@@ -41,9 +41,18 @@ class Pass:
         self._clock: Final = clock
         self.size: Final = size
         self.cost: Final = cost
-        self.entered_s: Final = clock()
+        self.entered_s = clock()
+        """The time since which the stage works for the request; infinite while it is held back."""
         self.paused_s = math.inf
         """The time since which a piece of the answer waits for the client; infinite if none does."""
+
+    def hold_back(self) -> None:
+        """Says that the stage gets the request later, because the request waits for something else."""
+        self.entered_s = math.inf
+
+    def begin(self) -> None:
+        """Says that the stage gets the request now. Only the time from now on tells how fast the stage is."""
+        self.entered_s = self._clock()
 
     def leave(self, *, is_done: bool = False) -> None:
         """Gives the pass back.
@@ -188,7 +197,7 @@ class Gate:
         if self._done_cost_s:
             stay_s = self._done_cost_s / self._done_cost
         else:
-            stay_s = max(1.0, 2 * (self._clock() - next(iter(self._inside)).entered_s))
+            stay_s = max(1.0, 2 * (self._clock() - min(one.entered_s for one in self._inside)))
         return self._cost_inside * max(1.0, self._room() / self._size_inside) / stay_s
 
     def share(self, tenant: str) -> float:

@@ -107,7 +107,11 @@ class StageGates:
         answer = self.decoder.try_enter(tenant, cost.num_sequences, cost.weighted_tokens)
         if answer is None:
             has_waited = True
+            if pictures is not None:
+                pictures.hold_back()
             answer = await self.decoder.enter(tenant, cost.num_sequences, cost.weighted_tokens, priority)
+            if pictures is not None:
+                pictures.begin()
         slot.attach(answer)
         return pictures, answer, has_waited
 

@@ -15,6 +15,7 @@ from cluster.admission.stages import StageGates
 from cluster.config import DecoderConfig, PrismConfig
 from cluster.errors import PoolUnavailable
 from cluster.messages import Begun, Call, FirstPiece, Picture, Piece, Replay
+from deployments.gates import ENCODER_PATCHES
 from tests.helpers.ask import chat, image, random_png, text
 from tests.helpers.http_surface import here, logged
 from tests.helpers.local_router import routed
@@ -285,6 +286,32 @@ async def test_a_refused_client_is_let_in_at_the_time_that_it_was_told() -> None
         assert (await client.post(CHAT, json=bodies[4])).status_code == 429
         decoders.may_answer.set()
         assert {one.status_code for one in await asyncio.gather(*asked)} == {200}
+
+
+async def test_the_encoders_are_judged_by_how_long_pictures_take() -> None:
+    """Once pictures have been encoded, their time tells how fast the encoders are, also while decoders stall."""
+    decoders, clock = Decoders(), Clock()
+    async with (
+        routed(decoders.generate) as (port, router),
+        httpx.AsyncClient(base_url=here(port), timeout=60) as client,
+    ):
+        router.gates.stages = StageGates(router.gates.encoder_patches, router.gates.decoder_sequences, clock=clock)
+        encoder = router.gates.stages.encoder
+        asked = [asyncio.ensure_future(client.post(CHAT, json=about(1)))]
+        await reaches(1, decoders)
+        clock.now_s += 0.5  # so long do pictures take
+        decoders.may_begin.set()
+        decoders.may_answer.set()
+        assert (await asked[0]).status_code == 200
+        decoders.may_begin.clear()
+        asked.append(asyncio.ensure_future(client.post(CHAT, json=about(2))))
+        await reaches(2, decoders)
+        rate = encoder.rate()
+        assert rate == ENCODER_PATCHES / 0.5
+        clock.now_s += 100
+        assert encoder.rate() == rate
+        decoders.may_begin.set()
+        await asyncio.gather(*asked)
 
 
 class MortalDecoders:

@@ -166,3 +166,22 @@ async def test_a_small_tenant_hardly_notices() -> None:
     waits_s = sorted(one.began_s - one.arrived_s for one in small if one.began_s is not None)
     assert len(waits_s) == len(small) > 50
     assert waits_s[int(0.99 * len(waits_s))] < 0.5
+
+
+async def test_a_stall_of_the_decoders_is_not_the_encoders() -> None:
+    """The time that pictures wait for room at the decoders says nothing of the encoders, neither while it lasts nor
+    when it is over."""
+    simulation = Simulation()
+    gates, admission, cost = simulation.gates, Admission(8, 100), RequestCost(NUM_SEQUENCES, 1000, 100)
+    _, first, _ = await gates.enter(admission.enter(), "a", RequestCost(NUM_SEQUENCES, 0, 100))
+    waiting = asyncio.create_task(gates.enter(admission.enter(), "a", cost))
+    await asyncio.sleep(0)
+    simulation.now_s += 50
+    assert gates.encoder.takes_s("a", 10**9) == 1.0  # nothing is known yet, so it is the guess of a second
+    first.leave()
+    pictures, _, _ = await waiting
+    assert pictures is not None
+    simulation.now_s += 0.25
+    pictures.leave(is_done=True)
+    assert gates.encoder.try_enter("a", 1000, 1000) is not None
+    assert gates.encoder.takes_s("a", 10**9) == 0.25
