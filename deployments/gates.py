@@ -87,6 +87,7 @@ class PoolGates:
             record.tenant,
             self._cost(endpoint, request.body, len(raw) - request.num_url_chars, usual_patches),
             raw,
+            record.priority,
             max_wait_s=max_wait_s,
             left_s=deadline.at_s - asyncio.get_running_loop().time(),
             num_free_slots=num_free_slots,

@@ -21,12 +21,12 @@ MIN_PRUNED: Final = 64
 
 
 class FairQueue(Generic[Item]):
-    """Items by priority, then by start tag, then by arrival. Each step takes O(log n)."""
+    """Items by priority, then by start tag, then by arrival. Each step takes O(log n), a removal on average."""
 
     def __init__(self) -> None:
         self._heap: Final[list[tuple[int, float, int, Item]]] = []
         self._numbers: Final = count()
-        self._live: Final[set[int]] = set()
+        self._live: Final[dict[int, tuple[str, float]]] = {}
         self._virtual_time = 0.0
         self._finish_tags: Final[dict[str, float]] = {}
         self._prune_at = MIN_PRUNED
@@ -49,7 +49,7 @@ class FairQueue(Generic[Item]):
         """
         number = next(self._numbers)
         heapq.heappush(self._heap, (-priority, self._tag(tenant, cost), number, item))
-        self._live.add(number)
+        self._live[number] = tenant, cost
         return number
 
     def charge(self, tenant: str, cost: float) -> None:
@@ -57,9 +57,14 @@ class FairQueue(Generic[Item]):
         self._virtual_time = max(self._virtual_time, self._tag(tenant, cost))
 
     def remove(self, number: int) -> None:
-        """Removes an item that waits. Its tenant has paid for it all the same."""
-        self._live.discard(number)
+        """Removes an item that waits. Its tenant owes nothing for it."""
+        tenant, cost = self._live.pop(number)
+        if tenant in self._finish_tags:
+            self._finish_tags[tenant] = max(self._virtual_time, self._finish_tags[tenant] - cost)
         self._skip_removed()
+        if len(self._heap) > 2 * len(self._live):
+            self._heap[:] = [entry for entry in self._heap if entry[2] in self._live]
+            heapq.heapify(self._heap)
 
     def first(self) -> Item:
         """The next item. There must be one."""
@@ -68,7 +73,7 @@ class FairQueue(Generic[Item]):
     def pop(self) -> Item:
         """Takes the next item. There must be one."""
         _, start_tag, number, item = heapq.heappop(self._heap)
-        self._live.remove(number)
+        del self._live[number]
         self._virtual_time = max(self._virtual_time, start_tag)
         self._skip_removed()
         return item

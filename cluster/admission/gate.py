@@ -79,12 +79,13 @@ class Pass:
 
 
 class _Waiter:
-    __slots__ = ("cost", "passed", "since_s", "size", "tenant")
+    __slots__ = ("cost", "passed", "priority", "since_s", "size", "tenant")
 
-    def __init__(self, tenant: str, size: float, cost: float, since_s: float) -> None:
+    def __init__(self, tenant: str, size: float, cost: float, priority: int, since_s: float) -> None:
         self.tenant: Final = tenant
         self.size: Final = size
         self.cost: Final = cost
+        self.priority: Final = priority
         self.since_s: Final = since_s
         self.passed: Final[asyncio.Future[Pass]] = asyncio.get_running_loop().create_future()
 
@@ -107,6 +108,7 @@ class Gate:
         self._queue: Final[FairQueue[_Waiter]] = FairQueue()
         self._waiting: Final[dict[_Waiter, None]] = {}
         self._waiting_cost: Final[defaultdict[str, float]] = defaultdict(float)
+        self._cost_by_priority: Final[defaultdict[int, float]] = defaultdict(float)
         self._num_waiting: Final[Counter[str]] = Counter()
         self._done_cost = self._done_cost_s = 0.0
         self._look: asyncio.TimerHandle | None = None
@@ -143,10 +145,11 @@ class Gate:
             priority: See ``FairQueue.push``.
         """
         self._note(tenant)
-        waiter = _Waiter(tenant, size, cost, self._clock())
+        waiter = _Waiter(tenant, size, cost, priority, self._clock())
         number = self._queue.push(waiter, tenant, cost, priority)
         self._waiting[waiter] = None
         self._waiting_cost[tenant] += cost
+        self._cost_by_priority[priority] += cost
         self._num_waiting[tenant] += 1
         self.look()
         try:
@@ -204,13 +207,15 @@ class Gate:
         """The share of the stage that a tenant gets while the others that wait go on waiting."""
         return 1 / (len(self._num_waiting) + (tenant not in self._num_waiting))
 
-    def wait_s(self, tenant: str) -> float:
-        """The seconds that a new request of a tenant would wait, as far as that can be told: the time in which the
-        requests of the tenant that wait already are let in."""
+    def wait_s(self, tenant: str, priority: int = 0) -> float:
+        """The seconds that a new request of a tenant would wait, as far as that can be told: the time in which all
+        requests of a higher priority are let in, and then those of the tenant that wait already."""
         if not self._waiting and self._has_room(tenant):
             return 0.0
-        rate = self.rate()
-        return self._waiting_cost.get(tenant, 0.0) / (rate * self.share(tenant)) if rate else 0.0
+        if not (rate := self.rate()):
+            return 0.0
+        higher = sum(cost for other, cost in self._cost_by_priority.items() if other > priority)
+        return (higher + self._waiting_cost.get(tenant, 0.0) / self.share(tenant)) / rate
 
     def takes_s(self, tenant: str, cost: float | None = None) -> float:
         """The seconds that a request takes of a tenant's share.
@@ -250,9 +255,12 @@ class Gate:
     def _forget(self, waiter: _Waiter) -> None:
         del self._waiting[waiter]
         self._waiting_cost[waiter.tenant] -= waiter.cost
+        self._cost_by_priority[waiter.priority] -= waiter.cost
         self._num_waiting[waiter.tenant] -= 1
         if not self._num_waiting[waiter.tenant]:
             del self._num_waiting[waiter.tenant], self._waiting_cost[waiter.tenant]
+        if not self._waiting:
+            self._cost_by_priority.clear()  # with what rounding has left
 
     def _look_again(self) -> None:
         self._look = None

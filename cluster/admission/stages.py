@@ -55,7 +55,15 @@ class StageGates:
         self._bookings: Final = Bookings(clock=clock)
 
     def judge(
-        self, tenant: str, cost: RequestCost, raw: bytes, *, max_wait_s: float, left_s: float, num_free_slots: int
+        self,
+        tenant: str,
+        cost: RequestCost,
+        raw: bytes,
+        priority: int = 0,
+        *,
+        max_wait_s: float,
+        left_s: float,
+        num_free_slots: int,
     ) -> None:
         """Refuses a request that would wait too long. One that comes again at the time that it was told is accepted.
 
@@ -63,6 +71,7 @@ class StageGates:
             tenant: Its tenant.
             cost: Its estimated cost.
             raw: Its body, by which it is recognised.
+            priority: See ``FairQueue.push``.
             max_wait_s: The longest time that a new request may wait.
             left_s: The time until the request's deadline.
             num_free_slots: The slots of the Router that are free.
@@ -72,7 +81,9 @@ class StageGates:
         """
         if not cost.num_sequences:
             return
-        wait_s = self.decoder.wait_s(tenant) + (self.encoder.wait_s(tenant) if cost.num_patches else 0.0)
+        wait_s = self.decoder.wait_s(tenant, priority)
+        if cost.num_patches:
+            wait_s += self.encoder.wait_s(tenant, priority)
         num_waiting = self.decoder.num_waiting_of(tenant) + self.encoder.num_waiting_of(tenant)
         if wait_s <= min(max_wait_s, left_s) and num_waiting <= MAX_SHARE_OF_SLOTS * num_free_slots:
             return

@@ -80,3 +80,36 @@ def test_tenants_that_owe_nothing_are_forgotten() -> None:
         queue.charge(f"{number}", 1)
         queue.charge("always", 2)
     assert len(queue._finish_tags) <= 4 * MIN_PRUNED
+
+
+def test_who_left_owes_nothing() -> None:
+    """Items that were removed leave their tenant no debt, so its next one does not wait behind many of another."""
+    queue: FairQueue[str] = FairQueue()
+    queue.push("b0", "b", 10)
+    removed = [queue.push("gone", "a", 1000) for _ in range(20)]
+    for number in removed:
+        queue.remove(number)
+    for number in range(200):
+        queue.push(f"b{number + 1}", "b", 10)
+    queue.push("a", "a", 10)
+    assert popped(queue, 2) == ["b0", "a"]
+
+
+def test_a_removal_never_pays_for_what_was_served() -> None:
+    """A tenant owes for what it got, also if it removes all that it has queued."""
+    queue: FairQueue[str] = FairQueue()
+    for _ in range(50):
+        queue.charge("a", 10)
+    queue.remove(queue.push("gone", "a", 10**6))
+    queue.push("a", "a", 10)
+    queue.push("b", "b", 10)
+    assert popped(queue, 2) == ["b", "a"]
+
+
+def test_removed_items_take_no_memory() -> None:
+    """Items that were removed behind one that waits are forgotten."""
+    queue: FairQueue[int] = FairQueue()
+    queue.push(0, "a", 1)
+    for number in range(1000):
+        queue.remove(queue.push(number, "a", 1))
+    assert len(queue._heap) <= 2

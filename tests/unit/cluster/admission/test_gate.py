@@ -181,3 +181,22 @@ async def test_some_room_is_kept_for_small_tenants() -> None:
         one.leave()
     clock.now_s += ACTIVE_S + 1
     assert len(let_in(gate, 50, "large")) == 10
+
+
+async def test_a_wait_counts_what_goes_first() -> None:
+    """A new request waits for all requests of a higher priority, and not for those of its own priority or a lower one
+    that are of other tenants."""
+    clock = Clock()
+    gate = Gate(lambda: 1, clock=clock)
+    [inside] = let_in(gate, 1)
+    urgent = [asyncio.create_task(gate.enter("urgent", 1, 10, priority=1)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert (gate.wait_s("new"), gate.wait_s("new", 1), gate.wait_s("new", 2)) == (30.0, 0.0, 0.0)
+    for one in urgent:
+        one.cancel()
+    await asyncio.gather(*urgent, return_exceptions=True)
+    waiting = await queued(gate, "other", 3)
+    assert gate.wait_s("new") == 0.0
+    for one in waiting:
+        one.cancel()
+    inside.leave()
