@@ -178,7 +178,7 @@ class Router(AsgiIngress):
                 went_on=record.went_on,
             ).texts(first, pieces)
         if answering is not None:
-            rest = answering.watched(rest)
+            rest = answering.watched(rest, lambda: not attempts.failed)
         return Answer(first.text, rest, is_stream, wants_waterfall, deadline)
 
     async def _read_pictures(self, request: ClientRequest, hold: Callable[[int], None]) -> list[Picture]:

@@ -64,16 +64,25 @@ class Pass:
         if gate is not None:
             gate.left(self, is_done=is_done)
 
-    async def watched(self, pieces: AsyncGenerator[str]) -> AsyncGenerator[str]:
-        """Yields the pieces of an answer, and gives the pass back when the stage has made all of them."""
-        is_done = False
+    async def watched(
+        self, pieces: AsyncGenerator[str], is_usual: Callable[[], bool] = lambda: True
+    ) -> AsyncGenerator[str]:
+        """Yields the pieces of an answer, and gives the pass back when the stage has made all of them.
+
+        Args:
+            pieces: The pieces.
+            is_usual: Asked at the end. If it is False, the time of the answer does not tell how fast the stage is. A
+                slow client has the same effect.
+        """
+        is_done = is_slow = False
         try:
             async with aclosing(pieces):
                 async for piece in pieces:
                     self.paused_s = self._clock()
                     yield piece
+                    is_slow = is_slow or self._clock() - self.paused_s > SLOW_CLIENT_S
                     self.paused_s = math.inf
-            is_done = True
+            is_done = not is_slow and is_usual()
         finally:
             self.leave(is_done=is_done)
 

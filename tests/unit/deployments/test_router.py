@@ -365,6 +365,23 @@ async def test_what_is_no_stream_does_not_go_on(path: str) -> None:
     assert len(decoders.calls) == 1
 
 
+@pytest.mark.parametrize("num_pieces", [2, 0])
+async def test_an_answer_whose_decoder_died_does_not_tell_how_fast_decoders_are(num_pieces: int) -> None:
+    """The time of an answer counts only if one decoder has made it."""
+    decoders = MortalDecoders(num_pieces)
+    body = chat([text("Spell.")], stream=True)
+    async with (
+        routed(decoders.generate, num_decoders=3) as (port, router),
+        httpx.AsyncClient(base_url=here(port), timeout=60) as client,
+    ):
+        gate = router.gates.stages.decoder
+        gate.try_enter("", 1, 1)
+        assert (await client.post(CHAT, json=body)).text == "abcdef"
+        assert gate.takes_s("") == 0
+        assert (await client.post(CHAT, json=body)).text == "abcdef"
+        assert gate.takes_s("") > 0
+
+
 async def test_a_decoder_that_fails_before_its_first_piece_is_replaced() -> None:
     """A call that got nothing is sent again whole."""
     decoders = MortalDecoders(0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cluster.admission.gate import ACTIVE_S, SLOW_CLIENT_S, Gate, Pass
+from cluster.admission.gate import ACTIVE_S, LATEST_WEIGHT, SLOW_CLIENT_S, Gate, Pass
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -200,3 +200,27 @@ async def test_a_wait_counts_what_goes_first() -> None:
     for one in waiting:
         one.cancel()
     inside.leave()
+
+
+@pytest.mark.parametrize(("pause_s", "is_usual", "counted_s"), [(0.5, True, 3), (381, True, 0), (0.5, False, 0)])
+async def test_a_slow_reader_does_not_make_the_stage_slow(pause_s: float, is_usual: bool, counted_s: float) -> None:
+    """An answer whose client did not read for more than a second, or that went on elsewhere, leaves the rate as it is.
+    One whose client reads a little late counts."""
+    clock = Clock()
+    gate = Gate(lambda: 1, clock=clock)
+
+    async def pieces() -> AsyncGenerator[str]:
+        clock.now_s += 1
+        yield "1"
+        clock.now_s += 1
+        yield "2"
+
+    [usual] = let_in(gate, 1)
+    clock.now_s += 2
+    usual.leave(is_done=True)
+    [inside] = let_in(gate, 1)
+    async for _ in inside.watched(pieces(), lambda: is_usual):
+        clock.now_s += pause_s
+    let_in(gate, 1)
+    stay_s = 2 + LATEST_WEIGHT * (counted_s - 2) if counted_s else 2
+    assert gate.rate() == pytest.approx(1 / stay_s)
