@@ -65,11 +65,11 @@ class Bookings:
         del self._times_s[name]
         return now_s <= booked_s + LATE_S
 
-    def book(self, name: Name | None, tenant: str, *, wait_s: float, takes_s: float) -> float:
+    def book(self, name: Name, tenant: str, *, wait_s: float, takes_s: float) -> float:
         """Books the next free time of a tenant. A request that has a booking and comes too early keeps it.
 
         Args:
-            name: The request, or None if it cannot be recognised.
+            name: The request.
             tenant: Its tenant.
             wait_s: The time in which the requests of the tenant that wait now are done.
             takes_s: The time that the request takes of the tenant's share.
@@ -78,7 +78,7 @@ class Bookings:
             The seconds until then. Beyond ``MAX_AHEAD_S`` nothing is booked.
         """
         now_s = self._clock()
-        if name is not None and (booked_s := self._times_s.get(name)) is not None:
+        if (booked_s := self._times_s.get(name)) is not None:
             return max(0.0, booked_s - now_s)
         self._forget(now_s)
         booked_s = max(now_s + wait_s, self._booked_until_s.get(tenant, 0.0)) + takes_s / BOOKED_SHARE
@@ -86,8 +86,7 @@ class Bookings:
             return MAX_AHEAD_S
         self._booked_until_s[tenant] = booked_s
         self._booked_until_s.move_to_end(tenant)
-        if name is not None:
-            self._times_s[name] = booked_s
+        self._times_s[name] = booked_s
         return booked_s - now_s
 
     def _forget(self, now_s: float) -> None:

@@ -10,7 +10,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Final
 
-from cluster.admission.bookings import Bookings, name_of
+from cluster.admission.bookings import MAX_AHEAD_S, Bookings, name_of
 from cluster.admission.gate import Gate
 from cluster.errors import Overloaded
 from cluster.metrics import OLDEST_WAIT_S, WAITING
@@ -138,9 +138,9 @@ class StageGates:
             OLDEST_WAIT_S.labels(stage).set(gate.oldest_wait_s)
 
     def retry_after_s(self) -> int:
-        """The seconds for ``Retry-After`` of a request that was refused before it was read."""
-        wait_s, takes_s = self.decoder.wait_s(""), self.decoder.takes_s("")
-        return _whole(self._bookings.book(None, "", wait_s=wait_s, takes_s=takes_s))
+        """The seconds for ``Retry-After`` of a request that was refused before it was read. Nothing is booked, because
+        the request cannot be recognised when it comes again."""
+        return _whole(min(MAX_AHEAD_S, self.decoder.wait_s("") + self.decoder.takes_s("")))
 
 
 def _whole(seconds: float) -> int:

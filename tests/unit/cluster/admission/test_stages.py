@@ -185,3 +185,25 @@ async def test_a_stall_of_the_decoders_is_not_the_encoders() -> None:
     pictures.leave(is_done=True)
     assert gates.encoder.try_enter("a", 1000, 1000) is not None
     assert gates.encoder.takes_s("a", 10**9) == 0.25
+
+
+async def test_refusals_before_the_body_book_nothing() -> None:
+    """However many requests are refused before they are read, the time that the next one is told stays the same."""
+    simulation = Simulation(comes_back=False)
+    simulation.load("", RATE_PER_S / 2, until_s=30)
+    await simulation.run()
+    gates, cost = simulation.gates, RequestCost(1, 0, 100)
+    passes = [gates.decoder.try_enter("", 1, 100) for _ in range(NUM_SEQUENCES)]
+    waiting = [asyncio.create_task(gates.enter(Admission(1, 1).enter(), "", cost)) for _ in range(2 * NUM_SEQUENCES)]
+    await asyncio.sleep(0)
+    assert {gates.retry_after_s() for _ in range(10_000)} == {3}  # two rounds of a second are ahead
+    with pytest.raises(Overloaded) as refused:
+        gates.judge("", cost, b"body", max_wait_s=1, left_s=TIMEOUT_S, num_free_slots=100)
+    assert refused.value.retry_after_s == 3
+    for one in waiting:
+        one.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    for inside in passes:
+        assert inside is not None
+        inside.leave()
+    assert gates.retry_after_s() == 1
