@@ -238,7 +238,7 @@ class Endpoints:
 
     def _enter(self, record: AccessRecord) -> Slot:
         try:
-            return self._admission.enter()
+            return self._admission.enter(record.tenant)
         except Overloaded as error:
             record.end(error)
             raise

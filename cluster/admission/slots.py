@@ -5,6 +5,7 @@ In: a request that arrives, and the bytes that it needs. Out: a ``Slot``, or an 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from cluster.admission.kept import EvictableBytes, KeptPictures
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 
     from cluster.admission.gate import Pass
     from cluster.messages import Picture
+
+MAX_SHARE_OF_SLOTS: Final = 7
+"""A tenant may have so many requests for each slot that is free. One tenant alone can fill seven eighths of the slots,
+so that others always find a free one.
+
+Source: Choudhury and Hahne, Dynamic Queue Length Thresholds for Shared-Memory Packet Switches, 1998.
+"""
 
 
 class Admission:
@@ -33,29 +41,40 @@ class Admission:
         """Tells the seconds for ``Retry-After`` of a request that is refused here."""
         self.num_requests = 0
         self.num_bytes = 0
+        self._num_requests_of: Final[Counter[str]] = Counter()
 
     def set_limits(self, max_requests: int, max_bytes: int) -> None:
         """Changes both limits. Requests that are in flight keep what they have, even if it is more than the limits."""
         self._max_requests = max_requests
         self._max_bytes = max_bytes
 
-    def enter(self) -> Slot:
+    def enter(self, tenant: str = "") -> Slot:
         """Takes a slot for a request.
 
+        Args:
+            tenant: Its tenant. Without one a request may take the last slot.
+
         Raises:
-            Overloaded: No slot is free.
+            Overloaded: No slot is free, or the tenant has too many for those that are.
         """
         if self.num_requests >= self._max_requests:
             message = (
                 f"{self.num_requests} requests are in flight here, which is the limit; send the request again shortly."
             )
             raise self._told(Overloaded(message, in_flight=self.num_requests, limit=self._max_requests))
+        if tenant and self._num_requests_of[tenant] >= MAX_SHARE_OF_SLOTS * self.num_free:
+            message = "The API key's tenant has its share of the requests in flight; send the request again shortly."
+            raise self._told(Overloaded(message))
         self.num_requests += 1
-        return Slot(self)
+        self._num_requests_of[tenant] += 1
+        return Slot(self, tenant)
 
-    def release(self) -> None:
-        """Gives a slot back."""
+    def release(self, tenant: str) -> None:
+        """Gives a slot of a tenant back."""
         self.num_requests -= 1
+        self._num_requests_of[tenant] -= 1
+        if not self._num_requests_of[tenant]:
+            del self._num_requests_of[tenant]
 
     def release_bytes(self, num_bytes: int) -> None:
         """Gives back bytes that ``take_bytes`` has given out."""
@@ -107,8 +126,9 @@ class Slot:
     not fit together could each be rejected because of the other.
     """
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, tenant: str) -> None:
         self._admission: Final = admission
+        self._tenant: Final = tenant
         self._num_bytes = 0
         self._kept: KeptPictures | None = None
         self._passes: Final[list[Pass]] = []
@@ -162,6 +182,6 @@ class Slot:
         self.drop_bytes()
         if not self.is_left:
             self.is_left = True
-            self._admission.release()
+            self._admission.release(self._tenant)
             for one in self._passes:
                 one.leave()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from cluster.admission.bookings import MAX_AHEAD_S, Bookings, name_of
 from cluster.admission.gate import Gate
+from cluster.admission.slots import MAX_SHARE_OF_SLOTS
 from cluster.errors import Overloaded
 from cluster.metrics import OLDEST_WAIT_S, WAITING
 
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
     from cluster.admission.cost import RequestCost
     from cluster.admission.gate import Pass
     from cluster.admission.slots import Slot
-
-MAX_SHARE_OF_SLOTS: Final = 7
-"""A tenant may have so many requests waiting for each slot that is free. One tenant alone can fill seven eighths of the
-slots, so that others always find a free one.
-
-Source: Choudhury and Hahne, Dynamic Queue Length Thresholds for Shared-Memory Packet Switches, 1998.
-"""
 
 
 class StageGates:

@@ -227,3 +227,16 @@ async def test_a_key_is_nowhere_to_be_found(client: httpx.AsyncClient) -> None:
     found += [json.dumps(record, default=str) for record in records] + [generate_latest().decode()]
     assert len(found) > 20
     assert not [text for text in found if secret in text or KEYS["user"] in text]
+
+
+async def test_a_tenant_leaves_a_slot_to_others(client: httpx.AsyncClient, pools: Pools) -> None:
+    """A tenant without a limit of its own cannot hold all slots. Its next request is refused, another tenant's is
+    not."""
+    waiting = [asyncio.ensure_future(client.post(CHAT, content="wait", headers=as_("user"))) for _ in range(7)]
+    while len(pools.records) < 7:  # noqa: ASYNC110 - nothing else tells
+        await asyncio.sleep(0)
+    refused = await client.post(CHAT, content="whole", headers=as_("user"))
+    assert error_of(refused) == (429, "overloaded")
+    assert (await client.post(CHAT, content="whole", headers=as_("slow"))).status_code == 200
+    pools.go_on.set()
+    assert {one.status_code for one in await asyncio.gather(*waiting)} == {200}

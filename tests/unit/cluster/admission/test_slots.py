@@ -112,3 +112,34 @@ def test_limits_change_while_requests_are_in_flight() -> None:
     third.hold(50)
     admission.set_limits(2, 200)
     admission.enter().hold(150)
+
+
+def test_one_tenant_leaves_slots_to_others() -> None:
+    """A tenant fills seven eighths of the slots at most, whatever its requests do, and another one always finds one."""
+    admission = Admission(256, 100)
+    slots = [admission.enter("large") for _ in range(224)]
+    with pytest.raises(Overloaded, match="share"):
+        admission.enter("large")
+    admission.enter("small").leave()
+    slots.pop().leave()
+    admission.enter("large")
+
+
+def test_without_keys_all_slots_are_used() -> None:
+    """Where all requests are of one tenant, none is kept for others."""
+    admission = Admission(256, 100)
+    slots = [admission.enter() for _ in range(256)]
+    assert admission.num_free == 0
+    for slot in slots:
+        slot.leave()
+    assert not admission._num_requests_of
+
+
+def test_the_only_slot_is_for_any_tenant() -> None:
+    """A Router with a single slot still serves tenants."""
+    admission = Admission(1, 100)
+    slot = admission.enter("a")
+    with pytest.raises(Overloaded):
+        admission.enter("b")
+    slot.leave()
+    admission.enter("b")

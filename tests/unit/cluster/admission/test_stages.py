@@ -83,7 +83,7 @@ class Simulation:
 
     async def _serve(self, one: Sent) -> None:
         try:
-            slot = self._admission.enter()
+            slot = self._admission.enter(one.tenant)
         except Overloaded as refused:
             self._refuse(one, refused)
             return
