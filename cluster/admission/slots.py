@@ -6,7 +6,7 @@ In: a request that arrives, and the bytes that it needs. Out: a ``Slot``, or an 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cluster.admission.kept import EvictableBytes, KeptPictures
 from cluster.errors import BodyTooLarge, Overloaded
@@ -23,6 +23,7 @@ so that others always find a free one.
 
 Source: Choudhury and Hahne, Dynamic Queue Length Thresholds for Shared-Memory Packet Switches, 1998.
 """
+FOR_TENANTS: Final = "There is no room for the request now; send it again when Retry-After is over."
 
 
 class Admission:
@@ -37,8 +38,8 @@ class Admission:
     def __init__(self, max_requests: int, max_bytes: int) -> None:
         self.set_limits(max_requests, max_bytes)
         self.evictable = EvictableBytes()
-        self.retry_after_s: Callable[[], int] = lambda: 1
-        """Tells the seconds for ``Retry-After`` of a request that is refused here."""
+        self.retry_after_s: Callable[[str], int] = lambda _: 1
+        """Tells the seconds for ``Retry-After`` of a tenant's request that is refused here."""
         self.num_requests = 0
         self.num_bytes = 0
         self._num_requests_of: Final[Counter[str]] = Counter()
@@ -61,10 +62,9 @@ class Admission:
             message = (
                 f"{self.num_requests} requests are in flight here, which is the limit; send the request again shortly."
             )
-            raise self._told(Overloaded(message, in_flight=self.num_requests, limit=self._max_requests))
+            raise self._refusal(tenant, message, in_flight=self.num_requests, limit=self._max_requests)
         if tenant and self._num_requests_of[tenant] >= MAX_SHARE_OF_SLOTS * self.num_free:
-            message = "The API key's tenant has its share of the requests in flight; send the request again shortly."
-            raise self._told(Overloaded(message))
+            raise self._refusal(tenant, "")
         self.num_requests += 1
         self._num_requests_of[tenant] += 1
         return Slot(self, tenant)
@@ -80,12 +80,13 @@ class Admission:
         """Gives back bytes that ``take_bytes`` has given out."""
         self.num_bytes -= num_bytes
 
-    def take_bytes(self, num_bytes: int, *, held: int) -> None:
+    def take_bytes(self, num_bytes: int, *, held: int, tenant: str) -> None:
         """Takes bytes for a request. If they do not fit, pictures that may be evicted make way, the oldest first.
 
         Args:
             num_bytes: The bytes to take.
             held: The bytes that the request has already.
+            tenant: Its tenant.
 
         Raises:
             BodyTooLarge: The request alone needs more than ``max_bytes``.
@@ -103,7 +104,7 @@ class Admission:
                 f"{needed_bytes} bytes of requests and pictures are held here, near the limit; "
                 "send the request again shortly."
             )
-            raise self._told(Overloaded(message, held_bytes=needed_bytes, limit_bytes=self._max_bytes))
+            raise self._refusal(tenant, message, held_bytes=needed_bytes, limit_bytes=self._max_bytes)
         while self.num_bytes + num_bytes > self._max_bytes:
             self.num_bytes -= self.evictable.evict()
         self.num_bytes += num_bytes
@@ -113,9 +114,11 @@ class Admission:
         """The slots that are free."""
         return max(0, self._max_requests - self.num_requests)
 
-    def _told(self, error: Overloaded) -> Overloaded:
-        """The error with the time after which the client may try again."""
-        error.retry_after_s = self.retry_after_s()
+    def _refusal(self, tenant: str, message: str, **figures: Any) -> Overloaded:
+        """The error with the time after which the client may try again. A tenant is told no figures, because they would
+        tell it what others do."""
+        error = Overloaded(FOR_TENANTS) if tenant else Overloaded(message, **figures)
+        error.retry_after_s = self.retry_after_s(tenant)
         return error
 
 
@@ -146,7 +149,7 @@ class Slot:
         if self._is_refused:
             raise Overloaded("Another part of the request did not fit; send the request again shortly.")
         try:
-            self._admission.take_bytes(num_bytes, held=self._num_bytes)
+            self._admission.take_bytes(num_bytes, held=self._num_bytes, tenant=self._tenant)
         except (BodyTooLarge, Overloaded):
             self._is_refused = True
             self.drop_bytes()

@@ -131,10 +131,10 @@ class StageGates:
             WAITING.labels(stage).set(gate.num_waiting)
             OLDEST_WAIT_S.labels(stage).set(gate.oldest_wait_s)
 
-    def retry_after_s(self) -> int:
+    def retry_after_s(self, tenant: str) -> int:
         """The seconds for ``Retry-After`` of a request that was refused before it was read. Nothing is booked, because
         the request cannot be recognised when it comes again."""
-        return _whole(min(MAX_AHEAD_S, self.decoder.wait_s("") + self.decoder.takes_s("")))
+        return _whole(min(MAX_AHEAD_S, self.decoder.wait_s(tenant) + self.decoder.takes_s(tenant)))
 
 
 def _whole(seconds: float) -> int:

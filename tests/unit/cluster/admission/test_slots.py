@@ -118,7 +118,7 @@ def test_one_tenant_leaves_slots_to_others() -> None:
     """A tenant fills seven eighths of the slots at most, whatever its requests do, and another one always finds one."""
     admission = Admission(256, 100)
     slots = [admission.enter("large") for _ in range(224)]
-    with pytest.raises(Overloaded, match="share"):
+    with pytest.raises(Overloaded, match="no room"):
         admission.enter("large")
     admission.enter("small").leave()
     slots.pop().leave()
@@ -143,3 +143,20 @@ def test_the_only_slot_is_for_any_tenant() -> None:
         admission.enter("b")
     slot.leave()
     admission.enter("b")
+
+
+def test_a_tenant_learns_nothing_of_others() -> None:
+    """A refusal tells a tenant its own time to come again, and no figures of the Router."""
+    admission = Admission(2, 10)
+    admission.retry_after_s = {"a": 3, "b": 5}.__getitem__
+    admission.enter("a").hold(6)
+    refused = []
+    with pytest.raises(Overloaded) as caught:
+        admission.enter("b").hold(5)
+    refused.append(caught.value)
+    with pytest.raises(Overloaded) as caught:
+        admission.enter("a")
+    refused.append(caught.value)
+    assert [error.retry_after_s for error in refused] == [5, 3]
+    assert [error.figures for error in refused] == [{}, {}]
+    assert not any(letter.isdigit() for error in refused for letter in error.message)

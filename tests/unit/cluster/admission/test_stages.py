@@ -196,7 +196,7 @@ async def test_refusals_before_the_body_book_nothing() -> None:
     passes = [gates.decoder.try_enter("", 1, 100) for _ in range(NUM_SEQUENCES)]
     waiting = [asyncio.create_task(gates.enter(Admission(1, 1).enter(), "", cost)) for _ in range(2 * NUM_SEQUENCES)]
     await asyncio.sleep(0)
-    assert {gates.retry_after_s() for _ in range(10_000)} == {3}  # two rounds of a second are ahead
+    assert {gates.retry_after_s("") for _ in range(10_000)} == {3}  # two rounds of a second are ahead
     with pytest.raises(Overloaded) as refused:
         gates.judge("", cost, b"body", max_wait_s=1, left_s=TIMEOUT_S, num_free_slots=100)
     assert refused.value.retry_after_s == 3
@@ -206,4 +206,4 @@ async def test_refusals_before_the_body_book_nothing() -> None:
     for inside in passes:
         assert inside is not None
         inside.leave()
-    assert gates.retry_after_s() == 1
+    assert gates.retry_after_s("") == 1
