@@ -134,13 +134,12 @@ class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
         if progress is None:
             return self._noted(prompt, outputs, times)
         number = progress.enter()
-        if steps := progress.steps_of(number):
-            if must_force(sampling_params) and not self.vllm_config.model_config.logits_processors:
-                raise ContinuationNotExact(
-                    "The decoder of this answer failed, and no other can go on exactly with a grammar, a penalty, a "
-                    "seed or bad_words; send the request again."
-                )
-            self._replays.steps[request_id] = steps
+        can_force = self.vllm_config.model_config.logits_processors
+        if progress.steps_of(number) and must_force(sampling_params) and not can_force:
+            raise ContinuationNotExact(
+                "The decoder of this answer failed, and no other can go on exactly with a grammar, a penalty, a "
+                "seed or bad_words; send the request again."
+            )
         return self._followed(self._noted(prompt, outputs, times), progress, number, request_id)
 
     async def probe(self, num_tokens: int = 1) -> None:
@@ -195,6 +194,8 @@ class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
     async def _followed(
         self, outputs: AsyncGenerator[RequestOutput], progress: StepLog, number: int, request_id: str
     ) -> AsyncGenerator[RequestOutput]:
+        if steps := progress.steps_of(number):  # noted as late as this: an iterator that never runs forgets nothing
+            self._replays.steps[request_id] = steps
         try:
             async with aclosing(outputs):
                 async for output in outputs:

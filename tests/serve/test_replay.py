@@ -7,8 +7,10 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from vllm.sampling_params import SamplingParams
 
 from cluster.decode.answer import generate
+from cluster.decode.steps import StepLog, follow
 from cluster.errors import ContinuationNotExact
 from cluster.messages import Begun, Call, Replay
 from tests.helpers.engines import started
@@ -168,3 +170,15 @@ async def test_what_cannot_be_exact_is_refused(engine: Engine, monkeypatch: pyte
         await pieces_of(engine, "chat", sampled, replay_of(head))
     head = (await pieces_of(engine, "chat", body))[: random.Random(1).randrange(1, 9)]
     assert await pieces_of(engine, "chat", body, replay_of(head))
+
+
+async def test_a_stream_that_is_never_read_leaves_nothing(engine: Engine) -> None:
+    """A continuation whose outputs nobody reads leaves no steps in the engine client."""
+    head = await pieces_of(engine, "completions", {"prompt": "Once"})
+    follow(StepLog(replay_of(head[:3])))
+    try:
+        outputs = engine._llm.generate({"prompt_token_ids": [1]}, SamplingParams(max_tokens=9), "unread")
+    finally:
+        follow(None)
+    await outputs.aclose()
+    assert not engine._llm._replays.steps
