@@ -9,12 +9,12 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from cluster.access.keys import KeyRing, KeysError
 from cluster.access.keys_file import KeysFile
 from cluster.access.meter import Meter
-from cluster.errors import InvalidKey, ModelNotAllowed, OperatorsOnly
+from cluster.errors import InvalidKey, ModelNotAllowed, OperatorsOnly, PoolUnavailable
 from cluster.metrics import KEYS, KEYS_BROKEN, TENANT_PICTURE_TOKENS
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Caller:
 
 
 class AccessControl:
-    """Decides who gets in. Without a file of keys everybody does.
+    """Decides who gets in. Nobody does until ``follow`` was called, because Ray opens the Router's port before that.
 
     Args:
         clock: Gives the time in seconds, for limits.
@@ -109,6 +109,7 @@ class AccessControl:
         self._clock: Final = clock
         self._now_s: Final = now_s
         self._thread: Final = ThreadPoolExecutor(1, "keys")  # a file system that hangs stops nothing else
+        self._is_starting = True
         self._path: str | None = None
         self._file: KeysFile | None = None
         self._ring: KeyRing | None = None
@@ -116,10 +117,17 @@ class AccessControl:
         self._num_routers = 1
         self._host = ""
 
+    @classmethod
+    def without_keys(cls) -> Self:
+        """One that lets everybody in from the beginning."""
+        access = cls()
+        access._is_starting = False
+        return access
+
     @property
     def is_open(self) -> bool:
         """Returns True if requests need no key."""
-        return self._path is None
+        return self._path is None and not self._is_starting
 
     def listens_on(self, host: str) -> None:
         """Tells the address on which Prism takes requests, before the first one. Until then it counts as public.
@@ -137,9 +145,9 @@ class AccessControl:
         Raises:
             KeysError: The file cannot be read.
         """
-        if path == self._path and (path is None or self._ring is not None):
+        if path == self._path and not self._is_starting and (path is None or self._ring is not None):
             return
-        self._path = path
+        self._path, self._is_starting = path, False
         self._file, self._ring, self._meters = KeysFile(Path(path)) if path else None, None, {}
         KEYS.set(0)
         KEYS_BROKEN.set(path is not None)
@@ -181,7 +189,10 @@ class AccessControl:
 
         Raises:
             InvalidKey: There is no key, or it is not valid.
+            PoolUnavailable: ``follow`` was not called yet.
         """
+        if self._is_starting:
+            raise PoolUnavailable("The Router is starting; send the request again.")
         if self._path is None:
             return None
         key = _key_of(authorizations)
@@ -214,7 +225,7 @@ class AccessControl:
             return False
 
     def _warn_if_public(self) -> None:
-        if self._host and self._path is None and not self._is_private():
+        if self._host and self.is_open and not self._is_private():
             log.warning(PUBLIC, self._host)
             sys.stderr.write(PUBLIC % self._host + "\n")  # `serve run` shows it; Serve's own log goes to a file
 

@@ -49,7 +49,7 @@ async def served(
     admission = Admission(max_requests, 2**20)
     tracing = Tracing(traces_endpoint)
     config = PrismConfig(router=RouterConfig(request_timeout_s=timeout_s))
-    limits, access = RouterUserConfig(), access or AccessControl()
+    limits, access = RouterUserConfig(), access or AccessControl.without_keys()
     router = SimpleNamespace(
         config=config, limits=limits, admission=admission, access=access, serve=serve, tracing=tracing
     )

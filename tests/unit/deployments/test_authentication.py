@@ -103,6 +103,20 @@ async def test_without_a_key_nothing_answers(client: httpx.AsyncClient, pools: P
     assert pools.records == []
 
 
+async def test_a_router_that_starts_lets_nobody_in(pools: Pools) -> None:
+    """Before the settings have come, a request gets 503 and may be sent again, except for paths that need no key."""
+    access = AccessControl()
+    async with served(pools.serve, timeout_s=5.0, access=access) as (port, _), httpx.AsyncClient() as client:
+        for path in (CHAT, "/status", "/metrics"):
+            refused = await client.post(here(port) + path, content="x", headers=as_("user"))
+            assert error_of(refused) == (503, "stage_unavailable")
+            assert "retry-after" in refused.headers
+        assert pools.records == []
+        assert (await client.get(here(port) + "/version")).status_code == 200
+        await access.follow(None)
+        assert (await client.post(here(port) + CHAT, content="x")).status_code == 200
+
+
 async def test_versions_need_no_key(client: httpx.AsyncClient) -> None:
     """What says nothing about users needs no key."""
     assert (await client.get("/version")).status_code == 200
@@ -199,7 +213,7 @@ async def test_operators_paths_need_an_operators_key(client: httpx.AsyncClient, 
 @pytest.mark.parametrize("path", ["/status", "/metrics", "/metrics?replica=cluster", "/metrics/targets"])
 async def test_without_keys_operators_paths_need_loopback(pools: Pools, path: str) -> None:
     """A server without keys that others can reach answers no operator, although this client is on loopback."""
-    access = AccessControl()
+    access = AccessControl.without_keys()
     access.listens_on("0.0.0.0")
     async with served(pools.serve, timeout_s=5.0, access=access) as (port, _), httpx.AsyncClient() as client:
         refused = await client.get(here(port) + path, headers={"x-forwarded-for": "127.0.0.1"})

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from cluster.access.control import AccessControl
 from cluster.access.keys import KeysError, hash_of
-from cluster.errors import InvalidKey, ModelNotAllowed, OperatorsOnly, RateLimited
+from cluster.errors import InvalidKey, ModelNotAllowed, OperatorsOnly, PoolUnavailable, RateLimited
 from tests.helpers.http_surface import logged
 
 if TYPE_CHECKING:
@@ -56,9 +56,24 @@ async def access(path: Path) -> AccessControl:
 
 def test_without_a_file_everybody_gets_in() -> None:
     """Without a file of keys no header is looked at."""
-    access = AccessControl()
+    access = AccessControl.without_keys()
     assert access.is_open
     assert access.caller([]) is access.caller([b"\xff"]) is None
+
+
+async def test_nobody_gets_in_before_the_settings_have_come(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Until the first ``follow`` no key and no lack of one lets anybody in. The warning about missing keys waits, too."""
+    access = AccessControl()
+    access.listens_on("0.0.0.0")
+    assert not access.is_open
+    for headers in ([], bearer(KEY)):
+        with pytest.raises(PoolUnavailable, match="starting"):
+            access.caller(headers)
+    await access.follow(str(path))
+    assert access.caller(bearer(KEY))
+    assert capsys.readouterr().err == ""
+    await access.follow(None)
+    assert "ANYBODY CAN USE THIS SERVER" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -231,7 +246,7 @@ async def test_a_key_ends_at_its_time(path: Path) -> None:
 def test_operators_need_a_key_or_loopback(host: str, is_private: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """Without keys only a server on loopback answers operators. Any other one warns, once in the log and once on the
     standard error."""
-    access = AccessControl()
+    access = AccessControl.without_keys()
     with logged() as records:
         access.listens_on(host)
     warned = [record for record in records if "ANYBODY CAN USE THIS SERVER" in record["message"]]

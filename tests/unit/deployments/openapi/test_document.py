@@ -35,7 +35,11 @@ def api() -> Any:
     """Returns the HTTP application of a Router that is never asked to serve."""
     admission = Admission(8, 2**20)
     router = SimpleNamespace(
-        config=CONFIG, limits=RouterUserConfig(), admission=admission, access=AccessControl(), tracing=Tracing(None)
+        config=CONFIG,
+        limits=RouterUserConfig(),
+        admission=admission,
+        access=AccessControl.without_keys(),
+        tracing=Tracing(None),
     )
     return build_api(cast(Any, router))
 
