@@ -23,7 +23,9 @@ MAX_KEYS: Final = 10_000
 PREFIX: Final = "prism-"
 """The beginning of each key that Prism makes, so that scanners for leaked secrets can find one."""
 
-Limit = Annotated[int, Field(ge=1, le=10**12)]
+MAX_LIMIT: Final = 10**12
+
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 
 
 class KeysError(ValueError):
@@ -145,7 +147,7 @@ def _loaded(text: bytes) -> Any:
         pass
     try:
         return yaml.load(text, _PlainLoader)  # noqa: S506 -- it is a safe loader
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except Exception:  # noqa: BLE001 -- tags such as !!bool raise KeyError and others
         raise KeysError("the file is neither JSON nor YAML, or it gives a field twice") from None
 
 

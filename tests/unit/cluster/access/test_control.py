@@ -62,7 +62,7 @@ def test_without_a_file_everybody_gets_in() -> None:
 
 
 async def test_nobody_gets_in_before_the_settings_have_come(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Until the first ``follow`` no key and no lack of one lets anybody in. The warning about missing keys waits, too."""
+    """Until the first ``follow`` no key and no lack of one lets anybody in. The warning waits, too."""
     access = AccessControl()
     access.listens_on("0.0.0.0")
     assert not access.is_open
