@@ -10,7 +10,7 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from cluster.access.keys import KeyEntry, hash_of, new_key
+from cluster.access.keys import MAX_LIMIT, KeyEntry, hash_of, new_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,7 @@ VARIABLE: Final = "PRISM_API_KEY"
 """The environment variable with the key of ``prism ask``, ``status`` and ``measure``. There is no option for it: every
 process of a machine can read the command lines of all others."""
 
-Count = Annotated[int | None, typer.Option(min=1)]
+Count = Annotated[int | None, typer.Option(min=1, max=MAX_LIMIT)]
 
 
 def key(
@@ -30,7 +30,7 @@ def key(
     max_concurrent: Count = None,
     priority: Annotated[int, typer.Option(min=-100, max=100, help="Higher ones go first where requests wait.")] = 0,
     operator: Annotated[bool, typer.Option(help="Lets it read /status and /metrics.")] = False,
-    days: Annotated[int | None, typer.Option(min=1, help="The days until it expires.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=36_500, help="The days until it expires.")] = None,
 ) -> None:
     """Makes an API key: prints its entry for the keys file, and the key itself once, on the standard error."""
     expires = datetime.datetime.now(datetime.UTC).replace(microsecond=0) + datetime.timedelta(days) if days else None

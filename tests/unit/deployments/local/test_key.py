@@ -47,6 +47,16 @@ def test_a_name_that_logs_cannot_have_is_refused(tenant: str) -> None:
     assert "prism-" not in refused.output
 
 
+@pytest.mark.parametrize("option", ["--requests-per-minute=2000000000000", "--days=9999999"])
+def test_a_number_that_is_too_large_is_refused_by_its_name(option: str) -> None:
+    """A limit or a time beyond what an entry can have ends the command with 2 and words about this option."""
+    refused = CliRunner().invoke(app, ["key", "--tenant=a", option])
+    assert refused.exit_code == 2
+    assert option.split("=")[0] in refused.output
+    assert "--tenant" not in refused.output
+    assert "prism-" not in refused.output
+
+
 def test_commands_send_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The key comes from the environment, which other users cannot read."""
     monkeypatch.delenv("PRISM_API_KEY", raising=False)
