@@ -50,7 +50,10 @@ class KeysFile:
             raise KeysError("there is no file")
         if sum(int(size) for *_, size in signature) > MAX_BYTES:
             raise KeysError(f"there are more than {MAX_BYTES} bytes")
-        entries = [entry for path, *_ in signature for entry in parse_entries(_read(Path(str(path))))]
+        self._signature = None  # what cannot be read now is tried again
+        texts = [_read(Path(str(path))) for path, *_ in signature]
+        self._signature = signature
+        entries = [entry for text in texts for entry in parse_entries(text)]
         if self._sign() != signature:
             self._signature = None  # it changed while it was read, so it is read again
             return None
