@@ -99,3 +99,15 @@ def test_the_size_is_bounded(tmp_path: Path) -> None:
     for path in (large, several, many):
         with pytest.raises(KeysError, match="more than"):
             KeysFile(path).read_if_changed()
+
+
+def test_a_read_that_fails_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that could not be opened once is read at the next look, although it did not change."""
+    path = tmp_path / "keys.yaml"
+    path.write_text(text("a"))
+    file = KeysFile(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lambda *_: os.close(-1))
+        with pytest.raises(KeysError, match="cannot be read"):
+            file.read_if_changed()
+    assert tenants(file.read_if_changed()) == ["a"]
