@@ -92,7 +92,7 @@ def _picture_part(config: PrismConfig) -> Schema:
     media = config.media
     url: Schema = {
         "type": "string",
-        "pattern": "^(data:|https:)",
+        "pattern": "^([Dd][Aa][Tt][Aa]|[Hh][Tt][Tt][Pp][Ss]):",
         "description": (
             f"A data: URL with base64, or an https: URL, of a {PICTURE_FORMATS} file with at most "
             f"{media.max_picture_bytes} bytes and {media.max_picture_pixels} pixels. Its longer side is at most "
@@ -180,6 +180,7 @@ SAMPLING: Final[dict[str, Schema]] = {
     "cache_salt": {
         "type": ["string", "null"],
         "minLength": 1,
+        "maxLength": 128,
         "description": "Requests with different salts share no cached data.",
     },
 }

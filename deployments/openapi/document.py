@@ -71,7 +71,8 @@ def openapi_document(config: PrismConfig) -> Schema:
 DESCRIPTION: Final = (
     "Serves Qwen2.5-VL with the OpenAI API. Bodies may have all fields that vLLM knows; this document names those that "
     "Prism reads or refuses, and the common ones. Other paths get 404 `route_not_found`. Other methods get 405 "
-    "`method_not_allowed` with the header `Allow`. Headers that are malformed or longer than 15 KiB get an error in "
+    "`method_not_allowed` with the header `Allow`, but HEAD is answered where GET is. `/-/routes` and `/-/healthz` are "
+    "Serve's own and need no key. Headers that are malformed or longer than 15 KiB get an error in "
     "HTML, with 400 or 408."
 )
 
