@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("ray.serve")
 
+READ_S: Final = 10.0
+"""The longest time for reading the file, in seconds. A file system may hang."""
+
 PERIOD_S: Final = 2.0
 """The time between two looks at the file of keys."""
 MAX_HEADER_BYTES: Final = 512
@@ -233,8 +236,12 @@ class AccessControl:
         if (file := self._file) is None:
             return
         try:
-            ring = await asyncio.get_running_loop().run_in_executor(self._thread, file.read_if_changed)
-        except KeysError:
+            async with asyncio.timeout(READ_S):
+                ring = await asyncio.get_running_loop().run_in_executor(self._thread, file.read_if_changed)
+        except TimeoutError:
+            KEYS_BROKEN.set(1)
+            raise KeysError(f"it was not read within {READ_S:g} s") from None
+        except Exception:
             KEYS_BROKEN.set(1)
             raise
         if ring is not None and file is self._file:

@@ -64,8 +64,10 @@ class KeysFile:
         try:
             is_folder = self._path.is_dir()
             paths = [path for path in self._path.iterdir() if path.name[0] != "."] if is_folder else [self._path]
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return ()
+        except OSError as error:
+            raise _unreadable(error) from None
         if len(paths) > MAX_FILES:
             return (("", 0, 0, 0, 0, MAX_BYTES + 1),)
         return tuple(sorted(found for path in paths if (found := _file(path))))
@@ -74,8 +76,10 @@ class KeysFile:
 def _file(path: Path) -> tuple[int | str, ...] | None:
     try:
         found = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise _unreadable(error) from None
     if not stat.S_ISREG(found.st_mode):
         return None
     return (str(path), found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
@@ -86,7 +90,11 @@ def _read(path: Path) -> bytes:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would block
             text = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise KeysError(f"it cannot be read ({error.strerror})") from None
+        raise _unreadable(error) from None
     if len(text) > MAX_BYTES:
         raise KeysError(f"there are more than {MAX_BYTES} bytes")
     return text
+
+
+def _unreadable(error: OSError) -> KeysError:
+    return KeysError(f"it cannot be read ({error.strerror})")

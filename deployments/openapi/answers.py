@@ -70,11 +70,21 @@ def media_types(schemas: dict[str, Schema]) -> Schema:
 
 
 REQUEST_ID: Final = "X-Request-Id"
+RATE_LIMITS: Final[dict[str, Schema]] = {
+    f"x-ratelimit-{what}-{of}": {"description": f"{meaning}, if the API key has a limit.", "schema": {"type": "string"}}
+    for of, name in (("requests", "requests"), ("picture-tokens", "tokens of pictures"))
+    for what, meaning in (
+        ("limit", f"The most {name} in a minute"),
+        ("remaining", f"The {name} that are left now"),
+        ("reset", f"The time until all {name} are there again"),
+    )
+}
 HEADERS: Final[dict[str, Schema]] = {
+    **RATE_LIMITS,
     REQUEST_ID: {
         "description": "The name of the request in the logs: the client's, or one that Prism made up.",
         "schema": {"type": "string"},
-    }
+    },
 }
 RETRY_AFTER: Final[Schema] = {
     "description": "Seconds after which the same request can succeed. Errors that a retry cannot help lack it.",
