@@ -84,7 +84,7 @@ class Caller:
         """Counts the tokens of the request's pictures.
 
         Raises:
-            RateLimited: The key has not so many tokens left now.
+            RateLimited: The key does not have that many tokens left now.
         """
         self._meter.spend_picture_tokens(num_tokens)
         TENANT_PICTURE_TOKENS.labels(self.tenant).inc(num_tokens)
@@ -175,7 +175,8 @@ class AccessControl:
             await asyncio.sleep(period_s)
 
     async def look(self, num_routers: int) -> None:
-        """Looks at the file once, and takes up the number of running Routers."""
+        """Reads the file if it has changed, and divides the limits by the number of running Routers. An error is logged
+        and not raised."""
         if num_routers != self._num_routers:
             self._num_routers = max(1, num_routers)
             self._renew_meters()
@@ -207,7 +208,8 @@ class AccessControl:
         return Caller(entry, self._meter(entry))
 
     def check_operator(self, caller: Caller | None) -> None:
-        """Checks that a caller may read what is meant for operators. Without keys, everybody on loopback may.
+        """Checks that a caller may read what is meant for operators. Without keys, everybody may if Prism
+        listens on loopback, and nobody if it listens elsewhere. The caller's own address does not count.
 
         Raises:
             OperatorsOnly: It may not.
@@ -240,6 +242,8 @@ class AccessControl:
                 ring = await asyncio.get_running_loop().run_in_executor(self._thread, file.read_if_changed)
         except TimeoutError:
             KEYS_BROKEN.set(1)
+            if file is self._file:  # the thread goes on, and what it reads in the end is not taken up
+                self._file = KeysFile(Path(self._path or ""))
             raise KeysError(f"it was not read within {READ_S:g} s") from None
         except Exception:
             KEYS_BROKEN.set(1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 from prometheus_client import REGISTRY
 
+from cluster.access import control, keys_file
 from cluster.access.control import AccessControl
 from cluster.access.keys import KeysError, hash_of
 from cluster.errors import InvalidKey, ModelNotAllowed, OperatorsOnly, PoolUnavailable, RateLimited
@@ -270,3 +272,26 @@ async def test_operators_are_those_whose_entry_says_so(access: AccessControl, pa
     access.check_operator(caller)
     assert caller is not None
     assert caller.priority == 3
+
+
+async def test_a_read_that_hangs_is_told_and_the_file_is_read_later(
+    access: AccessControl, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the file system hangs, the keys of before stay and the metric says so. A change is taken up afterwards."""
+    goes_on, read = threading.Event(), keys_file._read
+
+    def hanging(file: Path) -> bytes:
+        goes_on.wait(30)
+        return read(file)
+
+    monkeypatch.setattr(keys_file, "_read", hanging)
+    monkeypatch.setattr(control, "READ_S", 0.05)
+    write(path, b={"key": OTHER})
+    await access.look(1)
+    assert access.caller(bearer(KEY))
+    assert REGISTRY.get_sample_value("prism_keys_broken") == 1
+    goes_on.set()
+    monkeypatch.setattr(control, "READ_S", 30.0)
+    await access.look(1)
+    assert access.caller(bearer(OTHER))
+    assert REGISTRY.get_sample_value("prism_keys_broken") == 0
