@@ -79,7 +79,9 @@ class RequestTrace:
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
     def end(self, spent: Spent, status: int, code: str, facts: Mapping[str, Any]) -> None:
-        """Ends the trace. The stages become spans one after the other, from the arrival on.
+        """Ends the trace. Each stage becomes a span. They follow each other from the arrival on, in the order of
+        ``STAGES``. The span of ``ingress`` ends at the arrival, so it begins before its parent. A status of 500 or more
+        marks the span as an error.
 
         Args:
             spent: The waterfall, in seconds by stage.

@@ -24,9 +24,11 @@ CALLER: Final = "prism_caller"
 
 
 class Authentication:
-    """An ASGI application in front of another one, which gets requests with a valid key only.
+    """An ASGI application in front of another one.
 
-    Each answer to a request with a key tells what is left of the key's limits. Without keys all requests pass.
+    It passes on requests with a valid key, and requests for ``OPEN_PATHS``. It answers others itself: 401, or 503 until
+    the Router knows its settings. Without keys it passes on all requests. Each answer to a request with a key tells
+    what is left of the key's limits.
 
     Args:
         app: The application behind.

@@ -125,7 +125,8 @@ class PoolGates:
         return answer
 
     def num_held(self) -> dict[str, float]:
-        """The requests that wait, for the scaling policy: by the name of the figure for the pool they wait for."""
+        """Returns the number of requests that wait here, by the policy's names (``HELD``). Requests that wait for
+        encoders count for the preprocessors too. First it lets in those for which there is room now."""
         self.stages.look()
         for_pictures = float(self.stages.encoder.num_waiting)
         return {

@@ -86,7 +86,12 @@ class Router(AsgiIngress):
         freeze_heap()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Called by Serve with the ``user_config`` at the start and after each change."""
+        """Called by Serve with the ``user_config`` at the start and after each change.
+
+        Raises:
+            KeysError: The Router is starting, and its keys cannot be read.
+            ValidationError: A setting is wrong.
+        """
         self.limits = self._user_config.take(user_config)
         self.admission.set_limits(self.limits.max_in_flight, self.limits.max_held_bytes)
         await self._follow_keys()
@@ -256,8 +261,8 @@ class Router(AsgiIngress):
         return await self._overview.pool_states()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tells the scaling policy regularly how many requests came, how long this process has computed for them, and
-        the settings of the policy."""
+        """Returns figures for the scaling policy: the requests that came, the CPU time of this process for them, the
+        requests that wait here by pool, and the policy's settings. Serve calls it regularly."""
         fullness = self.admission.num_requests / self.limits.max_in_flight
         if self._offered.num_calls == self._num_reported:
             self._idle_s += time.process_time() - self._reported_s  # health checks and reports are no work

@@ -40,8 +40,8 @@ class TokenBucket:
     def take(self, num_tokens: int) -> bool:
         """Takes tokens if enough are there, and returns True if it did.
 
-        More tokens than the bucket holds are given when it is full. It then has a debt, and nobody gets any until that
-        is paid. Otherwise such a request could never be served.
+        A request for more tokens than the bucket holds is served when the bucket is full, because it could never be
+        served otherwise. The level is then below 0, and nobody gets tokens until it has risen again.
         """
         if self.wait_s(num_tokens) > 0:
             return False

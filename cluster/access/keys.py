@@ -42,11 +42,11 @@ class KeyEntry(Frozen):
     models: frozenset[str] | None = None
     """The models that the key may use; None for all."""
     requests_per_minute: Limit | None = None
-    """The most requests for answers in a minute."""
+    """The most requests for answers or tokens in a minute."""
     picture_tokens_per_minute: Limit | None = None
     """The most tokens of pictures in a minute, as estimated from the pictures' headers."""
     max_concurrent: Limit | None = None
-    """The most requests for answers at a time."""
+    """The most requests for answers or tokens at a time."""
     priority: int = Field(default=0, ge=-100, le=100)
     """Requests with a higher priority go first where requests wait."""
     operator: bool = False

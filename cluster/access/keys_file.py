@@ -36,8 +36,9 @@ class KeysFile:
     def read_if_changed(self) -> KeyRing | None:
         """Reads the keys if anything has changed since the last call; otherwise returns None.
 
-        A change that cannot be read raises once, and again only after the next change. Write a new file and rename it:
-        a file that is changed in place may be read half.
+        If the content is wrong, too large or missing, the call raises once, and again only after the next change. If
+        the file system refuses the read, each call raises until one succeeds. If the file changes while it is read, the
+        result is None, and the next call reads it again.
 
         Raises:
             KeysError: The file cannot be read, is too large, or has an error.

@@ -37,7 +37,8 @@ class Meter:
         self.set_limits(entry, num_routers)
 
     def set_limits(self, entry: KeyEntry, num_routers: int) -> None:
-        """Changes the limits. What has been used stays used."""
+        """Changes the limits. The key keeps the tokens that it has left, at most as many as the new limit allows. A
+        new limit begins full."""
         self._num_routers = num_routers
         self._max_running = math.ceil(entry.max_concurrent / num_routers) if entry.max_concurrent else None
         self._limits = {REQUESTS: entry.requests_per_minute, PICTURE_TOKENS: entry.picture_tokens_per_minute}
@@ -69,7 +70,7 @@ class Meter:
         """Counts the tokens of a request's pictures.
 
         Raises:
-            RateLimited: The key has no so many tokens left now.
+            RateLimited: The key does not have that many tokens left now.
         """
         if num_tokens:
             self._take(PICTURE_TOKENS, num_tokens)

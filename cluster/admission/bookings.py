@@ -58,7 +58,8 @@ class Bookings:
         return len(self._times_s)
 
     def is_due(self, name: Name) -> bool:
-        """Returns True if a request comes at its time. The booking is used up."""
+        """Returns True if a request comes at its booked time: from ``EARLY_S`` before it to ``LATE_S`` after it. The
+        booking is removed, also if the request is too late. It stays if the request is too early."""
         booked_s, now_s = self._times_s.get(name), self._clock()
         if booked_s is None or now_s < booked_s - EARLY_S:
             return False
@@ -75,7 +76,8 @@ class Bookings:
             takes_s: The time that the request takes of the tenant's share.
 
         Returns:
-            The seconds until then. Beyond ``MAX_AHEAD_S`` nothing is booked.
+            The seconds until its time; 0 if that has passed. If it would be more than ``MAX_AHEAD_S`` away, nothing is
+            booked, and the result is ``MAX_AHEAD_S``.
         """
         now_s = self._clock()
         if (booked_s := self._times_s.get(name)) is not None:

@@ -30,7 +30,7 @@ MAX_SEQUENCES: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class RequestCost:
-    """What a request takes of the stages behind the Router.
+    """The load of a request on the stages behind the Router.
 
     ``num_sequences`` are the answers that an engine makes at the same time. ``num_patches`` are to be prepared and
     encoded. ``weighted_tokens`` are the tokens of the prompt, and ``ANSWER_WEIGHT`` times those of all answers.

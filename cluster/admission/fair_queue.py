@@ -21,7 +21,8 @@ MIN_PRUNED: Final = 64
 
 
 class FairQueue(Generic[Item]):
-    """Items by priority, then by start tag, then by arrival. Each step takes O(log n), a removal on average."""
+    """Items by priority, then by start tag, then by arrival. Each operation takes O(log n).
+    For a removal that is the average."""
 
     def __init__(self) -> None:
         self._heap: Final[list[tuple[int, float, int, Item]]] = []

@@ -67,7 +67,7 @@ class Pass:
     async def watched(
         self, pieces: AsyncGenerator[str], is_usual: Callable[[], bool] = lambda: True
     ) -> AsyncGenerator[str]:
-        """Yields the pieces of an answer, and gives the pass back when the stage has made all of them.
+        """Yields the pieces of an answer. It gives the pass back at the end, after an error, and when it is closed.
 
         Args:
             pieces: The pieces.
@@ -227,7 +227,7 @@ class Gate:
         return (higher + self._waiting_cost.get(tenant, 0.0) / self.share(tenant)) / rate
 
     def takes_s(self, tenant: str, cost: float | None = None) -> float:
-        """The seconds that a request takes of a tenant's share.
+        """The seconds that the stage takes for a request at the tenant's share of its rate; 0 if nothing is inside.
 
         Args:
             tenant: The tenant.
@@ -246,7 +246,7 @@ class Gate:
         return self._size_inside < room
 
     def _has_others(self, tenant: str) -> bool:
-        """Whether another tenant is active."""
+        """Returns True if another tenant is active."""
         return any(name != tenant and self._clock() - at_s < ACTIVE_S for name, at_s in self._newest)
 
     def _note(self, tenant: str) -> None:

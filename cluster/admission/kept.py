@@ -23,7 +23,7 @@ class EvictableBytes:
         self.num_bytes = 0
 
     def add(self, owner: KeptPictures, index: int, num_bytes: int) -> None:
-        """Allows that a picture is evicted."""
+        """Allows a picture to be evicted."""
         self._queue[owner, index] = num_bytes
         self.num_bytes += num_bytes
 
@@ -71,7 +71,7 @@ class KeptPictures:
         return sum(len(picture.data) for picture in self.pictures)
 
     def release(self) -> None:
-        """Allows that the bytes are evicted, because the decoder has the embeddings. A second call has no effect."""
+        """Allows the bytes to be evicted, because the decoder has the embeddings. A second call has no effect."""
         if not self._is_released:
             self._is_released = True
             self.when_released()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_SHARE_OF_SLOTS: Final = 7
 """A tenant may have so many requests for each slot that is free. One tenant alone can fill seven eighths of the slots,
-so that others always find a free one.
+and many tenants together can fill all of them.
 
 Source: Choudhury and Hahne, Dynamic Queue Length Thresholds for Shared-Memory Packet Switches, 1998.
 """
@@ -53,7 +53,8 @@ class Admission:
         """Takes a slot for a request.
 
         Args:
-            tenant: Its tenant. Without one a request may take the last slot.
+            tenant: Its tenant, which may have fewer than ``MAX_SHARE_OF_SLOTS`` requests for each free slot. If it is
+                empty, only ``max_requests`` counts.
 
         Raises:
             Overloaded: No slot is free, or the tenant has too many for those that are.

@@ -59,7 +59,10 @@ class StageGates:
         left_s: float,
         num_free_slots: int,
     ) -> None:
-        """Refuses a request that would wait too long. One that comes again at the time that it was told is accepted.
+        """Refuses a request that would wait too long.
+
+        A request that comes again at its booked time is accepted, if the wait fits its deadline and its tenant does not
+        have too many requests waiting: twice ``MAX_SHARE_OF_SLOTS`` for each free slot.
 
         Args:
             tenant: Its tenant.
@@ -89,7 +92,8 @@ class StageGates:
         if cost.num_patches:
             takes_s = max(takes_s, self.encoder.takes_s(tenant, cost.num_patches))
         booked_s = self._bookings.book(name, tenant, wait_s=wait_s, takes_s=takes_s)
-        error = Overloaded(f"The request would wait for about {wait_s:.0f} s; send it again when Retry-After is over.")
+        reason = f"would wait for about {wait_s:.0f} s" if wait_s >= 1 else "has no room now"
+        error = Overloaded(f"The request {reason}; send it again when Retry-After is over.")
         error.retry_after_s = _whole(booked_s)
         raise error
 

@@ -52,14 +52,14 @@ Request = TypeVar("Request", bound=BaseModel)
 async def generate(engine: Engine, call: Call, grids: Grids, pull: Pull) -> AsyncGenerator[Begun | FirstPiece | Piece]:
     """Runs one call. A stream yields SSE text piece by piece; any other call yields its JSON text.
 
-    A call with pictures yields ``Begun`` as soon as their embeddings are here, long before an answer that is not
-    streamed. The first text is a ``FirstPiece``. A call with a ``replay`` yields only the part of the stream that the
-    client has not got yet. That may be nothing but an empty first piece. Closing the iterator, or cancelling its task,
-    frees the engine's slot.
+    A call with pictures, except ``/tokenize``, yields ``Begun`` as soon as their embeddings are here, long before an
+    answer that is not streamed. The first text is a ``FirstPiece``. A call with a ``replay`` yields only the part of
+    the stream that the client has not got yet. That may be nothing but an empty first piece. Closing the iterator, or
+    cancelling its task, frees the engine's slot.
 
     If an embedding is missing, vLLM judges the request first. Then room for all embeddings is reserved, and then they
-    are pulled. If one is removed while the request waits for room, it is judged after that. If none is missing, vLLM
-    judges the request when it runs. ``/tokenize`` reserves and pulls nothing.
+    are pulled. If one is removed while the request waits for room, vLLM judges the request after the wait. If none is
+    missing, vLLM judges the request when it runs. ``/tokenize`` reserves and pulls nothing.
 
     Args:
         engine: The running engine.

@@ -137,8 +137,8 @@ class TimedLLM(AsyncLLM):  # type: ignore[misc]  # vLLM's types are not followed
         can_force = self.vllm_config.model_config.logits_processors
         if progress.steps_of(number) and must_force(sampling_params) and not can_force:
             raise ContinuationNotExact(
-                "The decoder of this answer failed, and no other can go on exactly with a grammar, a penalty, a "
-                "seed or bad_words; send the request again."
+                "The decoder of this answer failed, and no other can go on exactly with a grammar, a penalty, a seed, "
+                "bad_words, thinking_token_budget or repetition_detection; send the request again."
             )
         return self._followed(self._noted(prompt, outputs, times), progress, number, request_id)
 

@@ -42,7 +42,8 @@ POOL_OF: Final = {
 }
 """The pool that each part belongs to. HAProxy, the controller and a node are pools of their own."""
 RESUMED: Final = ("haproxy", "controller")
-"""Nobody replaces these when they hang, because Serve asks them for nothing in that time. They go on after a while."""
+"""These go on after ``RESUME_S``. Nobody replaces a controller that hangs, and Serve replaces a HAProxy that hangs only
+after three failed checks."""
 RESUME_S: Final = 10.0
 PAUSE_S: Final = (0.5, 3.0)
 """The shortest and the longest time between a cluster that is whole and the next kill."""

@@ -110,7 +110,8 @@ class ChaosTally:
 
 
 def met(record: ChaosRecord, kills: Iterable[Kill]) -> str:
-    """The kind of the last kill that came before the request ended, if the cluster was not whole when it began."""
+    """Returns the kind of the last kill before the request ended, such as ``engine:kill``. It is ``CALM`` if there was
+    none, or if the cluster was whole again before the request began."""
     last = None
     for kill in kills:
         if kill.at_s <= record.ended_s:

@@ -44,7 +44,7 @@ class ChaosRun:
         records: Every request of the load.
         kills: Every kill.
         began_s: When the load began, in seconds of ``time.monotonic``.
-        was_replaced: Whether a replica was replaced although nothing was killed.
+        was_replaced: True if a replica was replaced although nothing was killed.
     """
 
     expected: dict[int, ChaosAnswer]
@@ -58,7 +58,7 @@ async def undisturbed(url: str, requests: Sequence[ChaosRequest]) -> dict[int, C
     """The answer to each request from a cluster that nobody disturbs.
 
     Raises:
-        RuntimeError: A request was not answered.
+        ExceptionGroup: A request was not answered. It holds a ``RuntimeError``.
     """
     waiting, answers = iter(requests), {}
 
@@ -160,7 +160,8 @@ async def chaos(
         limit_s: No kill comes so many seconds after the beginning of the load.
 
     Raises:
-        RuntimeError: The cluster is not whole, an undisturbed request fails, or a part of the cluster is not there.
+        RuntimeError: Not all replicas run at the beginning.
+        ExceptionGroup: An undisturbed request fails, or a part of the cluster is not there.
     """
     await killer.look()
     expected = await undisturbed(url, requests)
