@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.waterfall import STAGES
 from tests.helpers.ask import chat, image, random_png, text
+from tests.helpers.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,11 +124,15 @@ def test_the_log_has_the_tokens(cluster: Cluster, client: Client) -> None:
     """The line of a whole answer has the tokens of its ``usage``, and those of its pictures. The line of a stream has
     those of its prompt."""
     client.ask(new_picture(901))
-    body = json.dumps(chat(new_picture(901), max_tokens=3, n=2, temperature=1)).encode()
-    client.connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+    body, name = json.dumps(chat(new_picture(901), max_tokens=3, n=2, temperature=1)).encode(), "all-of-its-tokens"
+    headers = {"content-type": "application/json", "x-request-id": name}
+    client.connection.request("POST", "/v1/chat/completions", body, headers)
     usage = json.loads(client.connection.getresponse().read())["usage"]
     [log] = (cluster.logs / "serve").glob("replica_*_Router_*.log")
-    stream, whole = [json.loads(line) for line in log.read_text().splitlines() if '"answered"' in line][-2:]
+    wait_until(lambda: f'"{name}"' in log.read_text(), 10, "the line of the answer has not come")
+    lines = [json.loads(line) for line in log.read_text().splitlines() if '"answered"' in line]
+    stream, whole = lines[-2:]
+    assert whole["request_id"] == name
     assert (whole["prompt_tokens"], whole["completion_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
     assert whole["picture_tokens"] == stream["picture_tokens"] > 0
     assert stream["prompt_tokens"] == whole["prompt_tokens"] > whole["picture_tokens"]
