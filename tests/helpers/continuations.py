@@ -116,7 +116,8 @@ async def run(launched: Launched, num_streams: int, seed: int) -> Tally:
             waiting = [asyncio.ensure_future(begun.wait()), asyncio.ensure_future(asyncio.wait(streams))]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             waiting[0].cancel()
-            victim = chance.choice(replicas(launched.root, "Decoder", at_least=2))
+            running = [one for one in replicas(launched.root, "Decoder", at_least=2) if one.children()]
+            victim = chance.choice(running)  # one that has just started has no engine yet
             (victim if number % 2 else engine_of(victim)).kill()
             seen = await asyncio.gather(*streams)
             here = int(await num_continued(client) - before)
