@@ -114,7 +114,8 @@ def receive(channel: socket.socket) -> Any:
     try:
         packet, files, _, _ = socket.recv_fds(channel, PACKET_BYTES, 1)
     except ConnectionError:
-        packet, files = b"", []
+        # If the other process left a message unread, the kernel tells this first, once, and its last messages after it.
+        packet, files, _, _ = socket.recv_fds(channel, PACKET_BYTES, 1)
     if not packet:
         raise EOFError
     if packet[:1] != PICKLE:

@@ -85,6 +85,18 @@ def test_the_end_of_the_other_process_is_noticed(ends: tuple[socket.socket, sock
         wire.send(ends[1], Ready(1, 0.0))
 
 
+def test_a_fault_is_noticed_also_if_a_message_was_left_unread(ends: tuple[socket.socket, socket.socket]) -> None:
+    """A process that crashes before it has read its message is not taken for one that was killed."""
+    here, there = ends
+    wire.send(here, Job(SMALLEST, 1))
+    there.send(b"Fatal Python error: Segmentation fault")
+    there.close()
+    with pytest.raises(wire.Fault):
+        wire.receive(here)
+    with pytest.raises(EOFError):
+        wire.receive(here)
+
+
 def test_sockets_are_passed_on(ends: tuple[socket.socket, socket.socket]) -> None:
     """A socket that is passed on works at the other end."""
     ours, theirs = wire.pair()
