@@ -58,7 +58,6 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
     "/tokenize": "tokenize",
     "/detokenize": "detokenize",
 }
-STREAMING: Final[frozenset[Endpoint]] = frozenset({"chat", "completions"})
 BODY_GRACE_S: Final = 20.0
 BODY_MIN_RATE: Final = 64 * 2**10
 """Bytes per second. A body may take ``BODY_GRACE_S``, and one more second for each ``BODY_MIN_RATE`` bytes that have
@@ -164,8 +163,7 @@ class Endpoints:
             answer = await self._router.serve(
                 endpoint, await self._read_body(http, slot, deadline), slot, deadline, record
             )
-            is_stream = answer.stream and endpoint in STREAMING
-            whole = answer.first if is_stream else answer.first + "".join([piece async for piece in answer.rest])
+            whole = answer.first if answer.stream else answer.first + "".join([piece async for piece in answer.rest])
         except ClientDisconnect:
             self._leave(slot, record, ClientGone())
             raise
@@ -173,7 +171,7 @@ class Endpoints:
             self._leave(slot, record, error)
             raise
         headers = {"server-timing": record.waterfall.server_timing()} if answer.wants_waterfall else {}
-        if not is_stream:
+        if not answer.stream:
             return WholeAnswer(whole, partial(self._leave, slot, record), answer.deadline, headers)
         FIRST_PIECE_S.labels(endpoint).observe(record.waterfall.ttft_s)
 

@@ -31,7 +31,7 @@ from cluster.scaling.readings import ScalingSettings
 from cluster.scaling.work import OfferedWork
 from cluster.stream import Answer
 from cluster.tracing import Tracing
-from deployments.api import STREAMING, build_api
+from deployments.api import build_api
 from deployments.continuation import Continuation, texts
 from deployments.gates import PoolGates
 from deployments.overview import ClusterOverview
@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from cluster.request import ClientRequest
 
 log: Final = logging.getLogger("ray.serve")
+
+STREAMING: Final[frozenset[Endpoint]] = frozenset({"chat", "completions"})
+"""The endpoints whose answers are streamed on demand. The others ignore the field ``stream``."""
 
 
 class Router(AsgiIngress):
@@ -165,7 +168,7 @@ class Router(AsgiIngress):
             traceparent=None if record.trace is None else record.trace.traceparent,
         )
         kept = slot.keep({picture.digest: picture for picture in pictures}.values(), num_text_bytes)
-        is_stream, wants_waterfall = request.stream, request.wants_waterfall
+        is_stream, wants_waterfall = request.stream and endpoint in STREAMING, request.wants_waterfall
         del raw, request, pictures  # an answer that is not streamed takes long, and only ``slot`` counts what stays
         answering = await self.gates.enter(call, kept, num_text_bytes, slot, deadline, record)
         attempts = Attempts("decoder", record.decoders)
@@ -174,7 +177,7 @@ class Router(AsgiIngress):
         waterfall.reach_first_piece(first.spent)
         record.tokens = first.tokens
         rest = texts(pieces)
-        if is_stream and endpoint in STREAMING:
+        if is_stream:
             rest = Continuation(
                 lambda replay: decode(replace(call, replay=replay)),
                 attempts,

@@ -33,7 +33,7 @@ class KeysError(ValueError):
 
 
 class KeyEntry(Frozen):
-    """What one key may do."""
+    """The rights and limits of one key."""
 
     tenant: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     """The name of the tenant in logs and metrics. Keys with the same tenant share what is cached."""

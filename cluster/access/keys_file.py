@@ -61,7 +61,8 @@ class KeysFile:
         return KeyRing(entries)
 
     def _sign(self) -> Signature:
-        """What changes whenever the files change: their paths, identities, times and sizes. Empty without a file."""
+        """Returns the paths, identities, times and sizes of the files, which differ after every change. The result is
+        empty if there is no file."""
         try:
             is_folder = self._path.is_dir()
             paths = [path for path in self._path.iterdir() if path.name[0] != "."] if is_folder else [self._path]

@@ -1,4 +1,4 @@
-"""What one key has used of its limits in one Router, and the headers that tell its owner."""
+"""Counts the use of one key in one Router, and makes the headers that tell its owner."""
 
 from __future__ import annotations
 

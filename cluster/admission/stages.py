@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class StageGates:
-    """What one Router has sent to the encoders and decoders, and what waits for them.
+    """Counts the work that one Router has at the encoders and decoders, and lets the rest wait.
 
     Attributes:
         encoder: The gate of the pictures, by their patches.

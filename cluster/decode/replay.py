@@ -182,7 +182,8 @@ class ReplayProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM's types ar
 
 
 def _output(share: Share, state: RequestState) -> EngineCoreOutput:
-    """What the engine would report. Log-probabilities are stand-ins: their events have been sent."""
+    """Makes the report of the engine for one answer in a step. Its log-probabilities are stand-ins, because the events
+    that show them have been sent."""
     logprobs = prompt_logprobs = None
     if state.logprobs_processor.num_logprobs is not None:
         ids = np.array(share.tokens, dtype=np.int32).reshape(-1, 1)

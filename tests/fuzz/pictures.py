@@ -87,7 +87,7 @@ class Fuzzer:
             self.findings.slowest_s = max(self.findings.slowest_s, time.monotonic() - started_s)
 
     async def _outcome(self, name: str, data: bytes) -> str:
-        """What becomes of a file, as the code of an error, or as ``answered``."""
+        """Sends a file. Returns the code of its error, or ``answered``."""
         try:
             async with asyncio.timeout(HANG_S):
                 picture = await self._reader.read(data_url(data), PARAM)

@@ -38,7 +38,7 @@ SCHEMA: Final = {"type": "object", "properties": {"word": {"enum": ["left", "rig
 
 @dataclass
 class Seen:
-    """What one client saw: the text of a stream, and the longest time between two parts of it, in seconds."""
+    """The text of a stream that one client got, and the longest time between two parts of it, in seconds."""
 
     sent: str = ""
     silence_s: float = 0.0
